@@ -1,0 +1,62 @@
+"""Errors to `google.rpc.Status` and back: what travels when a call fails."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.rpc import error_details_pb2, status_pb2
+
+from mmesh.errors import DOMAIN, Code, InvalidField, MmeshError
+from mmesh.wire import make_error
+
+DETAILS_KEY = "grpc-status-details-bin"
+
+
+def status_of(error: MmeshError) -> status_pb2.Status:
+    """Return the status with ErrorInfo, and BadRequest and RetryInfo where they say more."""
+    details = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    ]
+    if isinstance(error, InvalidField):
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=error.problem
+        )
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after_s is not None:
+        pause = error_details_pb2.RetryInfo()
+        pause.retry_delay.FromTimedelta(timedelta(seconds=error.retry_after_s))
+        details.append(pause)
+    status = status_pb2.Status(code=int(error.code), message=error.message)
+    for detail in details:
+        packed = Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+def error_of(failure: grpc.aio.AioRpcError) -> MmeshError:
+    """Return the error that a failed call stands for."""
+    code = int(failure.code().value[0])
+    reason, metadata, retry_after_s = "", {}, None
+    message = failure.details() or failure.code().name
+    for detail in _details(failure):
+        info, pause = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info):
+            reason, metadata = info.reason, dict(info.metadata)
+        elif detail.Is(pause.DESCRIPTOR) and detail.Unpack(pause):
+            retry_after_s = pause.retry_delay.ToTimedelta().total_seconds()
+    if not reason and code == Code.RESOURCE_EXHAUSTED:
+        reason = "MESSAGE_TOO_LARGE" if "message larger than max" in message else ""
+    error = make_error(code, reason, message, metadata)
+    if retry_after_s is not None:
+        error.retry_after_s = retry_after_s
+    return error
+
+
+def _details(failure: grpc.aio.AioRpcError) -> list[Any]:
+    for key, value in failure.trailing_metadata() or ():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            return list(status_pb2.Status.FromString(value).details)
+    return []
