@@ -1,0 +1,1 @@
+"""What every mmesh server needs, and nothing a client needs."""

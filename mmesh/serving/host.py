@@ -1,0 +1,106 @@
+"""Runs a server until it is told to stop, then drains it: the same sequence for every service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from mmesh.serving import interceptors, telemetry
+from mmesh.serving.settings import ServiceSettings
+
+logger = logging.getLogger(__name__)
+
+Servicer = TypeVar("Servicer")
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@dataclass
+class Host:
+    """A gRPC server with health, reflection and metrics; `add` services, then `run`."""
+
+    name: str
+    settings: ServiceSettings
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set as soon as shutdown begins: long calls should come to an end."""
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    port: int = 0
+    metrics_port: int | None = None
+
+    def __post_init__(self) -> None:
+        """Make the server; it listens from `start` on."""
+        limit = self.settings.max_message_bytes
+        options = [
+            ("grpc.max_receive_message_length", limit),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ]
+        around = [*telemetry.trace_interceptors(self.name, self.settings), *interceptors.standard()]
+        self.server = grpc.aio.server(interceptors=around, options=options)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        self._services: list[str] = []
+
+    def add(
+        self, register: Callable[[Servicer, grpc.aio.Server], None], servicer: Servicer, name: str
+    ) -> None:
+        """Add a service by its generated function and full name."""
+        register(servicer, self.server)
+        self._services.append(name)
+
+    async def set_serving(self, serving: bool, services: Sequence[str] = ()) -> None:
+        """Set the health of `services`, by default of all and of the server as a whole."""
+        status = SERVING if serving else NOT_SERVING
+        for service in services or ["", *self._services]:
+            await self._health.set(service, status)
+
+    async def start(self) -> None:
+        """Listen; health says NOT_SERVING until `set_serving`.
+
+        Raises:
+            SystemExit: the port is taken.
+        """
+        names = [*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(names, self.server)
+        await self.set_serving(False)
+        address = f"{self.settings.host}:{self.settings.port}"
+        try:
+            self.port = self.server.add_insecure_port(address)
+        except RuntimeError:
+            raise SystemExit(
+                f"mmesh {self.name}: {address} is taken; choose another --port"
+            ) from None
+        self.metrics_port = telemetry.serve_metrics(self.settings)
+        await self.server.start()
+        extra = {"port": self.port, "metrics_port": self.metrics_port}
+        logger.info("listening", extra=extra)
+
+    async def run(self) -> None:
+        """Serve until SIGTERM, SIGINT or `stop`, then drain."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop.set)
+        await self.set_serving(True)
+        logger.info("serving", extra={"port": self.port})
+        await self.stop.wait()
+        await self.drain()
+
+    async def drain(self) -> None:
+        """NOT_SERVING, wait for balancers, stop accepting, finish running calls."""
+        logger.info("draining")
+        await self._health.enter_graceful_shutdown()
+        self.draining.set()
+        await asyncio.sleep(self.settings.drain_s)
+        await self.server.stop(self.settings.grace_s)
+        logger.info("stopped")
