@@ -1,0 +1,1 @@
+"""The index service: stores candidates durably and searches the shard that it holds."""

@@ -1,0 +1,213 @@
+"""protobuf to engine calls and back, for collections and candidates."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from mmesh import wire
+from mmesh.api.index.v1 import collection_pb2, collection_pb2_grpc, index_pb2, index_pb2_grpc
+from mmesh.candidates import Candidate, Consistency, check_candidate
+from mmesh.content import Modality, check_id
+from mmesh.errors import InvalidField
+from mmesh.serving.deadline import Context, Deadline
+from mmesh.vectors import MAX_DIM
+from mmesh.wire import page_size_of
+from services.index.config import IndexSettings
+from services.index.engine import IndexEngine, SearchOrder
+from services.index.shard import Found
+
+DEFAULT_DEADLINE_S = 30.0
+MAX_CANDIDATES = 1000
+MAX_QUERIES = 1024
+MAX_LIMIT = 1000
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+
+class CollectionServicer(collection_pb2_grpc.CollectionServiceServicer):
+    """Serves `mmesh.api.index.v1.CollectionService`."""
+
+    def __init__(self, engine: IndexEngine) -> None:
+        self._engine = engine
+
+    async def CreateCollection(
+        self, request: collection_pb2.CreateCollectionRequest, context: Context
+    ) -> collection_pb2.CreateCollectionResponse:
+        _check_name(request.name)
+        if not 1 <= request.dim <= MAX_DIM:
+            raise InvalidField("dim", f"is {request.dim}; 1 to {MAX_DIM} are allowed")
+        if not 1 <= len(request.model_fingerprint.encode()) <= 512:
+            raise InvalidField("model_fingerprint", "must have 1 to 512 bytes")
+        made = await self._engine.create_collection(
+            request.name, request.dim, request.model_fingerprint
+        )
+        return collection_pb2.CreateCollectionResponse(collection=wire.collection_to_pb(made))
+
+    async def GetCollection(
+        self, request: collection_pb2.GetCollectionRequest, context: Context
+    ) -> collection_pb2.GetCollectionResponse:
+        found = await self._engine.get_collection(request.name)
+        return collection_pb2.GetCollectionResponse(collection=wire.collection_to_pb(found))
+
+    async def ListCollections(
+        self, request: collection_pb2.ListCollectionsRequest, context: Context
+    ) -> collection_pb2.ListCollectionsResponse:
+        size = page_size_of(request.page_size)
+        found = await self._engine.list_collections(request.page_token, size)
+        return collection_pb2.ListCollectionsResponse(
+            collections=[wire.collection_to_pb(collection) for collection in found],
+            next_page_token=found[-1].name if len(found) == size else "",
+        )
+
+    async def DeleteCollection(
+        self, request: collection_pb2.DeleteCollectionRequest, context: Context
+    ) -> collection_pb2.DeleteCollectionResponse:
+        count = await self._engine.delete_collection(request.name)
+        return collection_pb2.DeleteCollectionResponse(deleted_candidates=count)
+
+
+class IndexServicer(index_pb2_grpc.IndexServiceServicer):
+    """Serves `mmesh.api.index.v1.IndexService`."""
+
+    def __init__(self, engine: IndexEngine, settings: IndexSettings) -> None:
+        self._engine, self._settings = engine, settings
+
+    async def UpsertCandidates(
+        self, request: index_pb2.UpsertCandidatesRequest, context: Context
+    ) -> index_pb2.UpsertCandidatesResponse:
+        _check_count("candidates", len(request.candidates), MAX_CANDIDATES)
+        _check_request_id(request.request_id)
+        token = await self._engine.upsert(
+            request.collection,
+            _candidates_of(request.candidates),
+            wire.vectors_from_pb(request.vectors),
+            request.model_fingerprint,
+            request.request_id,
+        )
+        return index_pb2.UpsertCandidatesResponse(token=token)
+
+    async def DeleteCandidates(
+        self, request: index_pb2.DeleteCandidatesRequest, context: Context
+    ) -> index_pb2.DeleteCandidatesResponse:
+        _check_ids(request.ids)
+        _check_request_id(request.request_id)
+        ids = list(dict.fromkeys(request.ids))
+        count, token = await self._engine.delete(request.collection, ids, request.request_id)
+        return index_pb2.DeleteCandidatesResponse(deleted=count, token=token)
+
+    async def BatchGetCandidates(
+        self, request: index_pb2.BatchGetCandidatesRequest, context: Context
+    ) -> index_pb2.BatchGetCandidatesResponse:
+        _check_ids(request.ids)
+        found = await self._engine.get(request.collection, list(dict.fromkeys(request.ids)))
+        messages = [wire.candidate_to_pb(candidate) for candidate in found]
+        return index_pb2.BatchGetCandidatesResponse(candidates=messages)
+
+    async def ListCandidates(
+        self, request: index_pb2.ListCandidatesRequest, context: Context
+    ) -> index_pb2.ListCandidatesResponse:
+        size = page_size_of(request.page_size)
+        found = await self._engine.page(request.collection, request.page_token, size)
+        return index_pb2.ListCandidatesResponse(
+            candidates=[wire.candidate_to_pb(candidate) for candidate in found],
+            next_page_token=found[-1].id if len(found) == size else "",
+        )
+
+    async def Search(
+        self, request: index_pb2.SearchRequest, context: Context
+    ) -> index_pb2.SearchResponse:
+        order = _order_of(request)
+        deadline = Deadline.of(context, DEFAULT_DEADLINE_S)
+        result = await self._engine.search(order, deadline)
+        return index_pb2.SearchResponse(
+            lists=[
+                _list_to_pb(modality, found)
+                for lists in result.lists
+                for modality, found in zip(order.modalities, lists, strict=True)
+            ],
+            token=result.token,
+            search_seconds=result.search_s,
+            queue_seconds=result.queue_s,
+        )
+
+    async def GetShard(
+        self, request: index_pb2.GetShardRequest, context: Context
+    ) -> index_pb2.GetShardResponse:
+        candidates, vector_bytes, lag = self._engine.describe_shard()
+        return index_pb2.GetShardResponse(
+            shard=self._settings.shard,
+            shard_count=self._settings.shard_count,
+            candidates=candidates,
+            vector_bytes=vector_bytes,
+            lag=lag,
+        )
+
+
+def _candidates_of(messages: Any) -> list[Candidate]:
+    seen: dict[str, int] = {}
+    candidates = []
+    for number, message in enumerate(messages):
+        path = f"candidates[{number}]"
+        candidate = wire.candidate_from_pb(message, path)
+        check_candidate(candidate, path)
+        if candidate.id in seen:
+            problem = f"is {candidate.id!r}, like that of candidates[{seen[candidate.id]}]"
+            raise InvalidField(f"{path}.id", problem)
+        seen[candidate.id] = number
+        candidates.append(candidate)
+    return candidates
+
+
+def _order_of(request: index_pb2.SearchRequest) -> SearchOrder:
+    queries = wire.vectors_from_pb(request.queries)
+    _check_count("queries", len(queries), MAX_QUERIES)
+    if not 1 <= request.limit <= MAX_LIMIT:
+        raise InvalidField("limit", f"is {request.limit}; 1 to {MAX_LIMIT} are allowed")
+    given = [wire.modality_from_pb(value, "modalities") for value in request.modalities]
+    condition = wire.filter_from_pb(request.filter) if request.HasField("filter") else None
+    default = Consistency.SESSION if request.token else Consistency.EVENTUAL
+    return SearchOrder(
+        collection=request.collection,
+        queries=queries,
+        model_fingerprint=request.model_fingerprint,
+        modalities=[modality for modality in given if modality] or list(Modality),
+        limit=request.limit,
+        filter=condition,
+        consistency=wire.consistency_from_pb(request.consistency) or default,
+        token=request.token,
+    )
+
+
+def _list_to_pb(modality: Modality, found: list[Found]) -> index_pb2.HitList:
+    message = index_pb2.HitList(
+        modality=wire.modality_to_pb(modality),
+        ids=[hit.id for hit in found],
+        scores=np.array([hit.score for hit in found], "<f4").tobytes(),
+    )
+    for hit in found:
+        wire.attributes_to_pb(hit.attributes, message.attributes.add().values)
+    return message
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        problem = f"is {name[:80]!r}; use 1 to 63 of a-z 0-9 _ -, first a letter or digit"
+        raise InvalidField("name", problem)
+
+
+def _check_count(path: str, count: int, most: int) -> None:
+    if not 1 <= count <= most:
+        raise InvalidField(path, f"has {count} entries; 1 to {most} are allowed")
+
+
+def _check_ids(ids: Any) -> None:
+    _check_count("ids", len(ids), MAX_CANDIDATES)
+    for number, candidate_id in enumerate(ids):
+        check_id(candidate_id, f"ids[{number}]")
+
+
+def _check_request_id(request_id: str) -> None:
+    if len(request_id.encode()) > 128:
+        raise InvalidField("request_id", "is over 128 bytes")
