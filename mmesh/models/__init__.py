@@ -1,0 +1,1 @@
+"""Model families behind two small protocols: encoders and judges."""

@@ -1,0 +1,162 @@
+"""`LiteEncoder`: texts, pictures and illustrated texts as unit vectors of one space."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmesh.content import Content, Image, Modality, Role
+from mmesh.models import images
+from mmesh.models.lite import artefacts
+from mmesh.models.lite.image import Head, ImageTower, Names
+from mmesh.models.lite.sessions import Backend, open_session
+from mmesh.models.lite.text import MAX_TOKENS, WIDTH, TextTower, Tokens, unit
+from mmesh.models.protocol import EncoderInfo, FloatMatrix, Prepared
+
+NAME = "lite"
+# Raised when code changes a vector that the files do not: pooling, mixing, resizing.
+REVISION = 1
+IMAGE_COST = 40
+"""Tokens that take as long as one picture, measured on one thread."""
+TEXT_SHARE = {Role.QUERY: 0.5, Role.CANDIDATE: 0.5}
+"""How much of an illustrated text's vector is its text."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiteInput:
+    """What `forward` needs of one input: its tokens, its pictures (k, 3, 224, 224), or both."""
+
+    tokens: Tokens | None = field(repr=False)
+    pixels: NDArray[np.float32] | None = field(repr=False)
+    text_share: float
+
+
+class LiteEncoder:
+    """The embedded default encoder; it reads no instruction."""
+
+    def __init__(self, text: TextTower, image: ImageTower, info: EncoderInfo) -> None:
+        self._text = text
+        self._image = image
+        self._info = info
+
+    @property
+    def info(self) -> EncoderInfo:
+        """Name, fingerprint, dim and limits; constant."""
+        return self._info
+
+    @property
+    def text(self) -> TextTower:
+        """The text tower, which late interaction shares."""
+        return self._text
+
+    @property
+    def image(self) -> ImageTower:
+        """The picture tower, which also names what it sees."""
+        return self._image
+
+    def prepare(self, content: Content, role: Role, instruction: str) -> Prepared:
+        """Tokenise the joined texts and decode the pictures; thread-safe.
+
+        Raises:
+            InvalidImage: a picture cannot be decoded; its path starts with `content`.
+        """
+        del instruction  # A model of this size cannot follow one.
+        tokens = self._text.tokenise([content.text])[0] if content.texts else None
+        pixels = self._pixels(content)
+        cost = (len(tokens.ids) if tokens else 0) + IMAGE_COST * len(content.images)
+        payload = LiteInput(tokens, pixels, TEXT_SHARE[role])
+        truncated = tokens is not None and tokens.truncated
+        return Prepared(content.modality.value, cost, payload, truncated)
+
+    def forward(self, batch: Sequence[Prepared]) -> FloatMatrix:
+        """Return unit rows (n, 384), in order, for inputs of one group."""
+        inputs: list[LiteInput] = [prepared.payload for prepared in batch]
+        group = Modality(batch[0].group)
+        if group is Modality.TEXT:
+            return self._texts(inputs)
+        if group is Modality.IMAGE:
+            return self._pictures(inputs)
+        share = np.array([[part.text_share] for part in inputs], np.float32)
+        return unit(share * self._texts(inputs) + (1 - share) * self._pictures(inputs))
+
+    def _pixels(self, content: Content) -> NDArray[np.float32] | None:
+        pictures = [
+            self._image.prepare(images.decode(part.data, f"content.parts[{number}].image.data"))
+            for number, part in enumerate(content.parts)
+            if isinstance(part, Image)
+        ]
+        return np.stack(pictures) if pictures else None
+
+    def _texts(self, inputs: Sequence[LiteInput]) -> FloatMatrix:
+        return self._text.embed([part.tokens for part in inputs if part.tokens is not None])
+
+    def _pictures(self, inputs: Sequence[LiteInput]) -> FloatMatrix:
+        """Return one row per input: the unit mean of the vectors of its pictures."""
+        pixels = [part.pixels for part in inputs if part.pixels is not None]
+        rows = self._image.embed(np.concatenate(pixels))
+        starts = np.cumsum([0, *(len(some) for some in pixels[:-1])])
+        return unit(np.add.reduceat(rows, starts, axis=0))
+
+
+def load_lite(
+    backend: Backend = "onnxruntime", threads: int = 1, directory: Path = artefacts.DATA
+) -> LiteEncoder:
+    """Return the encoder with its files verified; `threads` are used for each forward pass.
+
+    Raises:
+        FailedPrecondition: the backend or the package with MiniLM's weights is not installed.
+        DataLoss: a file is missing or damaged.
+    """
+    hashes = artefacts.verify(directory)
+    text = load_text_tower(backend, threads, directory)
+    image = load_image_tower(backend, threads, directory)
+    return LiteEncoder(text, image, _info(hashes, directory))
+
+
+def load_text_tower(backend: Backend, threads: int, directory: Path = artefacts.DATA) -> TextTower:
+    """Return the text tower alone; the files are not verified."""
+    session = open_session(artefacts.text_graph(directory), backend, threads=threads)
+    return TextTower(directory / artefacts.TOKENIZER, session)
+
+
+def load_image_tower(
+    backend: Backend, threads: int, directory: Path = artefacts.DATA
+) -> ImageTower:
+    """Return the picture tower alone; the files are not verified."""
+    session = open_session(directory / artefacts.IMAGE_GRAPH, backend, threads=threads)
+    head = Head.load(directory / artefacts.HEAD)
+    classes = Names.load(directory / artefacts.CLASSES)
+    return ImageTower(session, head, classes, Names.load(directory / artefacts.VOCABULARY))
+
+
+def _info(hashes: Mapping[str, str], directory: Path) -> EncoderInfo:
+    return EncoderInfo(
+        name=NAME,
+        fingerprint=fingerprint(hashes),
+        dim=WIDTH,
+        modalities=frozenset(Modality),
+        max_text_tokens=MAX_TOKENS,
+        follows_instructions=False,
+        calibration=_calibration(directory / artefacts.CALIBRATION),
+    )
+
+
+def fingerprint(hashes: Mapping[str, str]) -> str:
+    """Return a name that changes with the files or code that any vector depends on.
+
+    The backend is no part of it: both compute in float32 and agree within 1e-5.
+    """
+    names = (artefacts.TEXT_GRAPH, artefacts.TOKENIZER, artefacts.IMAGE_GRAPH)
+    parts = [hashes[name] for name in (*names, artefacts.HEAD, artefacts.CLASSES)]
+    text = " ".join([str(REVISION), artefacts.TEXT_WEIGHTS_SHA256, *parts])
+    return f"{NAME}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _calibration(path: Path) -> dict[Modality, FloatMatrix]:
+    with np.load(path) as file:
+        return {kind: file[kind.value].astype(np.float32) for kind in Modality}

@@ -1,0 +1,108 @@
+"""The two protocols that model families implement: encoders and judges (rerankers)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmesh.content import Content, Modality, Role
+
+FloatMatrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderInfo:
+    """What callers may know of an encoder; `fingerprint` changes whenever any vector would."""
+
+    name: str
+    fingerprint: str
+    dim: int
+    modalities: frozenset[Modality]
+    max_text_tokens: int
+    follows_instructions: bool
+    calibration: Mapping[Modality, FloatMatrix] = field(default_factory=dict, repr=False)
+    """Query vectors (n, dim) by query modality, of content that belongs to no collection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One input made ready for `forward`: tokens and pixels, with what it costs."""
+
+    group: str
+    """Only inputs of one group may share a batch."""
+    cost: int
+    """Work in text tokens; a picture counts as the tokens that take as long."""
+    payload: Any = field(repr=False)
+    truncated: bool = False
+    """The text was longer than the model reads."""
+
+
+class EncoderModel(Protocol):
+    """A model family that turns content into unit vectors.
+
+    A vector is a pure function of content, role, instruction and fingerprint: alone and in any
+    batch the same, within 1e-5.
+    """
+
+    @property
+    def info(self) -> EncoderInfo:
+        """Name, fingerprint, dim and limits; constant."""
+
+    def prepare(self, content: Content, role: Role, instruction: str) -> Prepared:
+        """Decode, resize and tokenise; called on worker threads, so it must be thread-safe.
+
+        Raises:
+            InvalidField: a part cannot be read, named by a path that starts with `content`.
+        """
+
+    def forward(self, batch: Sequence[Prepared]) -> FloatMatrix:
+        """Return unit rows (n, dim), in order, for inputs of one group; one thread at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeInfo:
+    """What the gateway must know of a judge to order by it."""
+
+    name: str
+    fingerprint: str
+    template: str
+    """Name, version and hash of the prompt template; empty for a judge without one."""
+    weights: Mapping[Modality, float]
+    """By candidate modality: share of the judge's score when mixed with the first stage's, 0..1."""
+    query_weights: Mapping[Modality, float]
+    """By query modality: factor of the above; 0 where it does no better than the first stage."""
+    compares_modalities: bool
+    """Its scores for candidates of two modalities may be compared."""
+
+
+class JudgeModel(Protocol):
+    """A model family that says how well candidates answer a query.
+
+    A score is a pure function of query, instruction, candidate and fingerprint: alone, in any
+    batch and in any order the same, within 1e-4.
+    """
+
+    @property
+    def info(self) -> JudgeInfo:
+        """Name, fingerprint, template and weights; constant."""
+
+    async def score(
+        self, query: Content, instruction: str, candidates: Sequence[Content]
+    ) -> list[float]:
+        """Return one score per candidate, in order; higher is better.
+
+        Raises:
+            InvalidField: a part cannot be read, named by a path that starts with `query` or
+                `candidates[i]`.
+            Unavailable: the engine is gone.
+        """
+
+    def is_healthy(self) -> bool:
+        """Tell whether `score` can work; False is final for this object."""
+
+    async def close(self) -> None:
+        """Free the engine; running calls end first or fail with `Unavailable`."""

@@ -1,0 +1,1 @@
+"""The encoder service: content in, unit vectors out."""

@@ -1,0 +1,40 @@
+"""The encoder service put together: settings, model, engine, servicer, host."""
+
+from __future__ import annotations
+
+import asyncio
+
+from mmesh.api.encoder.v1.encoder_pb2_grpc import add_EncoderServiceServicer_to_server
+from mmesh.models.families import open_encoder
+from mmesh.serving import logs
+from mmesh.serving.batcher import BatchLimits
+from mmesh.serving.host import Host
+from services.encoder.config import EncoderSettings
+from services.encoder.engine import EncoderEngine
+from services.encoder.servicer import EncoderServicer
+
+
+async def serve(settings: EncoderSettings) -> None:
+    """Serve until told to stop."""
+    host = Host("encoder", settings)
+    model = open_encoder(settings.model, backend=settings.backend, threads=settings.threads)
+    limits = BatchLimits(
+        max_items=settings.max_batch_items,
+        max_cost=settings.max_batch_cost,
+        max_waiting_cost=settings.max_waiting_cost,
+    )
+    async with EncoderEngine(model, limits, settings.prepare_threads) as engine:
+        host.add(
+            add_EncoderServiceServicer_to_server,
+            EncoderServicer(engine),
+            "mmesh.api.encoder.v1.EncoderService",
+        )
+        await host.start()
+        await host.run()
+
+
+def main() -> None:
+    """Run the service with settings from flags and environment."""
+    settings = EncoderSettings.from_command_line()
+    logs.set_up("encoder", settings.log_level)
+    asyncio.run(serve(settings))

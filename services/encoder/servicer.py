@@ -1,0 +1,123 @@
+"""protobuf to engine calls and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmesh import wire
+from mmesh.api.encoder.v1 import encoder_pb2 as pb
+from mmesh.api.encoder.v1 import encoder_pb2_grpc as rpc
+from mmesh.content import Role, check_content, check_instruction
+from mmesh.errors import InvalidField, MmeshError
+from mmesh.serving.batcher import Priority
+from mmesh.serving.deadline import Context, Deadline
+from mmesh.vectors import DataType
+from services.encoder.engine import Embedding, EncodeInput, EncoderEngine
+
+MAX_INPUTS = 256
+DEFAULT_DEADLINE_S = 60.0
+
+
+class EncoderServicer(rpc.EncoderServiceServicer):
+    """Serves `mmesh.api.encoder.v1.EncoderService`."""
+
+    def __init__(self, engine: EncoderEngine) -> None:
+        self._engine = engine
+
+    async def Encode(self, request: pb.EncodeRequest, context: Context) -> pb.EncodeResponse:
+        if not 1 <= len(request.inputs) <= MAX_INPUTS:
+            problem = f"has {len(request.inputs)} entries; 1 to {MAX_INPUTS} are allowed"
+            raise InvalidField("inputs", problem)
+        inputs = [_input_of(message, number) for number, message in enumerate(request.inputs)]
+        good = [one for one in inputs if isinstance(one, EncodeInput)]
+        skips = request.on_problem == pb.ON_PROBLEM_SKIP
+        if not skips:
+            _raise_first(inputs)
+        role = Role.QUERY if request.role == pb.ROLE_QUERY else Role.CANDIDATE
+        bulk = request.priority == pb.PRIORITY_BULK
+        priority = Priority.BULK if bulk else Priority.INTERACTIVE
+        deadline = Deadline.of(context, DEFAULT_DEADLINE_S)
+        encoded = iter(await self._engine.encode(good, role, priority, deadline))
+        outcomes = [one if isinstance(one, MmeshError) else next(encoded) for one in inputs]
+        if not skips:
+            _raise_first(outcomes)
+        _raise_overload(outcomes)
+        return self._response(outcomes)
+
+    def _response(self, outcomes: Sequence[Embedding | MmeshError]) -> pb.EncodeResponse:
+        info = self._engine.info
+        nothing = np.zeros(info.dim, np.float32)
+        rows = [o.vector if isinstance(o, Embedding) else nothing for o in outcomes]
+        done = [o for o in outcomes if isinstance(o, Embedding)]
+        return pb.EncodeResponse(
+            vectors=wire.vectors_to_pb(np.stack(rows)),
+            model_fingerprint=info.fingerprint,
+            problems=[
+                pb.InputProblem(input=number, problem=wire.problem_to_pb(outcome))
+                for number, outcome in enumerate(outcomes)
+                if isinstance(outcome, MmeshError)
+            ],
+            truncated=[
+                number
+                for number, outcome in enumerate(outcomes)
+                if isinstance(outcome, Embedding) and outcome.truncated
+            ],
+            timing=_timing(done) if done else None,
+        )
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
+        info = self._engine.info
+        return pb.GetModelResponse(
+            name=info.name,
+            fingerprint=info.fingerprint,
+            dim=info.dim,
+            modalities=sorted(wire.modality_to_pb(modality) for modality in info.modalities),
+            max_text_tokens=info.max_text_tokens,
+            follows_instructions=info.follows_instructions,
+            max_inputs=MAX_INPUTS,
+            calibration=[
+                pb.CalibrationSet(
+                    query_modality=wire.modality_to_pb(modality),
+                    vectors=wire.vectors_to_pb(rows, DataType.FLOAT16),
+                )
+                for modality, rows in info.calibration.items()
+            ],
+        )
+
+
+def _input_of(message: pb.Input, number: int) -> EncodeInput | MmeshError:
+    path = f"inputs[{number}].content"
+    try:
+        content = wire.content_from_pb(message.content, path)
+        check_content(content, path)
+        check_instruction(message.instruction, f"inputs[{number}].instruction")
+    except InvalidField as error:
+        return error
+    return EncodeInput(content, message.instruction)
+
+
+def _raise_first(outcomes: Sequence[object]) -> None:
+    for number, outcome in enumerate(outcomes):
+        if isinstance(outcome, InvalidField) and not outcome.field.startswith("inputs"):
+            raise outcome.under(f"inputs[{number}]")
+        if isinstance(outcome, MmeshError):
+            raise outcome
+
+
+def _raise_overload(outcomes: Sequence[Embedding | MmeshError]) -> None:
+    """Raise what is wrong with the service, not with an input: nobody may skip over that."""
+    for outcome in outcomes:
+        if isinstance(outcome, MmeshError) and not isinstance(outcome, InvalidField):
+            raise outcome
+
+
+def _timing(done: Sequence[Embedding]) -> pb.EncodeTiming:
+    return pb.EncodeTiming(
+        prepare_seconds=max(one.prepare_s for one in done),
+        queue_seconds=max(one.queue_s for one in done),
+        forward_seconds=max(one.forward_s for one in done),
+        batch_size=max(one.batch_size for one in done),
+        coalesced=sum(one.coalesced for one in done),
+    )
