@@ -1,0 +1,1 @@
+"""The reranker service: judges how well candidates answer a query."""

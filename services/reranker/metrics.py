@@ -1,0 +1,17 @@
+"""The metrics that the reranker service exports."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from mmesh.serving.telemetry import SECONDS
+
+judge_seconds = Histogram(
+    "mmesh_reranker_judge_seconds", "Seconds of judging one call.", buckets=SECONDS
+)
+queue_seconds = Histogram(
+    "mmesh_reranker_queue_seconds", "Seconds a call waited for its turn.", buckets=SECONDS
+)
+judged_total = Counter("mmesh_reranker_judged_total", "Candidates judged.")
+unjudged_total = Counter(
+    "mmesh_reranker_unjudged_total", "Candidates not judged, by reason.", ["reason"]
+)
+waiting_calls = Gauge("mmesh_reranker_waiting_calls", "Calls that wait for their turn.")

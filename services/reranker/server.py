@@ -1,0 +1,58 @@
+"""The reranker service put together: settings, judge, engine, servicer, host."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from mmesh.api.reranker.v1.reranker_pb2_grpc import add_RerankerServiceServicer_to_server
+from mmesh.models.families import open_judge
+from mmesh.serving import logs
+from mmesh.serving.host import Host
+from services.reranker.config import RerankerSettings
+from services.reranker.engine import RerankerEngine
+from services.reranker.servicer import RerankerServicer
+
+logger = logging.getLogger(__name__)
+
+NAME = "mmesh.api.reranker.v1.RerankerService"
+LOOK_S = 0.5
+
+
+async def serve(settings: RerankerSettings) -> None:
+    """Serve until told to stop, or until the judge's engine dies: a supervisor restarts us then."""
+    host = Host("reranker", settings)
+    model = await open_judge(settings.model, threads=settings.threads, template=settings.template)
+    engine = RerankerEngine(
+        model,
+        round_candidates=settings.round_candidates,
+        running_calls=settings.running_calls,
+        max_waiting=settings.max_waiting_calls,
+    )
+    host.add(add_RerankerServiceServicer_to_server, RerankerServicer(engine), NAME)
+    await host.start()
+    watch = asyncio.create_task(_stop_when_dead(engine, host))
+    try:
+        await host.run()
+        dead = not engine.is_healthy()
+    finally:
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+        await model.close()
+    if dead:
+        raise SystemExit("the judge's engine died")
+
+
+async def _stop_when_dead(engine: RerankerEngine, host: Host) -> None:
+    while engine.is_healthy():
+        await asyncio.sleep(LOOK_S)
+    logger.error("the judge's engine died")
+    await host.set_serving(False)
+    host.stop.set()
+
+
+def main() -> None:
+    """Run the service with settings from flags and environment."""
+    settings = RerankerSettings.from_command_line()
+    logs.set_up("reranker", settings.log_level)
+    asyncio.run(serve(settings))
