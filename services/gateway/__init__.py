@@ -1,0 +1,1 @@
+"""The gateway service: the public API; routes by modality, fans out, merges, reranks."""

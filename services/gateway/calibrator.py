@@ -1,0 +1,88 @@
+"""Keeps a calibration for each collection and query modality, fitted when first needed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import numpy as np
+
+from mmesh.candidates import Consistency
+from mmesh.content import Modality
+from mmesh.errors import MmeshError
+from mmesh.serving.deadline import Deadline
+from services.gateway.backends import EncoderBackend, IndexBackend, ShardOrder
+from services.gateway.calibration import QUERIES, TAIL, Calibration, fit
+from services.gateway.fanout import search_shards, seq_of
+
+logger = logging.getLogger(__name__)
+
+FIT_S = 10.0
+Key = tuple[str, str, Modality]
+
+
+class Calibrator:
+    """Fits calibrations with the encoder's own queries; an outgrown one serves until the next is there."""
+
+    def __init__(self, encoder: EncoderBackend, index: IndexBackend) -> None:
+        self._encoder, self._index = encoder, index
+        self._known: dict[Key, Calibration] = {}
+        self._fitting: dict[Key, asyncio.Task[Calibration | None]] = {}
+
+    async def close(self) -> None:
+        """End what is being fitted."""
+        for task in self._fitting.values():
+            task.cancel()
+        await asyncio.gather(*self._fitting.values(), return_exceptions=True)
+
+    async def get(
+        self, collection: str, token: str, query_modality: Modality, deadline: Deadline
+    ) -> Calibration | None:
+        """Return the calibration; None when there is none and none can be fitted in time."""
+        epoch, seq = token.rpartition(":")[0], seq_of(token)
+        key = (collection, epoch, query_modality)
+        known = self._known.get(key)
+        if known is not None and not known.is_outgrown(seq):
+            return known
+        if key not in self._fitting:
+            self._fitting[key] = asyncio.create_task(self._fit(key, seq))
+            self._fitting[key].add_done_callback(lambda _: self._fitting.pop(key, None))
+        if known is not None:
+            return known
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._fitting[key]), deadline.remaining())
+        except TimeoutError:
+            return None
+
+    async def _fit(self, key: Key, seq: int) -> Calibration | None:
+        collection, _, query_modality = key
+        try:
+            calibration = await self._measure(collection, query_modality, seq)
+        except MmeshError as error:
+            extra = {"collection": collection, "error": error.message}
+            logger.warning("calibration failed", extra=extra)
+            return None
+        if calibration is not None:
+            self._known[key] = calibration
+        return calibration
+
+    async def _measure(
+        self, collection: str, query_modality: Modality, seq: int
+    ) -> Calibration | None:
+        deadline = Deadline.after(FIT_S)
+        model = await self._encoder.model(deadline)
+        queries = model.calibration.get(query_modality)
+        if queries is None:
+            return None
+        order = ShardOrder(
+            collection, queries[:QUERIES], model.fingerprint, tuple(Modality), TAIL, None,
+            Consistency.EVENTUAL, "",
+        )  # fmt: skip
+        found = await search_shards(self._index, order, deadline)
+        tails = {
+            modality: np.array(
+                [h.retrieval_score for lists in found.lists for h in lists[modality]]
+            )
+            for modality in Modality
+        }
+        return fit(tails, seq, model.fingerprint)

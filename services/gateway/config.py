@@ -1,0 +1,34 @@
+"""Settings of the gateway service."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from mmesh.candidates import MergePolicy
+from mmesh.serving.settings import ServiceSettings
+
+
+class GatewaySettings(ServiceSettings):
+    """What the gateway can be told, by flag or `MMESH_GATEWAY_*` variable."""
+
+    model_config = SettingsConfigDict(env_prefix="MMESH_GATEWAY_")
+
+    encoder: str = Field("127.0.0.1:50551", description="Address of the encoder.")
+    index: list[str] = Field(
+        ["127.0.0.1:50553"], description="Addresses of the index shards, in order of shard number."
+    )
+    reranker: str = Field("", description="Address of the reranker; empty: nothing is reranked.")
+    merge: MergePolicy = Field(
+        MergePolicy.INTERLEAVE, description="How lists of several modalities become one."
+    )
+    rerank_candidates: int = Field(
+        20, ge=0, le=256, description="Hits that are judged when the request does not say."
+    )
+    deadline_s: float = Field(10.0, gt=0, description="Deadline of calls that come without one.")
+    max_running: int = Field(256, gt=0, description="Searches at a time before QUEUE_FULL.")
+    embedding_cache: int = Field(4096, ge=0, description="Query embeddings that are remembered.")
+    ingest_window: int = Field(8, gt=0, description="Unacknowledged batches of one ingest.")
+    ingest_patience_s: float = Field(
+        60.0, gt=0, description="Seconds for which an ingest waits for a service that is away."
+    )

@@ -1,0 +1,25 @@
+"""The metrics that the gateway service exports."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from mmesh.serving.telemetry import SECONDS
+
+stage_seconds = Histogram(
+    "mmesh_gateway_stage_seconds", "Seconds of a stage of a search.", ["stage"], buckets=SECONDS
+)
+hits_total = Counter(
+    "mmesh_gateway_hits_total",
+    "Hits answered, by modality: the modality share of results.",
+    ["modality"],
+)
+degradations_total = Counter(
+    "mmesh_gateway_degradations_total", "What searches skipped, by reason.", ["reason"]
+)
+embedding_cache_total = Counter(
+    "mmesh_gateway_embedding_cache_total", "Query embeddings looked up.", ["outcome"]
+)
+running_searches = Gauge("mmesh_gateway_running_searches", "Searches that run now.")
+ingested_total = Counter("mmesh_gateway_ingested_total", "Candidates stored by ingest streams.")
+rejected_total = Counter(
+    "mmesh_gateway_rejected_total", "Candidates refused by ingest streams, by reason.", ["reason"]
+)

@@ -1,0 +1,70 @@
+"""Query embeddings: one call for all that are new, and a memory of those that were seen."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+
+from mmesh.content import Role
+from mmesh.errors import InvalidField, MmeshError
+from mmesh.serving.deadline import Deadline
+from services.gateway import metrics
+from services.gateway.backends import EncoderBackend
+from services.gateway.run import QueryEmbedding, Run
+
+
+class QueryEmbedder:
+    """Embeds the queries of searches, with an LRU cache by content and instruction."""
+
+    def __init__(self, encoder: EncoderBackend, cache_size: int) -> None:
+        self._encoder = encoder
+        self._cache: OrderedDict[Hashable, QueryEmbedding] = OrderedDict()
+        self._size = cache_size
+
+    async def embed(self, runs: Sequence[Run], deadline: Deadline) -> float:
+        """Fill in the embedding, or the error, of every run; return seconds in the encoder."""
+        fingerprint = (await self._encoder.model(deadline)).fingerprint
+        missing: dict[Hashable, list[Run]] = {}
+        for run in runs:
+            key = (fingerprint, run.search.query.digest(), run.search.instruction)
+            run.embedding = self._remembered(key)
+            outcome = "miss" if run.embedding is None else "hit"
+            metrics.embedding_cache_total.labels(outcome).inc()
+            if run.embedding is None:
+                missing.setdefault(key, []).append(run)
+        return await self._encode(missing, deadline) if missing else 0.0
+
+    def _remembered(self, key: Hashable) -> QueryEmbedding | None:
+        known = self._cache.get(key)
+        if known is not None:
+            self._cache.move_to_end(key)
+        return known
+
+    async def _encode(self, missing: dict[Hashable, list[Run]], deadline: Deadline) -> float:
+        first = [runs[0].search for runs in missing.values()]
+        inputs = [(search.query, search.instruction) for search in first]
+        encoded = await self._encoder.encode(inputs, Role.QUERY, deadline, skip_problems=True)
+        for number, (key, runs) in enumerate(missing.items()):
+            problem = encoded.problems.get(number)
+            embedding = QueryEmbedding(
+                encoded.vectors[number], encoded.fingerprint, number in encoded.truncated,
+                encoded.batch_size, cached=False,
+            )  # fmt: skip
+            for run in runs:
+                run.embedding = embedding
+                run.error = _about_query(problem) if problem else None
+            if problem is None:
+                self._remember(key, replace(embedding, cached=True, batch_size=0))
+        return encoded.service_s
+
+    def _remember(self, key: Hashable, embedding: QueryEmbedding) -> None:
+        self._cache[key] = embedding
+        if len(self._cache) > self._size:
+            self._cache.popitem(last=False)
+
+
+def _about_query(error: MmeshError) -> MmeshError:
+    if isinstance(error, InvalidField):
+        return type(error)("query" + error.field.removeprefix("content"), error.problem)
+    return error

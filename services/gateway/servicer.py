@@ -1,0 +1,248 @@
+"""protobuf to engine calls and back, for the public API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from mmesh import wire
+from mmesh.api.gateway.v1 import gateway_pb2 as pb
+from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
+from mmesh.candidates import Candidate, check_candidate
+from mmesh.errors import InvalidField, InvalidRequest, MmeshError
+from mmesh.searches import result_to_pb, search_from_pb
+from mmesh.serving.deadline import Context, Deadline
+from services.gateway.config import GatewaySettings
+from services.gateway.ingest import Batch, Refused, Stored
+from services.gateway.mesh import Mesh
+from services.gateway.pipeline import VERSION
+
+MAX_SEARCHES = 256
+MAX_CANDIDATES = 256
+SLOWER_BATCH = 16
+
+
+class RetrievalServicer(rpc.RetrievalServiceServicer):
+    """Serves `mmesh.api.gateway.v1.RetrievalService`."""
+
+    def __init__(self, mesh: Mesh, settings: GatewaySettings, draining: asyncio.Event) -> None:
+        self._mesh, self._settings, self._draining = mesh, settings, draining
+
+    def _deadline(self, context: Context) -> Deadline:
+        return Deadline.of(context, self._settings.deadline_s)
+
+    # -- searches
+
+    async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
+        search = search_from_pb(request)
+        return result_to_pb(await self._mesh.pipeline.search(search, self._deadline(context)))
+
+    async def SearchBatch(
+        self, request: pb.SearchBatchRequest, context: Context
+    ) -> pb.SearchBatchResponse:
+        _check_count("searches", len(request.searches), MAX_SEARCHES)
+        searches = [_try(search_from_pb, message) for message in request.searches]
+        good = [search for search in searches if not isinstance(search, MmeshError)]
+        answers = iter(await self._mesh.pipeline.search_batch(good, self._deadline(context)))
+        outcomes = [s if isinstance(s, MmeshError) else next(answers) for s in searches]
+        return pb.SearchBatchResponse(results=[_outcome_to_pb(outcome) for outcome in outcomes])
+
+    # -- candidates
+
+    async def UpsertCandidates(
+        self, request: pb.UpsertCandidatesRequest, context: Context
+    ) -> pb.UpsertCandidatesResponse:
+        _check_count("candidates", len(request.candidates), MAX_CANDIDATES)
+        candidates = _candidates_of(request.candidates)
+        for one in candidates:
+            if isinstance(one, Refused):
+                raise one.error
+        token = await self._mesh.upsert(
+            request.collection, candidates, request.request_id, self._deadline(context)
+        )
+        return pb.UpsertCandidatesResponse(token=token)
+
+    async def DeleteCandidates(
+        self, request: pb.DeleteCandidatesRequest, context: Context
+    ) -> pb.DeleteCandidatesResponse:
+        deleted, token = await self._mesh.index.delete(
+            request.collection, request.ids, request.request_id, self._deadline(context)
+        )
+        return pb.DeleteCandidatesResponse(deleted=deleted, token=token)
+
+    async def BatchGetCandidates(
+        self, request: pb.BatchGetCandidatesRequest, context: Context
+    ) -> pb.BatchGetCandidatesResponse:
+        deadline = self._deadline(context)
+        found = await self._mesh.index.get(request.collection, request.ids, deadline)
+        messages = [wire.candidate_to_pb(candidate) for candidate in found]
+        return pb.BatchGetCandidatesResponse(candidates=messages)
+
+    async def ListCandidates(
+        self, request: pb.ListCandidatesRequest, context: Context
+    ) -> pb.ListCandidatesResponse:
+        page = await self._mesh.index.page(
+            request.collection, request.page_size, request.page_token, self._deadline(context)
+        )
+        messages = [wire.candidate_to_pb(candidate) for candidate in page.candidates]
+        return pb.ListCandidatesResponse(candidates=messages, next_page_token=page.next_token)
+
+    # -- ingest
+
+    async def Ingest(
+        self, request_iterator: AsyncIterator[pb.IngestRequest], context: Context
+    ) -> AsyncIterator[pb.IngestResponse]:
+        opened = await _open_of(request_iterator)
+        await self._mesh.index.get_collection(opened.collection, self._deadline(context))
+        yield pb.IngestResponse(opened=pb.IngestOpened(
+            window=self._settings.ingest_window,
+            max_candidates=MAX_CANDIDATES,
+            max_message_bytes=self._settings.max_message_bytes,
+        ))  # fmt: skip
+        batches = _until(self._draining, _batches_of(request_iterator))
+        told = False
+        async for stored in self._mesh.ingester.run(opened.collection, opened.ingest_id, batches):
+            for event in _events_of(stored):
+                yield event
+            if self._draining.is_set() and not told:
+                told = True
+                yield pb.IngestResponse(draining=pb.IngestDraining())
+        if self._draining.is_set() and not told:
+            yield pb.IngestResponse(draining=pb.IngestDraining())
+
+    # -- collections
+
+    async def CreateCollection(
+        self, request: pb.CreateCollectionRequest, context: Context
+    ) -> pb.CreateCollectionResponse:
+        deadline = self._deadline(context)
+        model = await self._mesh.encoder.model(deadline)
+        made = await self._mesh.index.create_collection(request.name, model, deadline)
+        return pb.CreateCollectionResponse(collection=wire.collection_to_pb(made))
+
+    async def GetCollection(
+        self, request: pb.GetCollectionRequest, context: Context
+    ) -> pb.GetCollectionResponse:
+        found = await self._mesh.index.get_collection(request.name, self._deadline(context))
+        return pb.GetCollectionResponse(collection=wire.collection_to_pb(found))
+
+    async def ListCollections(
+        self, request: pb.ListCollectionsRequest, context: Context
+    ) -> pb.ListCollectionsResponse:
+        found, next_page_token = await self._mesh.index.list_collections(
+            request.page_size, request.page_token, self._deadline(context)
+        )
+        return pb.ListCollectionsResponse(
+            collections=[wire.collection_to_pb(collection) for collection in found],
+            next_page_token=next_page_token,
+        )
+
+    async def DeleteCollection(
+        self, request: pb.DeleteCollectionRequest, context: Context
+    ) -> pb.DeleteCollectionResponse:
+        count = await self._mesh.index.delete_collection(request.name, self._deadline(context))
+        return pb.DeleteCollectionResponse(deleted_candidates=count)
+
+    async def GetStatus(
+        self, request: pb.GetStatusRequest, context: Context
+    ) -> pb.GetStatusResponse:
+        services = await self._mesh.status(self._deadline(context))
+        messages = [
+            pb.ServiceStatus(name=s.name, serving=s.serving, detail=s.detail) for s in services
+        ]
+        return pb.GetStatusResponse(services=messages, version=VERSION)
+
+
+def _try(convert: Any, message: Any) -> Any:
+    try:
+        return convert(message)
+    except MmeshError as error:
+        return error
+
+
+def _outcome_to_pb(outcome: Any) -> pb.SearchResult:
+    if isinstance(outcome, MmeshError):
+        return pb.SearchResult(problem=wire.problem_to_pb(outcome))
+    return pb.SearchResult(response=result_to_pb(outcome))
+
+
+def _check_count(path: str, count: int, most: int) -> None:
+    if not 1 <= count <= most:
+        raise InvalidField(path, f"has {count} entries; 1 to {most} are allowed")
+
+
+def _candidates_of(messages: Sequence[Any]) -> list[Candidate | Refused]:
+    seen: dict[str, int] = {}
+    return [_candidate_of(message, number, seen) for number, message in enumerate(messages)]
+
+
+def _candidate_of(message: Any, number: int, seen: dict[str, int]) -> Candidate | Refused:
+    path = f"candidates[{number}]"
+    try:
+        candidate = wire.candidate_from_pb(message, path)
+        check_candidate(candidate, path)
+        if seen.setdefault(candidate.id, number) != number:
+            problem = f"is {candidate.id!r}, like that of candidates[{seen[candidate.id]}]"
+            raise InvalidField(f"{path}.id", problem)
+    except InvalidField as error:
+        return Refused(message.id, number, error)
+    return candidate
+
+
+async def _open_of(requests: AsyncIterator[pb.IngestRequest]) -> pb.IngestOpen:
+    first = await anext(aiter(requests), None)
+    if first is None or first.WhichOneof("step") != "open":
+        raise InvalidRequest("the first message of an ingest must be `open`")
+    if not 1 <= len(first.open.ingest_id.encode()) <= 64:
+        raise InvalidField("open.ingest_id", "must have 1 to 64 bytes; a UUID does")
+    return first.open
+
+
+async def _batches_of(requests: AsyncIterator[pb.IngestRequest]) -> AsyncIterator[Batch]:
+    expected = None
+    async for request in requests:
+        if request.WhichOneof("step") != "batch":
+            raise InvalidRequest("all messages of an ingest but the first must be `batch`")
+        batch = request.batch
+        if batch.sequence < 1 or expected not in (None, batch.sequence):
+            raise InvalidField("batch.sequence", f"is {batch.sequence}; {expected or 1} is due")
+        expected = batch.sequence + 1
+        _check_count("batch.candidates", len(batch.candidates), MAX_CANDIDATES)
+        yield Batch(batch.sequence, _candidates_of(batch.candidates))
+
+
+async def _until(stop: asyncio.Event, batches: AsyncIterator[Batch]) -> AsyncIterator[Batch]:
+    """Yield batches until the stream ends or `stop` is set, even while none comes."""
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        while not stop.is_set():
+            coming = asyncio.ensure_future(anext(batches))
+            await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
+                return
+            try:
+                yield coming.result()
+            except StopAsyncIteration:
+                return
+    finally:
+        stopping.cancel()
+
+
+def _events_of(stored: Stored) -> list[pb.IngestResponse]:
+    events = []
+    if stored.refused:
+        refused = [
+            pb.RejectedCandidate(id=r.id, number=r.number, problem=wire.problem_to_pb(r.error))
+            for r in stored.refused
+        ]
+        rejected = pb.IngestRejected(sequence=stored.sequence, candidates=refused)
+        events.append(pb.IngestResponse(rejected=rejected))
+    if stored.slowed_down:
+        slow = pb.IngestSlowDown(max_candidates=SLOWER_BATCH)
+        events.append(pb.IngestResponse(slow_down=slow))
+    ack = pb.IngestAck(through_sequence=stored.sequence, token=stored.token, stored=stored.stored)
+    events.append(pb.IngestResponse(ack=ack))
+    return events
