@@ -1,0 +1,57 @@
+"""mmesh: finds texts, pictures and illustrated texts with words, pictures or both."""
+
+from mmesh.aio import AsyncClient
+from mmesh.candidates import (
+    Candidate,
+    Collection,
+    Consistency,
+    Coverage,
+    Degradation,
+    Hit,
+    IngestReport,
+    MergePolicy,
+    MeshStatus,
+    Page,
+    Receipt,
+    Rejected,
+    Rerank,
+    RerankOutcome,
+    Search,
+    SearchResult,
+    ServiceStatus,
+    Stage,
+)
+from mmesh.client import Client
+from mmesh.content import Content, Image, Modality
+from mmesh.errors import MmeshError
+from mmesh.filters import parse_filter
+from mmesh.ingest import Progress
+
+__all__ = [
+    "AsyncClient",
+    "Candidate",
+    "Client",
+    "Collection",
+    "Consistency",
+    "Content",
+    "Coverage",
+    "Degradation",
+    "Hit",
+    "Image",
+    "IngestReport",
+    "MergePolicy",
+    "MeshStatus",
+    "MmeshError",
+    "Modality",
+    "Page",
+    "Progress",
+    "Receipt",
+    "Rejected",
+    "Rerank",
+    "RerankOutcome",
+    "Search",
+    "SearchResult",
+    "ServiceStatus",
+    "Stage",
+    "parse_filter",
+]

@@ -1,0 +1,244 @@
+"""AsyncClient: everything a mesh offers, as typed coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, Self, TypeVar
+
+import grpc
+
+from mmesh import wire
+from mmesh.api.gateway.v1 import gateway_pb2 as pb
+from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
+from mmesh.candidates import (
+    Candidate,
+    Collection,
+    IngestReport,
+    MeshStatus,
+    Page,
+    Search,
+    SearchResult,
+    ServiceStatus,
+)
+from mmesh.content import Content, Image, Part
+from mmesh.errors import MmeshError
+from mmesh.ingest import Ingest, Progress
+from mmesh.searches import result_from_pb, search_to_pb
+from mmesh.status import error_of
+from mmesh.transport import open_channel
+
+DEFAULT_ADDRESS = "127.0.0.1:50550"
+DEFAULT_TIMEOUT_S = 30.0
+Answer = TypeVar("Answer")
+Query = Content | Part | bytes | Sequence[Part | bytes]
+
+
+def default_address() -> str:
+    """Return `MMESH_TARGET_ADDRESS`, else the address of the local mesh."""
+    return os.environ.get("MMESH_TARGET_ADDRESS", DEFAULT_ADDRESS)
+
+
+def as_content(query: Query) -> Content:
+    """Return content of text, the bytes of a picture, a list of both, or content itself."""
+    if isinstance(query, Content):
+        return query
+    if isinstance(query, str | bytes | Image):
+        return Content.of(query)
+    return Content.of(*query)
+
+
+class AsyncClient:
+    """A client of one mesh; an async context manager.
+
+    Every call takes `timeout` in seconds and raises the class of `mmesh.errors` that says what is
+    wrong. Calls that may be repeated are retried while the gateway is away for a moment.
+
+    Example:
+        async with AsyncClient() as client:
+            result = await client.search("photos", "a cat on a sofa", limit=5)
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self._channel = open_channel(address or default_address())
+        self._stub = rpc.RetrievalServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
+
+    # -- searches
+
+    async def search(
+        self,
+        collection: str,
+        query: Query,
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        **options: Any,
+    ) -> SearchResult:
+        """Search with text, a picture's bytes, or a list of both; options are `Search`'s fields."""
+        search = Search(collection, as_content(query), **options)
+        request = search_to_pb(search)
+        return result_from_pb(await _answer(self._stub.Search(request, timeout=timeout)))
+
+    async def search_batch(
+        self, searches: Sequence[Search], *, timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> list[SearchResult | MmeshError]:
+        """Return an answer or an error for each of up to 256 searches, in order."""
+        request = pb.SearchBatchRequest(searches=[search_to_pb(search) for search in searches])
+        reply = await _answer(self._stub.SearchBatch(request, timeout=timeout))
+        return [_outcome(result) for result in reply.results]
+
+    # -- candidates
+
+    async def upsert_candidates(
+        self,
+        collection: str,
+        candidates: Sequence[Candidate],
+        *,
+        request_id: str = "",
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+    ) -> str:
+        """Encode and store up to 256 candidates, all or none; return the token of the write."""
+        request = pb.UpsertCandidatesRequest(
+            collection=collection,
+            candidates=[wire.candidate_to_pb(candidate) for candidate in candidates],
+            request_id=request_id,
+        )
+        reply = await _answer(self._stub.UpsertCandidates(request, timeout=timeout))
+        return reply.token
+
+    async def delete_candidates(
+        self,
+        collection: str,
+        ids: Sequence[str],
+        *,
+        request_id: str = "",
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+    ) -> tuple[int, str]:
+        """Delete candidates; return how many existed, and the token of the write."""
+        request = pb.DeleteCandidatesRequest(collection=collection, ids=ids, request_id=request_id)
+        reply = await _answer(self._stub.DeleteCandidates(request, timeout=timeout))
+        return reply.deleted, reply.token
+
+    async def batch_get_candidates(
+        self,
+        collection: str,
+        ids: Sequence[str],
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+    ) -> list[Candidate]:
+        """Return those of up to 1000 ids that exist, with their content, in the order of the ids."""
+        request = pb.BatchGetCandidatesRequest(collection=collection, ids=ids)
+        reply = await _answer(self._stub.BatchGetCandidates(request, timeout=timeout))
+        return [wire.candidate_from_pb(message) for message in reply.candidates]
+
+    async def list_candidates(
+        self,
+        collection: str,
+        *,
+        page_size: int = 0,
+        page_token: str = "",
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+    ) -> Page:
+        """Return a page of candidates by id, without the bytes of pictures."""
+        request = pb.ListCandidatesRequest(
+            collection=collection, page_size=page_size, page_token=page_token
+        )
+        reply = await _answer(self._stub.ListCandidates(request, timeout=timeout))
+        candidates = tuple(wire.candidate_from_pb(message) for message in reply.candidates)
+        return Page(candidates, reply.next_page_token)
+
+    async def ingest(
+        self,
+        collection: str,
+        candidates: Iterable[Candidate] | AsyncIterable[Candidate],
+        *,
+        batch_size: int = 64,
+        patience_s: float = 60.0,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> IngestReport:
+        """Ingest any number of candidates; refused ones are in the report, the rest is stored.
+
+        Goes on by itself after broken connections, where the last acknowledgement left off, for
+        up to `patience_s` seconds without any progress.
+        """
+        ingest = Ingest(self._stub, collection, _aiter(candidates), batch_size, patience_s)
+        return await ingest.run(on_progress or (lambda _: None))
+
+    # -- collections
+
+    async def create_collection(
+        self, name: str, *, timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> Collection:
+        """Create a collection for the model that the mesh serves, or return it if it exists."""
+        request = pb.CreateCollectionRequest(name=name)
+        reply = await _answer(self._stub.CreateCollection(request, timeout=timeout))
+        return wire.collection_from_pb(reply.collection)
+
+    async def get_collection(
+        self, name: str, *, timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> Collection:
+        """Return one collection."""
+        request = pb.GetCollectionRequest(name=name)
+        reply = await _answer(self._stub.GetCollection(request, timeout=timeout))
+        return wire.collection_from_pb(reply.collection)
+
+    async def list_collections(
+        self, *, timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> list[Collection]:
+        """Return all collections by name."""
+        found: list[Collection] = []
+        request = pb.ListCollectionsRequest()
+        while True:
+            reply = await _answer(self._stub.ListCollections(request, timeout=timeout))
+            found += [wire.collection_from_pb(message) for message in reply.collections]
+            if not reply.next_page_token:
+                return found
+            request = pb.ListCollectionsRequest(page_token=reply.next_page_token)
+
+    async def delete_collection(
+        self, name: str, *, timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> int:
+        """Delete a collection; return how many candidates it had."""
+        request = pb.DeleteCollectionRequest(name=name)
+        reply = await _answer(self._stub.DeleteCollection(request, timeout=timeout))
+        return reply.deleted_candidates
+
+    async def get_status(self, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> MeshStatus:
+        """Return the state of every service of the mesh."""
+        reply = await _answer(self._stub.GetStatus(pb.GetStatusRequest(), timeout=timeout))
+        services = tuple(ServiceStatus(s.name, s.serving, s.detail) for s in reply.services)
+        return MeshStatus(services, reply.version)
+
+
+async def _answer(call: Awaitable[Answer]) -> Answer:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as failure:
+        raise error_of(failure) from None
+
+
+def _outcome(result: pb.SearchResult) -> SearchResult | MmeshError:
+    if result.WhichOneof("outcome") == "problem":
+        return wire.problem_from_pb(result.problem)
+    return result_from_pb(result.response)
+
+
+async def _aiter(items: Iterable[Candidate] | AsyncIterable[Candidate]) -> AsyncIterator[Candidate]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+        return
+    for number, item in enumerate(items):
+        if number % 64 == 0:
+            await asyncio.sleep(0)  # reading a long iterable must not stop everything else
+        yield item

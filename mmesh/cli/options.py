@@ -1,0 +1,22 @@
+"""What several commands share: the address, and a client for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from mmesh.aio import default_address
+
+address_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+    "--target-address",
+    "address",
+    metavar="HOST:PORT",
+    default=default_address,
+    show_default="MMESH_TARGET_ADDRESS, else the local mesh",
+    help="Gateway of the mesh.",
+)
+json_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON instead of a table."
+)

@@ -1,0 +1,178 @@
+"""The client's side of an ingest stream: windows, acknowledgements, and going on after a break."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import grpc
+
+from mmesh import wire
+from mmesh.api.gateway.v1 import gateway_pb2 as pb
+from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
+from mmesh.candidates import Candidate, IngestReport, Rejected, check_candidate
+from mmesh.errors import Draining, InvalidField, MmeshError, ResourceExhausted, Unavailable
+from mmesh.status import error_of
+
+MAX_BATCH_BYTES = 8 << 20
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an ingest has come: candidates stored and refused so far."""
+
+    stored: int
+    rejected: int
+    settled: int
+    """The first so many candidates are all stored or refused: an ingest may go on from there."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    sequence: int
+    message: pb.IngestRequest
+    through: int
+    """Candidates of the ingest up to the end of this batch."""
+
+
+@dataclass
+class Ingest:
+    """One ingest over as many connections as it takes."""
+
+    stub: rpc.RetrievalServiceAsyncStub
+    collection: str
+    candidates: AsyncIterator[Candidate]
+    batch_size: int
+    patience_s: float
+    ingest_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        """Begin at the first batch."""
+        self._sent: deque[_Batch] = deque()  # sent and not acknowledged, in order
+        self._sequence = 0
+        self._exhausted = False
+        self._taken = self._settled = self._stored = 0
+        self._token = ""
+        self._rejected: dict[tuple[int, int], Rejected] = {}
+        self._refused_here: list[Rejected] = []
+        self._progress_at = time.monotonic()
+
+    async def run(self, on_progress: Callable[[Progress], None]) -> IngestReport:
+        """Send everything and return the report.
+
+        Raises:
+            Unavailable: nothing went forward for `patience_s` seconds.
+        """
+        pause = _FIRST_PAUSE_S
+        self._progress_at = time.monotonic()
+        while not (self._exhausted and not self._sent):
+            before = self._stored, len(self._sent)
+            try:
+                await self._stream(on_progress)
+            except MmeshError as error:
+                if not isinstance(error, Unavailable | ResourceExhausted):
+                    raise
+                if time.monotonic() - self._progress_at > self.patience_s:
+                    raise
+                went_on = before != (self._stored, len(self._sent))
+                pause = _FIRST_PAUSE_S if went_on else min(2 * pause, _LONGEST_PAUSE_S)
+                await asyncio.sleep(pause)
+        return self._report()
+
+    def _progress(self) -> Progress:
+        refused = len(self._rejected) + len(self._refused_here)
+        return Progress(self._stored, refused, self._settled)
+
+    def _report(self) -> IngestReport:
+        rejected = (*self._rejected.values(), *self._refused_here)
+        return IngestReport(self._stored, rejected, self._token)
+
+    async def _stream(self, on_progress: Callable[[Progress], None]) -> None:
+        """Open a stream, send again what was not acknowledged, then go on."""
+        call = self.stub.Ingest()
+        resend = list(self._sent)
+        free = asyncio.Semaphore(0)
+        sender: asyncio.Task[None] | None = None
+        try:
+            opening = pb.IngestOpen(collection=self.collection, ingest_id=self.ingest_id)
+            await call.write(pb.IngestRequest(open=opening))
+            async for event in call:
+                kind = event.WhichOneof("event")
+                if kind == "opened":
+                    for _ in range(event.opened.window):
+                        free.release()
+                    sender = asyncio.create_task(self._send(call, resend, free))
+                elif kind == "draining":
+                    raise Draining("the gateway is shutting down")
+                else:
+                    self._take(event, free)
+                    on_progress(self._progress())
+            if sender is not None:
+                await sender
+        except grpc.aio.AioRpcError as failure:
+            raise error_of(failure) from None
+        except asyncio.InvalidStateError:  # the call ended while it was written to
+            raise Unavailable("the stream broke") from None
+        finally:
+            if sender is not None:
+                sender.cancel()
+                await asyncio.gather(sender, return_exceptions=True)
+            call.cancel()
+
+    async def _send(
+        self, call: grpc.aio.StreamStreamCall, resend: list[_Batch], free: asyncio.Semaphore
+    ) -> None:  # type: ignore[type-arg]  # generic in stubs only
+        for batch in resend:
+            await free.acquire()
+            await call.write(batch.message)
+        while not self._exhausted:
+            await free.acquire()
+            batch = await self._next_batch()
+            if batch is None:
+                break
+            self._sent.append(batch)
+            await call.write(batch.message)
+        await call.done_writing()
+
+    async def _next_batch(self) -> _Batch | None:
+        """Return the next candidates that can be sent at all; note those that cannot."""
+        message = pb.IngestRequest(batch=pb.IngestBatch(sequence=self._sequence + 1))
+        chosen, size = message.batch.candidates, 0
+        while len(chosen) < self.batch_size and size < MAX_BATCH_BYTES:
+            candidate = await anext(self.candidates, None)
+            if candidate is None:
+                self._exhausted = True
+                break
+            self._taken += 1
+            try:
+                check_candidate(candidate, "candidate")
+            except InvalidField as error:
+                self._refused_here.append(Rejected(candidate.id, error))
+                continue
+            chosen.append(wire.candidate_to_pb(candidate))
+            size += chosen[-1].ByteSize()
+        if not chosen:
+            return None
+        self._sequence += 1
+        return _Batch(self._sequence, message, self._taken)
+
+    def _take(self, event: pb.IngestResponse, free: asyncio.Semaphore) -> None:
+        kind = event.WhichOneof("event")
+        self._progress_at = time.monotonic()
+        if kind == "rejected":
+            for one in event.rejected.candidates:
+                error = wire.problem_from_pb(one.problem)
+                self._rejected[event.rejected.sequence, one.number] = Rejected(one.id, error)
+        elif kind == "slow_down":
+            self.batch_size = min(self.batch_size, event.slow_down.max_candidates)
+        elif kind == "ack":
+            while self._sent and self._sent[0].sequence <= event.ack.through_sequence:
+                self._settled = self._sent.popleft().through
+                free.release()
+            self._stored += event.ack.stored
+            self._token = event.ack.token or self._token
