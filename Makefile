@@ -6,7 +6,7 @@ PROTOS  = $(shell find protos -name '*.proto' | sort)
 DATA   ?= .mmesh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm setup-training demo up check fmt test bench protos protos-accept lite-model
+.PHONY: help setup setup-vllm setup-training demo up check fmt test bench protos docs protos-accept lite-model
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ bench: setup  ## run the benchmarks and store their results in benchmarks/result
 
 protos: setup  ## generate mmesh/api from protos/
 	$(BIN)/python -m tools.generate_api .
+
+docs: setup  ## generate docs/reference from the code
+	$(BIN)/python -m tools.generate_docs
 
 protos-accept: setup  ## make today's protos the published API (with a CHANGELOG line)
 	$(BIN)/buf build --exclude-source-info -o tests/golden/api.txtpb

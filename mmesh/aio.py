@@ -136,7 +136,7 @@ class AsyncClient:
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> list[Candidate]:
-        """Return those of up to 1000 ids that exist, with their content, in the order of the ids."""
+        """Return those of up to 1000 ids that exist, with content, in the order of the ids."""
         request = pb.BatchGetCandidatesRequest(collection=collection, ids=ids)
         reply = await _answer(self._stub.BatchGetCandidates(request, timeout=timeout))
         return [wire.candidate_from_pb(message) for message in reply.candidates]

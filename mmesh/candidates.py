@@ -40,9 +40,7 @@ def check_attributes(attributes: Attributes, path: str) -> None:
         raise InvalidField(path, f"has {len(attributes)} entries; at most {MAX_ATTRIBUTES}")
     for name, value in attributes.items():
         if not _NAME.fullmatch(name):
-            raise InvalidField(
-                path, f"has the name {name[:80]!r}; use 1 to 64 of A-Z a-z 0-9 _ . -"
-            )
+            raise InvalidField(path, f"has the name {name[:80]!r}; use 1 to 64 of A-Za-z0-9_.-")
         strings = value if isinstance(value, tuple) else (value,)
         if len(strings) > MAX_LIST:
             raise InvalidField(
@@ -92,7 +90,7 @@ class RerankOutcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rerank:
-    """How much second-stage scoring to do: candidates to judge and seconds (0: half of the rest)."""
+    """How many candidates to judge, for how many seconds (0: half of what is left)."""
 
     candidates: int
     max_seconds: float = 0.0

@@ -111,7 +111,7 @@ class Client:
     def batch_get_candidates(
         self, collection: str, ids: Sequence[str], *, timeout: float | None = DEFAULT_TIMEOUT_S
     ) -> list[Candidate]:
-        """Return those of up to 1000 ids that exist, with their content, in the order of the ids."""
+        """Return those of up to 1000 ids that exist, with content, in the order of the ids."""
         return self._wait(self._client.batch_get_candidates(collection, ids, timeout=timeout))
 
     def list_candidates(

@@ -8,6 +8,7 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 
@@ -124,19 +125,17 @@ class Ingest:
                 await asyncio.gather(sender, return_exceptions=True)
             call.cancel()
 
-    async def _send(
-        self, call: grpc.aio.StreamStreamCall, resend: list[_Batch], free: asyncio.Semaphore
-    ) -> None:  # type: ignore[type-arg]  # generic in stubs only
+    async def _send(self, call: Any, resend: list[_Batch], free: asyncio.Semaphore) -> None:
         for batch in resend:
             await free.acquire()
             await call.write(batch.message)
         while not self._exhausted:
             await free.acquire()
-            batch = await self._next_batch()
-            if batch is None:
+            new = await self._next_batch()
+            if new is None:
                 break
-            self._sent.append(batch)
-            await call.write(batch.message)
+            self._sent.append(new)
+            await call.write(new.message)
         await call.done_writing()
 
     async def _next_batch(self) -> _Batch | None:

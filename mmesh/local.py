@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import grpc
 
@@ -247,7 +247,7 @@ async def is_serving(address: str, service: str) -> bool:
     # One message with one string field, spelled out: the SDK does without the health package.
     request = b"\x0a" + bytes([len(service)]) + service.encode()
     async with grpc.aio.insecure_channel(address) as channel:
-        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
         try:
             return bool(await check(request, timeout=2.0) == b"\x08\x01")
         except grpc.aio.AioRpcError:

@@ -177,7 +177,7 @@ def _hit_from_pb(message: pb.Hit) -> Hit:
 
 
 def _receipt_from_pb(message: pb.Receipt) -> Receipt:
-    def known(table: dict[Any, int], value: int, default: Any) -> Any:
+    def known(table: dict[Any, Any], value: int, default: Any) -> Any:
         return wire.enum_from_pb(table, value, "receipt") or default
 
     return Receipt(

@@ -20,7 +20,7 @@ from mmesh.errors import InvalidField, InvalidFilter, InvalidVector, MmeshError,
 from mmesh.filters import MAX_DEPTH, AllOf, AnyOf, Compare, Filter, In, Not, Operator
 from mmesh.vectors import DataType, FloatMatrix, pack, unpack
 
-_MODALITIES: dict[Modality, content_pb2.Modality] = {
+_MODALITIES = {
     Modality.TEXT: content_pb2.MODALITY_TEXT,
     Modality.IMAGE: content_pb2.MODALITY_IMAGE,
     Modality.IMAGE_TEXT: content_pb2.MODALITY_IMAGE_TEXT,
@@ -45,7 +45,7 @@ _CONSISTENCIES = {
 }
 
 
-def enum_from_pb(table: Mapping[Any, int], value: int, path: str) -> Any:
+def enum_from_pb(table: Mapping[Any, Any], value: int, path: str) -> Any:
     """Return the key of `value` in `table`, or None for the unspecified zero."""
     if value == 0:
         return None
@@ -55,7 +55,7 @@ def enum_from_pb(table: Mapping[Any, int], value: int, path: str) -> Any:
     raise InvalidField(path, f"is {value}, which is not a value of its enum")
 
 
-def modality_to_pb(modality: Modality | None) -> content_pb2.Modality:
+def modality_to_pb(modality: Modality | None) -> content_pb2.Modality.ValueType:
     """Return the wire value; None is unspecified."""
     if modality is None:
         return content_pb2.MODALITY_UNSPECIFIED
@@ -67,7 +67,7 @@ def modality_from_pb(value: int, path: str = "modality") -> Modality | None:
     return cast("Modality | None", enum_from_pb(_MODALITIES, value, path))
 
 
-def consistency_to_pb(consistency: Consistency | None) -> index_pb2.Consistency:
+def consistency_to_pb(consistency: Consistency | None) -> index_pb2.Consistency.ValueType:
     """Return the wire value; None is unspecified."""
     if consistency is None:
         return index_pb2.CONSISTENCY_UNSPECIFIED

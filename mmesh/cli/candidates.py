@@ -36,5 +36,8 @@ def show(collection: str, ids: tuple[str, ...], limit: int, address: str) -> Non
             found = client.batch_get_candidates(collection, ids[:BATCH])
         else:
             found = list(client.list_candidates(collection, page_size=limit).candidates)
-    rows = [[c.id, c.content.modality.value, content_preview(c.content), dict(c.attributes)] for c in found]  # fmt: skip
+    rows = [
+        [c.id, c.content.modality.value, content_preview(c.content), dict(c.attributes)]
+        for c in found
+    ]
     console.print(table(["id", "modality", "content", "attributes"], rows))

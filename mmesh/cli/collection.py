@@ -74,8 +74,9 @@ def delete(name: str, yes: bool, address: str) -> None:
 
 def _collections_table(found: list[Collection]) -> object:
     names = [modality.value for modality in Modality]
-    rows = [
-        [c.name, *(c.candidates[m] for m in Modality), c.shards, c.model_fingerprint, f"{c.create_time:%Y-%m-%d %H:%M}"]
-        for c in found
-    ]  # fmt: skip
+    rows = []
+    for one in found:
+        counts = [one.candidates[modality] for modality in Modality]
+        created = f"{one.create_time:%Y-%m-%d %H:%M}"
+        rows.append([one.name, *counts, one.shards, one.model_fingerprint, created])
     return table(["name", *names, "shards", "model", "created"], rows)

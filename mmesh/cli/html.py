@@ -17,17 +17,27 @@ _SIGNATURES = (
     (b"RIFF", "image/webp"),
 )
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem;color:#1c2430;background:#f6f7f9}
-h1{font-size:1.5rem}section{background:#fff;border:1px solid #dfe3e8;border-radius:10px;padding:1rem 1.25rem;margin:1.25rem 0}
-h2{font-size:1.05rem;margin:.2rem 0 .8rem}.query{display:flex;gap:1rem;align-items:center;margin-bottom:.8rem}
-.query img{height:96px;border-radius:6px}.query p{margin:0;font-size:1.05rem}.instruction,.foot{color:#66707d;font-size:.85rem}
-.hits{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:.8rem}
-.hit{border:1px solid #e6e9ed;border-radius:8px;padding:.6rem;font-size:.86rem;background:#fcfcfd;overflow-wrap:anywhere}
-.hit img{width:100%;height:130px;object-fit:contain;border-radius:4px;background:#eef0f3}
-.hit .meta{color:#66707d;font-size:.78rem;display:flex;justify-content:space-between;gap:.4rem}
-.tag{background:#e7eefc;color:#2b4fa3;border-radius:4px;padding:0 .35rem}
-@media(prefers-color-scheme:dark){body{background:#14181d;color:#e3e7ec}section{background:#1b2027;border-color:#2c333c}
-.hit{background:#20262e;border-color:#2c333c}.hit img{background:#14181d}.tag{background:#22345c;color:#a9c3ff}}
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem;
+  padding: 0 1rem; color: #1c2430; background: #f6f7f9 }
+h1 { font-size: 1.5rem } h2 { font-size: 1.05rem; margin: .2rem 0 .8rem }
+section { background: #fff; border: 1px solid #dfe3e8; border-radius: 10px;
+  padding: 1rem 1.25rem; margin: 1.25rem 0 }
+.query { display: flex; gap: 1rem; align-items: center; margin-bottom: .8rem }
+.query img { height: 96px; border-radius: 6px } .query p { margin: 0; font-size: 1.05rem }
+.instruction, .foot { color: #66707d; font-size: .85rem }
+.hits { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: .8rem }
+.hit { border: 1px solid #e6e9ed; border-radius: 8px; padding: .6rem; font-size: .86rem;
+  background: #fcfcfd; overflow-wrap: anywhere }
+.hit img { width: 100%; height: 130px; object-fit: contain; border-radius: 4px;
+  background: #eef0f3 }
+.meta { color: #66707d; font-size: .78rem; display: flex; justify-content: space-between;
+  gap: .4rem }
+.tag { background: #e7eefc; color: #2b4fa3; border-radius: 4px; padding: 0 .35rem }
+@media (prefers-color-scheme: dark) {
+  body { background: #14181d; color: #e3e7ec }
+  section { background: #1b2027; border-color: #2c333c }
+  .hit { background: #20262e; border-color: #2c333c } .hit img { background: #14181d }
+  .tag { background: #22345c; color: #a9c3ff } }
 """
 
 

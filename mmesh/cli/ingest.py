@@ -44,11 +44,12 @@ def ingest(
 ) -> None:
     """Put every SOURCE into COLLECTION, which is created if need be.
 
-    A SOURCE is a folder of pictures (a .txt of the same name makes an illustrated text), or a .jsonl,
-    .csv or .parquet file with the columns id, text, image (a path relative to the file) and attributes.
+    A SOURCE is a folder of pictures (a .txt of the same name makes an illustrated text), or a
+    .jsonl, .csv or .parquet file with the columns id, text, image (a path relative to the file)
+    and attributes.
 
-    Candidates that are refused are listed and do not stop the rest; the exit code is 1 then. When it
-    is interrupted, the same command goes on where it left off.
+    Candidates that are refused are listed and do not stop the rest; the exit code is 1 then. When
+    it is interrupted, the same command goes on where it left off.
     """
     check_sources(sources)
     with Client(address) as client:

@@ -20,7 +20,7 @@ from mmesh.errors import MmeshError, Unavailable
 )
 @click.version_option(package_name="mmesh")
 def cli() -> None:
-    """Find texts, pictures and illustrated texts with words, pictures or both.
+    r"""Find texts, pictures and illustrated texts with words, pictures or both.
 
     \b
     mmesh up                                   start a mesh on this machine

@@ -39,12 +39,12 @@ _ANY = "any"
 )
 @click.option("--target", type=click.Choice([_ANY, *(m.value for m in Modality)]), default=_ANY,
               show_default=True, help="Modality of the hits.")  # fmt: skip
-@click.option("--limit", type=int, default=10, show_default=True, help="How many hits; 1 to 1000.")
-@click.option("--rerank", type=int, help="How many hits to judge; 0 judges none.  [default: 20]")
+@click.option("--limit", type=int, default=10, show_default=True, help="Hits; 1 to 1000.")
+@click.option("--rerank", type=int, help="Hits to judge; 0: none.  [default: 20]")
 @click.option("--merge", type=click.Choice([policy.value for policy in MergePolicy]),
-              help="How lists of several modalities become one.  [default: the mesh's]")  # fmt: skip
+              help="How the modalities' lists become one.  [default: the mesh's]")  # fmt: skip
 @click.option("--filter", "expression", metavar="EXPR",
-              help="Which candidates count, such as 'topic = \"cats\" and year >= 1969'.")  # fmt: skip
+              help="Which candidates count: 'topic = \"cats\" and year >= 1969'.")  # fmt: skip
 @click.option("--token", default="", help="Token of a write that must be visible.")
 @click.option("--require-all-shards", is_flag=True, help="Fail unless every shard answers.")
 @click.option("--queries", type=click.Path(exists=True, dir_okay=False, path_type=Path),

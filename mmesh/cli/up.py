@@ -20,13 +20,13 @@ from mmesh.local import DEFAULT_PORT, LocalMesh, LocalSettings, MeshFailed
               help="Index shards; may change from start to start.")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True,
               help="Port of the gateway on 127.0.0.1; 0 takes a free one.")  # fmt: skip
-@click.option("--reranker", default="maxsim", show_default=True, metavar="maxsim|none|vllm:MODEL_DIR",
-              help="Who judges the first hits.")  # fmt: skip
+@click.option("--reranker", default="maxsim", show_default=True,
+              metavar="maxsim|none|vllm:MODEL_DIR", help="Who judges the first hits.")  # fmt: skip
 def up(data: Path, shards: int, port: int, reranker: str) -> None:
     """Start encoder, index, reranker and gateway, and keep them running.
 
-    Prints "ready 127.0.0.1:PORT" once the mesh answers. A service that dies is restarted. Ctrl-C or
-    SIGTERM lets running calls finish and stops everything.
+    Prints "ready 127.0.0.1:PORT" once the mesh answers. A service that dies is restarted. Ctrl-C
+    or SIGTERM lets running calls finish and stops everything.
     """
     if reranker not in ("maxsim", "none") and not reranker.startswith("vllm:"):
         raise click.BadParameter("use maxsim, none or vllm:MODEL_DIR", param_hint="--reranker")
@@ -40,11 +40,6 @@ async def _run(settings: LocalSettings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    starting = asyncio.create_task(_serve(settings, stop))
-    await starting
-
-
-async def _serve(settings: LocalSettings, stop: asyncio.Event) -> None:
     async with LocalMesh(settings, say=lambda line: click.echo(line, err=True)) as mesh:
         click.echo(f"ready {mesh.address}")
         await stop.wait()

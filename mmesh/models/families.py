@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from mmesh.models.protocol import EncoderModel, JudgeModel
 
 
-def open_encoder(name: str, *, backend: str, threads: int) -> EncoderModel:
+def open_encoder(
+    name: str, *, backend: Literal["onnxruntime", "openvino"], threads: int
+) -> EncoderModel:
     """Return the encoder called `name`.
 
     Raises:

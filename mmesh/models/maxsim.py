@@ -78,9 +78,9 @@ class MaxSimJudge:
             for key, content, path in zip(keys, contents, paths, strict=True)
             if known[key] is None
         }
-        for key, rows in self._encode(missing).items():
-            known[key] = rows
-            self._cache.put(key, rows)
+        for key, new in self._encode(missing).items():
+            known[key] = new
+            self._cache.put(key, new)
         return [rows for key in keys if (rows := known[key]) is not None]
 
     def _words(self, content: Content, path: str) -> str:
@@ -105,7 +105,7 @@ class MaxSimJudge:
 
 
 def maxsim(query: FloatMatrix, candidate: FloatMatrix) -> float:
-    """Return the mean over query tokens (q, d) of the largest cosine to a candidate token (t, d)."""
+    """Return the mean over query rows (q, d) of the largest cosine to a candidate row (t, d)."""
     if not len(query) or not len(candidate):
         return 0.0
     return float((query @ candidate.T).max(axis=1).mean())

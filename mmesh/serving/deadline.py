@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
 from mmesh.errors import DeadlineExceeded
 
-Context = grpc.aio.ServicerContext
+if TYPE_CHECKING:
+    Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+else:
+    Context = grpc.aio.ServicerContext  # generic in its stubs only
 
 
 @dataclass(frozen=True, slots=True)

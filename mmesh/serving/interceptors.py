@@ -17,12 +17,12 @@ from google.protobuf.message import DecodeError
 
 from mmesh.errors import DeadlineExceeded, InternalError, InvalidRequest, MmeshError
 from mmesh.serving import logs, telemetry
+from mmesh.serving.deadline import Context
 from mmesh.status import DETAILS_KEY, status_of
 
 logger = logging.getLogger(__name__)
 
 REQUEST_ID_KEY = "mmesh-request-id"
-Context = grpc.aio.ServicerContext
 Handler = Any  # grpc.RpcMethodHandler is generic in its stubs only
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -16,7 +17,7 @@ class EncoderSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="MMESH_ENCODER_")
 
     model: str = Field("lite", description="Model family; `lite` is the embedded default.")
-    backend: str = Field(
+    backend: Literal["onnxruntime", "openvino"] = Field(
         "onnxruntime", description="What runs lite: onnxruntime, or openvino (extra `openvino`)."
     )
     threads: int = Field(

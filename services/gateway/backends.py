@@ -1,11 +1,10 @@
-"""Calls to the other services, as plain Python: every call gets a deadline, every failure is ours."""
+"""Calls to the other services, in plain Python; each has a deadline, failures are MmeshErrors."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Awaitable, Sequence
+from itertools import count, cycle
 from typing import Any, TypeVar
 
 import grpc
@@ -15,65 +14,20 @@ from mmesh import wire
 from mmesh.api.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from mmesh.api.index.v1 import collection_pb2, collection_pb2_grpc, index_pb2, index_pb2_grpc
 from mmesh.api.reranker.v1 import reranker_pb2, reranker_pb2_grpc
-from mmesh.candidates import Candidate, Collection, Consistency, Page
+from mmesh.candidates import Candidate, Collection, Page
 from mmesh.content import Content, Modality, Role
-from mmesh.errors import MmeshError, Unavailable
-from mmesh.filters import Filter
+from mmesh.errors import Unavailable
 from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
 from mmesh.serving.interceptors import REQUEST_ID_KEY
 from mmesh.status import error_of
 from mmesh.transport import open_channel
 from mmesh.vectors import FloatMatrix
+from services.gateway.ports import Encoded, EncoderModel, ShardAnswer, ShardOrder
 from services.gateway.ranking import Scored
 from services.gateway.rerank import Judge, Verdict
 
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderModel:
-    """What the gateway knows of the encoder."""
-
-    name: str
-    fingerprint: str
-    dim: int
-    calibration: Mapping[Modality, FloatMatrix]
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Unit rows (n, dim) with the inputs that could not be encoded or were cut, by number."""
-
-    vectors: FloatMatrix
-    fingerprint: str
-    problems: Mapping[int, MmeshError]
-    truncated: frozenset[int]
-    batch_size: int
-    service_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class ShardOrder:
-    """A search of one shard."""
-
-    collection: str
-    queries: FloatMatrix
-    fingerprint: str
-    modalities: Sequence[Modality]
-    limit: int
-    filter: Filter | None
-    consistency: Consistency
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class ShardAnswer:
-    """Hits by query and modality, in the order of the search's."""
-
-    lists: list[list[list[Scored]]]
-    token: str
-    service_s: float
 
 
 async def _answer(call: Awaitable[Answer], service: str) -> Answer:
@@ -277,8 +231,10 @@ class IndexBackend:
         )
         call = self._shards[shard].Search(request, **_options(deadline))
         reply = await _answer(call, f"index shard {shard}")
-        lists = [_scored(message, modality)
-                 for message, modality in zip(reply.lists, _repeat(order.modalities), strict=False)]  # fmt: skip
+        lists = [
+            _scored(message, modality)
+            for message, modality in zip(reply.lists, cycle(order.modalities), strict=False)
+        ]
         width = len(order.modalities)
         by_query = [lists[start : start + width] for start in range(0, len(lists), width)]
         return ShardAnswer(by_query, reply.token, reply.search_seconds + reply.queue_seconds)
@@ -288,11 +244,6 @@ class IndexBackend:
         call = self._shards[shard].GetShard(index_pb2.GetShardRequest(), **_options(deadline))
         reply = await _answer(call, f"index shard {shard}")
         return f"{reply.candidates} candidates, {reply.lag} writes behind"
-
-
-def _repeat(modalities: Sequence[Modality]) -> Any:
-    while True:
-        yield from modalities
 
 
 def _scored(message: index_pb2.HitList, modality: Modality) -> list[Scored]:

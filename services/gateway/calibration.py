@@ -1,8 +1,8 @@
 """What a good score is: the upper tail of each modality's scores, for one collection and model.
 
-Raw scores of two modalities are not comparable: embeddings of texts and of pictures lie in different
-cones. So the scores of the first ten hits of queries that have nothing to do with the collection are
-taken as the scale of each (query modality, candidate modality).
+Raw scores of two modalities are not comparable: embeddings of texts and of pictures lie in
+different cones. So the scores of the first ten hits of queries that have nothing to do with the
+collection are taken as the scale of each (query modality, candidate modality).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Scales by candidate modality, for one query modality; `seq` is the state they were fitted to."""
+    """Scales by candidate modality, for one query modality, fitted to the state `seq`."""
 
     scales: Mapping[Modality, Scale]
     seq: int

@@ -11,9 +11,9 @@ from mmesh.candidates import Consistency
 from mmesh.content import Modality
 from mmesh.errors import MmeshError
 from mmesh.serving.deadline import Deadline
-from services.gateway.backends import EncoderBackend, IndexBackend, ShardOrder
 from services.gateway.calibration import QUERIES, TAIL, Calibration, fit
 from services.gateway.fanout import search_shards, seq_of
+from services.gateway.ports import Encoder, Index, ShardOrder
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +22,9 @@ Key = tuple[str, str, Modality]
 
 
 class Calibrator:
-    """Fits calibrations with the encoder's own queries; an outgrown one serves until the next is there."""
+    """Fits calibrations with the encoder's own queries; an outgrown one serves meanwhile."""
 
-    def __init__(self, encoder: EncoderBackend, index: IndexBackend) -> None:
+    def __init__(self, encoder: Encoder, index: Index) -> None:
         self._encoder, self._index = encoder, index
         self._known: dict[Key, Calibration] = {}
         self._fitting: dict[Key, asyncio.Task[Calibration | None]] = {}

@@ -16,7 +16,7 @@ from mmesh.errors import (
     Unavailable,
 )
 from mmesh.serving.deadline import Deadline
-from services.gateway.backends import IndexBackend, ShardAnswer, ShardOrder
+from services.gateway.ports import Index, ShardAnswer, ShardOrder
 from services.gateway.ranking import Scored, join_shards
 
 _SHARD_TROUBLE = (Unavailable, DeadlineExceeded, ResourceExhausted)
@@ -27,14 +27,14 @@ _SHARD_TROUBLE = (Unavailable, DeadlineExceeded, ResourceExhausted)
 class Gathered:
     """The joined lists of each query by modality, and what is missing from them."""
 
-    lists: list[Mapping[Modality, list[Scored]]]
+    lists: Sequence[Mapping[Modality, list[Scored]]]
     token: str
     answered: int
     missing: Mapping[int, MmeshError]
     service_s: float
 
 
-async def search_shards(index: IndexBackend, order: ShardOrder, deadline: Deadline) -> Gathered:
+async def search_shards(index: Index, order: ShardOrder, deadline: Deadline) -> Gathered:
     """Search every shard; those that fail are left out and listed.
 
     Raises:

@@ -14,7 +14,7 @@ from mmesh.content import Role
 from mmesh.errors import DeadlineExceeded, InvalidField, MmeshError, Overloaded, Unavailable
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
-from services.gateway.backends import EncoderBackend, IndexBackend
+from services.gateway.ports import Encoder, Index
 
 Value = TypeVar("Value")
 ATTEMPT_S = 30.0
@@ -53,9 +53,7 @@ class Stored:
 class Ingester:
     """Stores the batches of ingest streams."""
 
-    def __init__(
-        self, encoder: EncoderBackend, index: IndexBackend, *, window: int, patience_s: float
-    ) -> None:
+    def __init__(self, encoder: Encoder, index: Index, *, window: int, patience_s: float) -> None:
         self._encoder, self._index = encoder, index
         self._window, self._patience_s = window, patience_s
 

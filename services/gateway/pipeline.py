@@ -25,12 +25,12 @@ from mmesh.errors import InvalidRequest, MmeshError, Overloaded, ShardUnavailabl
 from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
-from services.gateway.backends import EncoderBackend, IndexBackend, RerankerBackend, ShardOrder
 from services.gateway.calibrator import Calibrator
 from services.gateway.config import GatewaySettings
 from services.gateway.fanout import Gathered, search_shards
 from services.gateway.merge import merge, needs_calibration
 from services.gateway.plan import make_plan
+from services.gateway.ports import Encoder, Index, Reranker, ShardOrder
 from services.gateway.queries import QueryEmbedder
 from services.gateway.ranking import Ranked
 from services.gateway.rerank import places_to_judge, reorder
@@ -49,9 +49,9 @@ class Pipeline:
 
     def __init__(
         self,
-        encoder: EncoderBackend,
-        index: IndexBackend,
-        reranker: RerankerBackend | None,
+        encoder: Encoder,
+        index: Index,
+        reranker: Reranker | None,
         settings: GatewaySettings,
     ) -> None:
         self._index, self._reranker, self._settings = index, reranker, settings
@@ -172,7 +172,7 @@ class Pipeline:
             run.degrade("RERANK_UNAVAILABLE", f"the hits are in first-stage order: {reason}")
         run.watch.lap("rerank", run.verdict.service_s if run.verdict else 0.0)
 
-    async def _judge(self, run: Run, reranker: RerankerBackend) -> None:
+    async def _judge(self, run: Run, reranker: Reranker) -> None:
         budget = _budget(run)
         judge = await reranker.judge(budget)
         weights = judge.weights.get(run.search.query.modality, {})

@@ -14,7 +14,8 @@ _VERB = re.compile(
     re.IGNORECASE,
 )
 _END = re.compile(
-    r"(?<![-\w])(?:that|which|who|whose|where|for|of|in|with|to|from|about|by|on|as)(?![-\w])|[.,;:!?]",
+    r"(?<![-\w])(?:that|which|who|whose|where|for|of|in|with|to|from|about|by|on|as)(?![-\w])"
+    r"|[.,;:!?]",
     re.IGNORECASE,
 )
 _PARTICIPLE = re.compile(
@@ -27,7 +28,7 @@ _TEXT = (
     r"abstract|note|story|answer|definition|label|name|explanation|fact)"
 )
 _IMAGE_TEXT = re.compile(
-    rf"\b{_IMAGE}s?[\s-]*(?:and|with|,|/|&|-|\+)?[\s-]*(?:its |their |an? )?{_TEXT}s?[\s-]+pairs?\b|"
+    rf"\b{_IMAGE}s?[\s-]*(?:and|with|,|/|&|-|\+)?[\s-]*{_TEXT}s?[\s-]+pairs?\b|"
     rf"\b{_IMAGE}s?\s+(?:with|and)\s+(?:its |their |an? )?{_TEXT}s?\b|"
     rf"\b{_TEXT}s?\s+(?:with|and)\s+(?:its |their |an? )?{_IMAGE}s?\b|"
     rf"\b(?:illustrated|captioned)\s+(?:\w+\s+)?(?:{_TEXT}|{_IMAGE}|guide|page|entry|entries)s?\b",

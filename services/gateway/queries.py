@@ -10,14 +10,14 @@ from mmesh.content import Role
 from mmesh.errors import InvalidField, MmeshError
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
-from services.gateway.backends import EncoderBackend
+from services.gateway.ports import Encoder
 from services.gateway.run import QueryEmbedding, Run
 
 
 class QueryEmbedder:
     """Embeds the queries of searches, with an LRU cache by content and instruction."""
 
-    def __init__(self, encoder: EncoderBackend, cache_size: int) -> None:
+    def __init__(self, encoder: Encoder, cache_size: int) -> None:
         self._encoder = encoder
         self._cache: OrderedDict[Hashable, QueryEmbedding] = OrderedDict()
         self._size = cache_size

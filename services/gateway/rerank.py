@@ -35,7 +35,8 @@ class Verdict:
 
 def places_to_judge(ranked: Sequence[Ranked], depth: int, weights: Weights) -> list[int]:
     """Return the places among the first `depth` whose candidates the judge has a say on."""
-    return [p for p, entry in enumerate(ranked[:depth]) if weights.get(entry.hit.modality, 0.0) > 0]
+    first = enumerate(ranked[:depth])
+    return [place for place, entry in first if weights.get(entry.hit.modality, 0.0) > 0]
 
 
 def reorder(
@@ -44,8 +45,8 @@ def reorder(
     """Return the list with its judged hits, given by place, in their new order.
 
     Hits change places only among those that the judge can compare: all, or those of one modality.
-    So the merge decides how many of each modality there are and where, the judge which. Hits without
-    a score keep their places, and every place keeps its `score`, so scores still fall.
+    So the merge decides how many of each modality there are and where, the judge which. Hits
+    without a score keep their places, and every place keeps its `score`, so scores still fall.
     """
     result = list(ranked)
     for places in _comparable(ranked, scores, judge):

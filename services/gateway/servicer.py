@@ -54,10 +54,10 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
         self, request: pb.UpsertCandidatesRequest, context: Context
     ) -> pb.UpsertCandidatesResponse:
         _check_count("candidates", len(request.candidates), MAX_CANDIDATES)
-        candidates = _candidates_of(request.candidates)
-        for one in candidates:
-            if isinstance(one, Refused):
-                raise one.error
+        outcomes = _candidates_of(request.candidates)
+        for refused in (one for one in outcomes if isinstance(one, Refused)):
+            raise refused.error
+        candidates = [one for one in outcomes if isinstance(one, Candidate)]
         token = await self._mesh.upsert(
             request.collection, candidates, request.request_id, self._deadline(context)
         )

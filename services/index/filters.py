@@ -44,11 +44,9 @@ class Columns:
         """Return which rows the condition holds for, as booleans (n,)."""
         match condition:
             case AllOf(filters):
-                masks = [self.mask(part) for part in filters]
-                return np.logical_and.reduce([self._all(True), *masks])
+                return self._combine(np.logical_and, filters, start=True)
             case AnyOf(filters):
-                masks = [self.mask(part) for part in filters]
-                return np.logical_or.reduce([self._all(False), *masks])
+                return self._combine(np.logical_or, filters, start=False)
             case Not(inner):
                 return ~self.mask(inner)
             case In(attribute, values):
@@ -57,12 +55,18 @@ class Columns:
                 holds = _COMPARISONS[compare]
                 return self._where(attribute, lambda value: holds(value, wanted))
 
-    def _all(self, value: bool) -> Mask:
+    def _combine(self, combine: np.ufunc, filters: Sequence[Filter], *, start: bool) -> Mask:
+        mask = self._all(value=start)
+        for part in filters:
+            combine(mask, self.mask(part), out=mask)
+        return mask
+
+    def _all(self, *, value: bool) -> Mask:
         return np.full(len(self._attributes), value)
 
     def _where(self, attribute: str, holds: Callable[[AttributeValue], bool]) -> Mask:
         column = self._column(attribute)
-        mask = self._all(False)
+        mask = self._all(value=False)
         if column.values:
             holding = np.fromiter(map(holds, column.values), np.bool_, len(column.values))
             mask[column.rows[holding[column.numbers]]] = True

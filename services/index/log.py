@@ -1,7 +1,7 @@
-"""The log: a SQL table with the newest row of each candidate and one gap-free sequence a collection.
+"""The log: the newest row of each candidate, and one gap-free sequence a collection.
 
 A write is one transaction: lock the collection's row, add n to its sequence, write n rows. So the
-order of sequences is the order of commits, and a reader that has seen sequence s has seen all of 1..s.
+order of sequences is the order of commits: who has seen sequence s has seen all of 1..s.
 """
 
 from __future__ import annotations
@@ -271,9 +271,9 @@ class Log:
 
     @contextmanager
     def _write(self) -> Iterator[sa.Connection]:
-        with _as_our_errors(), self._engine.connect().execution_options(writes=True) as connection:
-            with connection.begin():
-                yield connection
+        writing = self._engine.connect().execution_options(writes=True)
+        with _as_our_errors(), writing as connection, connection.begin():
+            yield connection
 
     @contextmanager
     def _read(self) -> Iterator[sa.Connection]:

@@ -1,8 +1,8 @@
 """Blocks of rows that are searched exactly: the growing delta and the sealed segments.
 
-A row is appended once and never changes but for `alive`. Readers take the number of rows first and
-look no further, so one writer and any number of readers need no lock. (FAISS indexes themselves must
-not be searched while they grow; sealed ones never grow.)
+A row is appended once and never changes but for `alive`. Readers take the number of rows first
+and look no further, so one writer and any number of readers need no lock. (FAISS indexes must not
+be searched while they grow; sealed ones never grow.)
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ class FlatSegment:
         if count == len(self):
             scores, rows = self._index.search(queries, min(limit, count))
             return scores, rows
-        selector = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
-        parameters = faiss.SearchParameters(sel=selector)
+        selector = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))  # type: ignore[call-arg,arg-type]  # FAISS wraps it
+        parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]  # FAISS wraps it
         scores, rows = self._index.search(queries, min(limit, count), params=parameters)
         return scores, rows
 

@@ -1,7 +1,7 @@
 """A shard's view of one collection: what the log says, ready to be searched.
 
-The view is disposable and knows the sequence that it reflects. One thread applies rows; searches run
-beside it on whatever tuple of blocks they find.
+The view is disposable and knows the sequence that it reflects. One thread applies rows; searches
+run beside it on whatever tuple of blocks they find.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Partition:
         self._dim, self._seal_rows = dim, seal_rows
         self._delta = Delta(dim, seal_rows)
         self.blocks: tuple[Block, ...] = (self._delta,)
-        """Sealed segments, then the delta; a search takes the tuple once, so it never changes under it."""
+        """Sealed segments, then the delta; a search takes the tuple once."""
 
     def append(self, row: CandidateRow, vector: FloatMatrix) -> tuple[Block, int]:
         """Add a row to the delta and return where it is."""

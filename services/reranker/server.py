@@ -44,7 +44,7 @@ async def serve(settings: RerankerSettings) -> None:
 
 
 async def _stop_when_dead(engine: RerankerEngine, host: Host) -> None:
-    while engine.is_healthy():
+    while engine.is_healthy():  # noqa: ASYNC110  # an engine in other processes sets no event
         await asyncio.sleep(LOOK_S)
     logger.error("the judge's engine died")
     await host.set_serving(False)

@@ -1,0 +1,118 @@
+"""What the gateway's own logic needs of the other services, without how they are called.
+
+`services.gateway.backends` has the implementations over gRPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mmesh.candidates import Candidate, Consistency
+from mmesh.content import Content, Modality, Role
+from mmesh.errors import MmeshError
+from mmesh.filters import Filter
+from mmesh.serving.deadline import Deadline
+from mmesh.vectors import FloatMatrix
+from services.gateway.ranking import Scored
+from services.gateway.rerank import Judge, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderModel:
+    """What the gateway knows of the encoder."""
+
+    name: str
+    fingerprint: str
+    dim: int
+    calibration: Mapping[Modality, FloatMatrix]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Unit rows (n, dim) with the inputs that could not be encoded or were cut, by number."""
+
+    vectors: FloatMatrix
+    fingerprint: str
+    problems: Mapping[int, MmeshError]
+    truncated: frozenset[int]
+    batch_size: int
+    service_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ShardOrder:
+    """A search of one shard."""
+
+    collection: str
+    queries: FloatMatrix
+    fingerprint: str
+    modalities: Sequence[Modality]
+    limit: int
+    filter: Filter | None
+    consistency: Consistency
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardAnswer:
+    """Hits by query and modality, in the order of the search's."""
+
+    lists: list[list[list[Scored]]]
+    token: str
+    service_s: float
+
+
+class Encoder(Protocol):
+    """Turns content into unit vectors."""
+
+    async def model(self, deadline: Deadline) -> EncoderModel:
+        """Return the encoder's model; remembered until an answer comes from another."""
+
+    async def encode(
+        self,
+        inputs: Sequence[tuple[Content, str]],
+        role: Role,
+        deadline: Deadline,
+        *,
+        skip_problems: bool = False,
+    ) -> Encoded:
+        """Encode (content, instruction) pairs; candidates are bulk work, queries are not."""
+
+
+class Index(Protocol):
+    """Stores candidates, and searches them shard by shard."""
+
+    @property
+    def shard_count(self) -> int:
+        """Shards of the deployment."""
+
+    async def search(self, shard: int, order: ShardOrder, deadline: Deadline) -> ShardAnswer:
+        """Search one shard."""
+
+    async def get(self, collection: str, ids: Sequence[str], deadline: Deadline) -> list[Candidate]:
+        """Return the candidates that exist, with content."""
+
+    async def upsert(
+        self,
+        collection: str,
+        candidates: Sequence[Candidate],
+        vectors: FloatMatrix,
+        fingerprint: str,
+        request_id: str,
+        deadline: Deadline,
+    ) -> str:
+        """Store candidates durably, all or none; return the token."""
+
+
+class Reranker(Protocol):
+    """Judges how well candidates answer a query."""
+
+    async def judge(self, deadline: Deadline) -> Judge:
+        """Return how far the judge is to be trusted; remembered until another one answers."""
+
+    async def rerank(
+        self, query: Content, instruction: str, candidates: Sequence[Content], deadline: Deadline
+    ) -> Verdict:
+        """Return what the judge says of `candidates`."""
