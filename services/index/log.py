@@ -139,7 +139,7 @@ class Log:
             columns.epoch == row.epoch, ~columns.deleted
         )
         with self._read() as connection:
-            found = {m: n for m, n in connection.execute(query.group_by(columns.modality)).tuples()}
+            found = {m: n for m, n in connection.execute(query.group_by(columns.modality))}
         return {modality: found.get(modality.value, 0) for modality in Modality}
 
     # -- writes

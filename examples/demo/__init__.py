@@ -1,0 +1,1 @@
+"""The demo: a real collection, and one search for each of the eight task shapes."""

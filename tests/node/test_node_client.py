@@ -1,0 +1,39 @@
+"""A client in another language needs nothing but protos/."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+PROTOS = HERE.parents[1] / "protos"
+
+pytestmark = [
+    pytest.mark.node,
+    pytest.mark.skipif(
+        not shutil.which("node") or not (HERE / "node_modules").is_dir(),
+        reason="the Node client is absent: install nodejs and npm, then run `make setup-node`",
+    ),
+]
+
+
+def test_a_node_client_ingests_and_searches_with_text_and_picture(mesh, collection, png, tmp_path):
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(png())
+    command = ["node", HERE / "client.mjs", mesh.address, PROTOS, collection, picture]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["stored"] == 2
+    assert answer["rejected"] == [["broken", "INVALID_IMAGE"]]
+    assert answer["byText"] == [["words", "MODALITY_TEXT", 1]]
+    assert answer["year"] == 2001
+    assert answer["byPicture"] == ["picture"]
+    assert answer["pictureScore"] == pytest.approx(1, abs=1e-4)
+    assert answer["filtered"] == 0
+    assert answer["coverage"] == {"shards_answered": 2, "shards_total": 2}
+    code, details, statuses = answer["failure"]
+    assert (code, statuses) == (5, 1)
+    assert "nowhere" in details
