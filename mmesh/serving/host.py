@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from mmesh.errors import MmeshError
 from mmesh.serving import interceptors, telemetry
 from mmesh.serving.settings import ServiceSettings
 
@@ -21,6 +22,14 @@ logger = logging.getLogger(__name__)
 Servicer = TypeVar("Servicer")
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def run_service(service: Coroutine[Any, Any, None]) -> None:
+    """Run a service to its end; what keeps it from starting is one line, and exit code 1."""
+    try:
+        asyncio.run(service)
+    except MmeshError as error:
+        raise SystemExit(f"{error.message} [{error.reason}]") from None
 
 
 @dataclass

@@ -142,6 +142,16 @@ class Errors(Around):
             await _abort(call, InternalError(hint))
 
 
+class Deadlines(Around):
+    """Ends a call, and all work for it, as soon as its caller's deadline has passed."""
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        """Cancel what runs inside when the time is up; the errors say DEADLINE_EXCEEDED."""
+        async with asyncio.timeout(call.context.time_remaining()):  # type: ignore[no-untyped-call]
+            yield
+
+
 async def _abort(call: Call, error: MmeshError) -> None:
     telemetry.errors_total.labels(call.method, error.reason).inc()
     status = status_of(error)
@@ -189,4 +199,4 @@ class WellFormed(grpc.aio.ServerInterceptor):
 
 def standard() -> list[grpc.aio.ServerInterceptor]:
     """Return what every server runs its calls inside of, outermost first."""
-    return [RequestIds(), Access(), Errors(), WellFormed()]
+    return [RequestIds(), Access(), Errors(), Deadlines(), WellFormed()]

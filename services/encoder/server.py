@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from mmesh.api.encoder.v1.encoder_pb2_grpc import add_EncoderServiceServicer_to_server
 from mmesh.models.families import open_encoder
 from mmesh.serving import logs
 from mmesh.serving.batcher import BatchLimits
-from mmesh.serving.host import Host
+from mmesh.serving.host import Host, run_service
 from services.encoder.config import EncoderSettings
 from services.encoder.engine import EncoderEngine
 from services.encoder.servicer import EncoderServicer
@@ -37,4 +35,4 @@ def main() -> None:
     """Run the service with settings from flags and environment."""
     settings = EncoderSettings.from_command_line()
     logs.set_up("encoder", settings.log_level)
-    asyncio.run(serve(settings))
+    run_service(serve(settings))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from mmesh.api.gateway.v1.gateway_pb2_grpc import add_RetrievalServiceServicer_to_server
 from mmesh.serving import logs
-from mmesh.serving.host import Host
+from mmesh.serving.host import Host, run_service
 from services.gateway.config import GatewaySettings
 from services.gateway.mesh import Mesh
 from services.gateway.servicer import RetrievalServicer
@@ -27,4 +25,4 @@ def main() -> None:
     """Run the service with settings from flags and environment."""
     settings = GatewaySettings.from_command_line()
     logs.set_up("gateway", settings.log_level)
-    asyncio.run(serve(settings))
+    run_service(serve(settings))

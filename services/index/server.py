@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from mmesh.api.index.v1.collection_pb2_grpc import add_CollectionServiceServicer_to_server
 from mmesh.api.index.v1.index_pb2_grpc import add_IndexServiceServicer_to_server
 from mmesh.serving import logs
-from mmesh.serving.host import Host
+from mmesh.serving.host import Host, run_service
 from services.index.config import IndexSettings
 from services.index.engine import IndexEngine
 from services.index.servicer import CollectionServicer, IndexServicer
@@ -36,4 +34,4 @@ def main() -> None:
     """Run the service with settings from flags and environment."""
     settings = IndexSettings.from_command_line()
     logs.set_up(f"index-{settings.shard}", settings.log_level)
-    asyncio.run(serve(settings))
+    run_service(serve(settings))

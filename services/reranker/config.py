@@ -21,6 +21,17 @@ class RerankerSettings(ServiceSettings):
     template: str = Field(
         "true-false.v1", description="Prompt template of an MLLM: a shipped name, or a TOML file."
     )
+    dtype: str = Field("auto", description="Precision of an MLLM; auto takes the checkpoint's.")
+    max_model_len: int = Field(
+        4096, gt=0, description="Tokens of a prompt with its pictures; longer candidates are cut."
+    )
+    kv_cache_gib: float = Field(
+        1.0, gt=0, description="Memory of an MLLM for prompts and shared prefixes."
+    )
+    images_per_prompt: int = Field(4, ge=0, description="Pictures of query and candidate together.")
+    enforce_eager: bool = Field(
+        False, description="Compile nothing in vLLM: starts sooner, runs slower."
+    )
     threads: int = Field(
         os.cpu_count() or 1, gt=0, description="Threads of maxsim's model; one a core."
     )

@@ -19,9 +19,11 @@ pytestmark = [
 ]
 
 
-def test_a_node_client_ingests_and_searches_with_text_and_picture(mesh, collection, png, tmp_path):
+def test_a_node_client_ingests_and_searches_with_text_and_picture(
+    mesh, collection, pictures, tmp_path
+):
     picture = tmp_path / "picture.png"
-    picture.write_bytes(png())
+    picture.write_bytes(pictures.png())
     command = ["node", HERE / "client.mjs", mesh.address, PROTOS, collection, picture]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
