@@ -283,10 +283,7 @@ def pictures() -> Pictures:
     return Pictures()
 
 
-WORDS = (
-    "harbour glacier violin tractor orchid comet bakery lantern canyon piano falcon anchor meadow "
-    "engine castle lemon blizzard compass desert ferry garden hammer island jacket kettle ladder"
-).split()
+WORDS = ["harbour", "glacier", "violin", "tractor", "orchid", "comet", "bakery", "lantern", "canyon", "piano", "falcon", "anchor", "meadow", "engine", "castle", "lemon", "blizzard", "compass", "desert", "ferry", "garden", "hammer", "island", "jacket", "kettle", "ladder"]
 
 
 @pytest.fixture(scope="session")

@@ -76,7 +76,7 @@ def test_content_is_prepared_in_the_group_of_its_modality(
 
 
 def test_openvino_gives_the_same_vectors(lite: LiteEncoder) -> None:
-    pytest.importorskip("openvino")
+    pytest.importorskip("openvino", reason="OpenVINO is absent: run `make setup-all`")
     other = load_lite("openvino")
     assert other.info.fingerprint == lite.info.fingerprint
     for contents in CONTENTS.values():

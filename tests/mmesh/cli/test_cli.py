@@ -1,0 +1,196 @@
+"""The command line as people and scripts use it: as a process, against a real mesh."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def run(mesh, tmp_path):
+    """Run `mmesh ARGUMENTS`; return exit code, stdout and stderr."""
+
+    def run(*arguments, address=mesh.address):
+        env = os.environ | {
+            "MMESH_TARGET_ADDRESS": address,
+            "XDG_STATE_HOME": str(tmp_path / "state"),
+            "COLUMNS": "200",
+        }
+        command = [sys.executable, "-c", "from mmesh.cli import main; main()", *map(str, arguments)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=env, timeout=60, check=False, cwd=tmp_path
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path, pictures):
+    """Three pictures, one of them in a subfolder and one with a text."""
+    made = tmp_path / "pictures"
+    (made / "sub").mkdir(parents=True)
+    (made / "one.png").write_bytes(pictures.png(1))
+    (made / "two.jpg").write_bytes(pictures.jpeg(2))
+    (made / "two.txt").write_text("a pair of shoes")
+    (made / "sub" / "three.PNG").write_bytes(pictures.png(3))
+    (made / "notes.md").write_text("no picture")
+    return made
+
+
+def counts(run, collection):
+    _, output, _ = run("collection", "show", collection, "--json")
+    return json.loads(output)["candidates"]
+
+
+def test_a_folder_is_ingested_and_the_collection_is_made(run, folder, client):
+    name = "cli-folder"
+    code, output, _ = run("ingest", name, folder)
+    assert (code, output) == (0, "stored 3, rejected 0\n")
+    assert counts(run, name) == {"text": 0, "image": 2, "image_text": 1}
+    assert [c.id for c in client.list_candidates(name).candidates] == [
+        "one.png",
+        "sub/three.PNG",
+        "two.jpg",
+    ]
+    assert run("collection", "delete", name, "--yes")[0] == 0
+
+
+def test_rows_of_each_kind_of_file_mean_the_same(run, tmp_path, pictures, client):
+    arro3 = pytest.importorskip(
+        "arro3.core", reason="Parquet is absent: pip install 'mmesh[parquet]'"
+    )
+    from arro3.io import write_parquet
+
+    (tmp_path / "p.png").write_bytes(pictures.png())
+    row = {"id": "r", "text": "words", "image": "p.png", "topic": "cats"}
+    ours = {name: row[name] for name in ("id", "text", "image")} | {"attributes": {"topic": "cats"}}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ours) + "\n\n")
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        writer.writeheader()
+        writer.writerow(row)
+    columns = {n: arro3.Array([v], arro3.DataType.utf8()) for n, v in row.items()}
+    write_parquet(arro3.Table.from_pydict(columns), tmp_path / "rows.parquet")
+    stored = []
+    for kind in ("jsonl", "csv", "parquet"):
+        assert run("ingest", f"cli-{kind}", tmp_path / f"rows.{kind}")[0] == 0
+        stored.append(client.batch_get_candidates(f"cli-{kind}", ["r"]))
+        client.delete_collection(f"cli-{kind}")
+    assert stored[0] == stored[1] == stored[2]
+    assert stored[0][0].attributes == {"topic": "cats"}
+    assert stored[0][0].content.modality.value == "image_text"
+
+
+def test_what_is_rejected_is_listed_and_the_rest_is_stored(run, tmp_path, collection):
+    rows = [
+        {"id": "good", "text": "fine"},
+        {"id": "no-content"},
+        {"id": "no-file", "image": "missing.png"},
+        {"id": "no-picture", "image": "rows.jsonl"},
+        {"id": "odd", "text": "x", "attributes": {"deep": {"er": 1}}},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([*map(json.dumps, rows), "not json", "[1]"]))
+    code, output, errors = run("ingest", collection, path)
+    assert (code, output) == (1, "stored 1, rejected 6\n")
+    for name in ("no-content", "no-file", "no-picture", "odd", "rows.jsonl:6", "rows.jsonl:7"):
+        assert name in errors
+    assert "INVALID_IMAGE" in errors
+    assert counts(run, collection)["text"] == 1
+
+
+@pytest.fixture
+def filled(run, tmp_path, collection, pictures):
+    (tmp_path / "p.png").write_bytes(pictures.png())
+    rows = [
+        {"id": "cat", "text": "a cat on a sofa", "attributes": {"year": 1990}},
+        {"id": "rocket", "text": "a rocket on its pad", "attributes": {"year": 1969}},
+        {"id": "picture", "image": "p.png"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert run("ingest", collection, tmp_path / "rows.jsonl")[0] == 0
+    return collection
+
+
+def test_a_search_prints_a_table(run, filled):
+    code, output, _ = run("search", filled, "a kitten", "--target", "text")
+    assert code == 0
+    assert output.index("a cat on a sofa") < output.index("a rocket on its pad")
+    assert "shards 2/2" in output
+
+
+def test_a_search_prints_json_for_scripts(run, filled):
+    code, output, _ = run("search", filled, "a kitten", "--filter", "year < 1980", "--json")
+    answer = json.loads(output)
+    assert code == 0
+    assert [hit["id"] for hit in answer["hits"]] == ["rocket"]
+    assert set(answer) == {"hits", "coverage", "degradations", "receipt", "token"}
+    assert set(answer["hits"][0]) == {
+        "id", "rank", "score", "retrieval_score", "rerank_score", "modality", "attributes",
+    }  # fmt: skip
+    assert answer["coverage"] == {"shards_answered": 2, "shards_total": 2}
+
+
+def test_a_search_with_a_picture_writes_a_page(run, filled, tmp_path):
+    picture, page = tmp_path / "p.png", tmp_path / "found.html"
+    instruction = "Find an image like this."
+    command = ("search", filled, "--image", picture, "--instruction", instruction, "--html", page)
+    assert run(*command)[0] == 0
+    html = page.read_text()
+    assert html.count("data:image/png;base64,") == 2  # the query and the hit
+    assert "a cat on a sofa" not in html
+
+
+def test_queries_from_a_file_are_answered_in_order(run, filled, tmp_path):
+    rows = [{"id": f"q{n}", "text": "a kitten" if n % 2 else "space flight"} for n in range(70)]
+    rows[3] = {"id": "bad"}
+    path = tmp_path / "queries.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    code, output, _ = run("search", filled, "--queries", path, "--limit", "1", "--json")
+    answers = [json.loads(line) for line in output.splitlines()]
+    assert code == 1
+    assert [answer["id"] for answer in answers] == [row["id"] for row in rows]
+    assert answers[3]["error"]["reason"] == "UNREADABLE"
+    assert answers[0]["hits"][0]["id"] == "rocket"
+    assert answers[1]["hits"][0]["id"] == "cat"
+
+
+def test_deleted_candidates_are_not_found_again(run, filled):
+    code, output, _ = run("delete", filled, "cat", "unknown")
+    assert (code, output) == (0, "deleted 1 of 2\n")
+    assert counts(run, filled)["text"] == 1
+
+
+def test_errors_are_one_line_that_says_what_to_do(run):
+    code, _, errors = run("search", "nowhere", "x")
+    assert code == 1
+    assert "COLLECTION_NOT_FOUND" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_mesh_that_is_not_there_is_said(run):
+    code, _, errors = run("status", address="127.0.0.1:1")
+    assert code == 1
+    assert "mmesh up" in errors
+
+
+def test_status_shows_every_service(run):
+    code, output, _ = run("status")
+    assert code == 0
+    for name in ("encoder", "index-0", "index-1", "reranker"):
+        assert name in output
+
+
+@pytest.mark.parametrize(
+    "arguments", [["search", "c"], ["search", "c", "x", "--merge", "odd"], ["ingest", "c", "none"],
+                  ["search", "c", "x", "--filter", "year ~ 3"]],
+)  # fmt: skip
+def test_wrong_usage_is_explained(run, arguments):
+    code, _, errors = run(*arguments)
+    assert code in (1, 2)
+    assert errors
+    assert "Traceback" not in errors
