@@ -21,6 +21,8 @@ from mmesh.candidates import (
     Search,
     SearchResult,
     ServiceStatus,
+    check_candidate,
+    check_search,
 )
 from mmesh.content import Content, Image, Part
 from mmesh.errors import MmeshError
@@ -86,6 +88,7 @@ class AsyncClient:
     ) -> SearchResult:
         """Search with text, a picture's bytes, or a list of both; options are `Search`'s fields."""
         search = Search(collection, as_content(query), **options)
+        check_search(search)
         request = search_to_pb(search)
         return result_from_pb(await _answer(self._stub.Search(request, timeout=timeout)))
 
@@ -108,6 +111,8 @@ class AsyncClient:
         timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> str:
         """Encode and store up to 256 candidates, all or none; return the token of the write."""
+        for number, candidate in enumerate(candidates):
+            check_candidate(candidate, f"candidates[{number}]")
         request = pb.UpsertCandidatesRequest(
             collection=collection,
             candidates=[wire.candidate_to_pb(candidate) for candidate in candidates],

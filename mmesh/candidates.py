@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import enum
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from mmesh.content import Attributes, Content, Modality, check_content, check_id
+from mmesh.content import (
+    Attributes,
+    AttributeValue,
+    Content,
+    Modality,
+    check_content,
+    check_id,
+    check_instruction,
+)
 from mmesh.errors import InvalidField, MmeshError
-from mmesh.filters import Filter
+from mmesh.filters import Filter, check_filter
 
+MAX_LIMIT = 1000
+MAX_RERANK = 256
+MAX_RERANK_S = 3600.0
 MAX_ATTRIBUTES = 64
 MAX_STRING_BYTES = 4096
 MAX_LIST = 256
@@ -46,8 +58,23 @@ def check_attributes(attributes: Attributes, path: str) -> None:
             raise InvalidField(
                 f"{path}[{name!r}]", f"has {len(strings)} values; at most {MAX_LIST}"
             )
-        if any(isinstance(s, str) and len(s.encode()) > MAX_STRING_BYTES for s in strings):
-            raise InvalidField(f"{path}[{name!r}]", f"is over {MAX_STRING_BYTES} bytes")
+        for single in strings:
+            _check_value(single, f"{path}[{name!r}]")
+
+
+def _check_value(value: AttributeValue, path: str) -> None:
+    if isinstance(value, str):
+        try:
+            size = len(value.encode())
+        except UnicodeEncodeError:
+            problem = "holds a lone surrogate, which is not valid Unicode"
+            raise InvalidField(path, problem) from None
+        if size > MAX_STRING_BYTES:
+            raise InvalidField(path, f"is {size} bytes; at most {MAX_STRING_BYTES} are allowed")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InvalidField(path, "does not fit into 64 bits")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InvalidField(path, "is not finite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +139,27 @@ class Search:
     token: str = ""
     require_all_shards: bool = False
     include_content: bool = False
+
+
+def check_search(search: Search) -> None:
+    """Raise `InvalidField` unless query, instruction, limits and filter are as they must be."""
+    check_content(search.query, "query")
+    check_instruction(search.instruction)
+    if not 1 <= search.limit <= MAX_LIMIT:
+        raise InvalidField("limit", f"is {search.limit}; 1 to {MAX_LIMIT} are allowed")
+    if search.filter is not None:
+        check_filter(search.filter)
+    if search.rerank is not None:
+        _check_rerank(search.rerank)
+
+
+def _check_rerank(rerank: Rerank) -> None:
+    if not 0 <= rerank.candidates <= MAX_RERANK:
+        problem = f"is {rerank.candidates}; 0 to {MAX_RERANK} are allowed"
+        raise InvalidField("rerank.candidates", problem)
+    if not 0 <= rerank.max_seconds <= MAX_RERANK_S:  # also refuses NaN
+        problem = f"is {rerank.max_seconds}; 0 to {MAX_RERANK_S} are allowed"
+        raise InvalidField("rerank.max_seconds", problem)
 
 
 @dataclass(frozen=True, slots=True)

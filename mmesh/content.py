@@ -142,6 +142,9 @@ def check_instruction(instruction: str, path: str = "instruction") -> None:
     """Raise `InvalidField` unless the instruction is at most 4096 bytes without NUL."""
     if "\0" in instruction:
         raise InvalidField(path, "holds a NUL character; remove it")
-    size = len(instruction.encode(errors="surrogatepass"))
+    try:
+        size = len(instruction.encode())
+    except UnicodeEncodeError:
+        raise InvalidField(path, "holds a lone surrogate, which is not valid Unicode") from None
     if size > MAX_INSTRUCTION_BYTES:
         raise InvalidField(path, f"is {size} bytes; at most {MAX_INSTRUCTION_BYTES} are allowed")

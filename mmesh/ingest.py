@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,45 @@ class _Batch:
     message: pb.IngestRequest
     through: int
     """Candidates of the ingest up to the end of this batch."""
+
+
+@dataclass
+class _Link:
+    """One connection of an ingest."""
+
+    call: Any
+    resend: list[_Batch]
+    """Batches that an earlier connection sent and that were not acknowledged."""
+    free: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+    """Batches that may still be sent before one is acknowledged."""
+    sender: asyncio.Task[None] | None = None
+    draining: bool = False
+
+    def begin(self, window: int, sending: Coroutine[Any, Any, None]) -> None:
+        """Send, with up to `window` batches unacknowledged."""
+        for _ in range(window):
+            self.free.release()
+        self.sender = asyncio.create_task(sending)
+
+    def stop_sending(self) -> None:
+        """Send nothing more; acknowledgements may still come until the stream ends."""
+        self.draining = True
+        if self.sender is not None:
+            self.sender.cancel()
+
+    async def finish(self) -> None:
+        """Raise what kept the sender from sending everything."""
+        if self.draining:
+            raise Draining("the gateway is shutting down")
+        if self.sender is not None:
+            await self.sender
+
+    async def close(self) -> None:
+        """End the connection."""
+        if self.sender is not None:
+            self.sender.cancel()
+            await asyncio.gather(self.sender, return_exceptions=True)
+        self.call.cancel()
 
 
 @dataclass
@@ -95,48 +134,56 @@ class Ingest:
 
     async def _stream(self, on_progress: Callable[[Progress], None]) -> None:
         """Open a stream, send again what was not acknowledged, then go on."""
-        call = self.stub.Ingest()
-        resend = list(self._sent)
-        free = asyncio.Semaphore(0)
-        sender: asyncio.Task[None] | None = None
+        link = _Link(self.stub.Ingest(), list(self._sent))
         try:
             opening = pb.IngestOpen(collection=self.collection, ingest_id=self.ingest_id)
-            await call.write(pb.IngestRequest(open=opening))
-            async for event in call:
-                kind = event.WhichOneof("event")
-                if kind == "opened":
-                    for _ in range(event.opened.window):
-                        free.release()
-                    sender = asyncio.create_task(self._send(call, resend, free))
-                elif kind == "draining":
-                    raise Draining("the gateway is shutting down")
-                else:
-                    self._take(event, free)
-                    on_progress(self._progress())
-            if sender is not None:
-                await sender
+            await link.call.write(pb.IngestRequest(open=opening))
+            async for event in link.call:
+                self._take(event, link)
+                on_progress(self._progress())
+            await link.finish()
         except grpc.aio.AioRpcError as failure:
             raise error_of(failure) from None
         except asyncio.InvalidStateError:  # the call ended while it was written to
             raise Unavailable("the stream broke") from None
         finally:
-            if sender is not None:
-                sender.cancel()
-                await asyncio.gather(sender, return_exceptions=True)
-            call.cancel()
+            await link.close()
 
-    async def _send(self, call: Any, resend: list[_Batch], free: asyncio.Semaphore) -> None:
-        for batch in resend:
-            await free.acquire()
-            await call.write(batch.message)
+    def _take(self, event: pb.IngestResponse, link: _Link) -> None:
+        self._progress_at = time.monotonic()
+        match event.WhichOneof("event"):
+            case "opened":
+                link.begin(event.opened.window, self._send(link))
+            case "rejected":
+                for one in event.rejected.candidates:
+                    key, error = (event.rejected.sequence, one.number), one.problem
+                    self._rejected[key] = Rejected(one.id, wire.problem_from_pb(error))
+            case "slow_down":
+                self.batch_size = min(self.batch_size, event.slow_down.max_candidates)
+            case "draining":
+                link.stop_sending()
+            case "ack":
+                self._acknowledge(event.ack, link)
+
+    def _acknowledge(self, ack: pb.IngestAck, link: _Link) -> None:
+        while self._sent and self._sent[0].sequence <= ack.through_sequence:
+            self._settled = self._sent.popleft().through
+            link.free.release()
+        self._stored += ack.stored
+        self._token = ack.token or self._token
+
+    async def _send(self, link: _Link) -> None:
+        for batch in link.resend:
+            await link.free.acquire()
+            await link.call.write(batch.message)
         while not self._exhausted:
-            await free.acquire()
+            await link.free.acquire()
             new = await self._next_batch()
             if new is None:
                 break
             self._sent.append(new)
-            await call.write(new.message)
-        await call.done_writing()
+            await link.call.write(new.message)
+        await link.call.done_writing()
 
     async def _next_batch(self) -> _Batch | None:
         """Return the next candidates that can be sent at all; note those that cannot."""
@@ -159,19 +206,3 @@ class Ingest:
             return None
         self._sequence += 1
         return _Batch(self._sequence, message, self._taken)
-
-    def _take(self, event: pb.IngestResponse, free: asyncio.Semaphore) -> None:
-        kind = event.WhichOneof("event")
-        self._progress_at = time.monotonic()
-        if kind == "rejected":
-            for one in event.rejected.candidates:
-                error = wire.problem_from_pb(one.problem)
-                self._rejected[event.rejected.sequence, one.number] = Rejected(one.id, error)
-        elif kind == "slow_down":
-            self.batch_size = min(self.batch_size, event.slow_down.max_candidates)
-        elif kind == "ack":
-            while self._sent and self._sent[0].sequence <= event.ack.through_sequence:
-                self._settled = self._sent.popleft().through
-                free.release()
-            self._stored += event.ack.stored
-            self._token = event.ack.token or self._token

@@ -202,23 +202,23 @@ class LocalMesh:
 
 def plan_services(settings: LocalSettings) -> list[Service]:
     """Return the services of a mesh in the order in which they start, the gateway last."""
-    metrics = ["--metrics-port", "0"] if settings.metrics else []
-    encoder = _service("encoder", "encoder", ["--model", settings.encoder, *metrics])
+    common = ["--stop-with-parent", *(["--metrics-port", "0"] if settings.metrics else [])]
+    encoder = _service("encoder", "encoder", ["--model", settings.encoder, *common])
     shards = [
         _service(
             f"index-{shard}", "index",
             ["--shard", str(shard), "--shard-count", str(settings.shards),
-             "--data-dir", str(settings.data.resolve()), *metrics],
+             "--data-dir", str(settings.data.resolve()), *common],
         )
         for shard in range(settings.shards)
     ]  # fmt: skip
     judges = []
     if settings.reranker != "none":
-        judges = [_service("reranker", "reranker", ["--model", settings.reranker, *metrics])]
+        judges = [_service("reranker", "reranker", ["--model", settings.reranker, *common])]
     addresses = json.dumps([shard.address for shard in shards])
     calls = ["--encoder", encoder.address, "--index", addresses]
     calls += ["--reranker", judges[0].address] if judges else []
-    gateway = _service("gateway", "gateway", [*calls, *metrics], settings.port)
+    gateway = _service("gateway", "gateway", [*calls, *common], settings.port)
     return [encoder, *shards, *judges, gateway]
 
 

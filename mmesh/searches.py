@@ -17,13 +17,9 @@ from mmesh.candidates import (
     Search,
     SearchResult,
     Stage,
+    check_search,
 )
-from mmesh.content import Modality, check_content, check_instruction
-from mmesh.errors import InvalidField
-from mmesh.filters import check_filter
-
-MAX_LIMIT = 1000
-MAX_RERANK = 256
+from mmesh.content import Modality
 
 _MERGES = {
     MergePolicy.SCORE: pb.MERGE_POLICY_SCORE,
@@ -65,38 +61,23 @@ def search_from_pb(message: pb.SearchRequest) -> Search:
     Raises:
         InvalidField: a field is outside its limits.
     """
-    query = wire.content_from_pb(message.query, "query")
-    check_content(query, "query")
-    check_instruction(message.instruction)
-    limit = message.limit if message.HasField("limit") else 10
-    if not 1 <= limit <= MAX_LIMIT:
-        raise InvalidField("limit", f"is {limit}; 1 to {MAX_LIMIT} are allowed")
-    condition = wire.filter_from_pb(message.filter) if message.HasField("filter") else None
-    if condition is not None:
-        check_filter(condition)
-    return Search(
+    rerank = message.rerank if message.HasField("rerank") else None
+    search = Search(
         collection=message.collection,
-        query=query,
+        query=wire.content_from_pb(message.query, "query"),
         instruction=message.instruction,
         target=wire.modality_from_pb(message.target, "target"),
-        limit=limit,
-        filter=condition,
+        limit=message.limit if message.HasField("limit") else 10,
+        filter=wire.filter_from_pb(message.filter) if message.HasField("filter") else None,
         merge=cast("MergePolicy | None", wire.enum_from_pb(_MERGES, message.merge, "merge")),
-        rerank=_rerank_from_pb(message.rerank) if message.HasField("rerank") else None,
+        rerank=Rerank(rerank.candidates, rerank.max_seconds) if rerank else None,
         consistency=wire.consistency_from_pb(message.consistency),
         token=message.token,
         require_all_shards=message.require_all_shards,
         include_content=message.include_content,
     )
-
-
-def _rerank_from_pb(message: pb.RerankOptions) -> Rerank:
-    if not 0 <= message.candidates <= MAX_RERANK:
-        problem = f"is {message.candidates}; 0 to {MAX_RERANK} are allowed"
-        raise InvalidField("rerank.candidates", problem)
-    if not 0 <= message.max_seconds <= 3600:  # also refuses NaN
-        raise InvalidField("rerank.max_seconds", f"is {message.max_seconds}; 0 to 3600 are allowed")
-    return Rerank(message.candidates, message.max_seconds)
+    check_search(search)
+    return search
 
 
 def result_to_pb(result: SearchResult) -> pb.SearchResponse:

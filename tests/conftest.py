@@ -283,7 +283,34 @@ def pictures() -> Pictures:
     return Pictures()
 
 
-WORDS = ["harbour", "glacier", "violin", "tractor", "orchid", "comet", "bakery", "lantern", "canyon", "piano", "falcon", "anchor", "meadow", "engine", "castle", "lemon", "blizzard", "compass", "desert", "ferry", "garden", "hammer", "island", "jacket", "kettle", "ladder"]
+WORDS = [
+    "harbour",
+    "glacier",
+    "violin",
+    "tractor",
+    "orchid",
+    "comet",
+    "bakery",
+    "lantern",
+    "canyon",
+    "piano",
+    "falcon",
+    "anchor",
+    "meadow",
+    "engine",
+    "castle",
+    "lemon",
+    "blizzard",
+    "compass",
+    "desert",
+    "ferry",
+    "garden",
+    "hammer",
+    "island",
+    "jacket",
+    "kettle",
+    "ladder",
+]
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,11 @@ def ingest(
         if done:
             errors.print(f"going on after {done} candidates; --restart begins at the beginning")
         unreadable: list[Unreadable] = []
-        report = _ingest(client, collection, sources, batch_size, journal, done, unreadable)
+        try:
+            report = _ingest(client, collection, sources, batch_size, journal, done, unreadable)
+        except KeyboardInterrupt:
+            errors.print("interrupted; the same command goes on from here")
+            raise
     journal.finish()
     _tell(report, unreadable)
 

@@ -131,6 +131,14 @@ class Batcher(Generic[Item, Result]):
             raise Overloaded(f"work of cost {self._waiting_cost} waits already; at most {room:.0f}")
 
     async def _work(self) -> None:
+        try:
+            await self._work_until_closed()
+        finally:  # however it ends, nobody is left waiting
+            for entry in (entry for queue in self._queues.values() for entry in queue):
+                if not entry.outcome.done():
+                    entry.outcome.set_exception(Draining("the batcher has stopped"))
+
+    async def _work_until_closed(self) -> None:
         while True:
             batch = self._next_batch()
             if batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from mmesh.serving.settings import ServiceSettings
 logger = logging.getLogger(__name__)
 
 Servicer = TypeVar("Servicer")
+_LOOK_S = 1.0
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -102,8 +104,17 @@ class Host:
             loop.add_signal_handler(number, self.stop.set)
         await self.set_serving(True)
         logger.info("serving", extra={"port": self.port})
+        orphaned = asyncio.create_task(self._stop_when_orphaned())
         await self.stop.wait()
+        orphaned.cancel()
         await self.drain()
+
+    async def _stop_when_orphaned(self) -> None:
+        parent = os.getppid()
+        while os.getppid() == parent:  # noqa: ASYNC110  # nothing tells but looking
+            await asyncio.sleep(_LOOK_S)
+        if self.settings.stop_with_parent:
+            self.stop.set()
 
     async def drain(self) -> None:
         """NOT_SERVING, wait for balancers, stop accepting, finish running calls."""

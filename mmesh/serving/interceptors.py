@@ -108,9 +108,8 @@ class Access(Around):
     def _record(call: Call, seconds: float) -> None:
         code = _code_name(call.context)
         telemetry.rpc_seconds.labels(call.method, code).observe(seconds)
-        level = logging.DEBUG if code == "OK" else logging.INFO
         extra = {"method": call.method, "code": code, "ms": round(seconds * 1000, 2)}
-        logger.log(level, "call", extra=extra)
+        logger.info("call", extra=extra)
 
 
 def _code_name(context: Context) -> str:

@@ -33,6 +33,9 @@ class ServiceSettings(BaseSettings):
     max_message_bytes: int = Field(
         64 << 20, gt=0, description="Bytes of one message; larger ones are RESOURCE_EXHAUSTED."
     )
+    stop_with_parent: bool = Field(
+        False, description="Drain when the process that started this one is gone."
+    )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
     otlp_endpoint: str = Field(
         "",

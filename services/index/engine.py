@@ -18,7 +18,6 @@ from mmesh.errors import (
     CollectionNotFound,
     DimMismatch,
     InvalidField,
-    MmeshError,
     ModelMismatch,
     Overloaded,
     StaleReplica,
@@ -278,9 +277,9 @@ class IndexEngine:
             self._look.clear()
             try:
                 await self._catch_up()
-            except MmeshError as error:
+            except Exception:  # whatever it is, the next look may succeed, and searches go on
                 metrics.tail_failures_total.inc()
-                logger.warning("the log cannot be read", extra={"error": error.message})
+                logger.exception("the log cannot be followed")
                 await asyncio.sleep(10 * self._settings.poll_s)
 
     async def _catch_up(self) -> None:

@@ -24,6 +24,13 @@ _COMPARISONS: dict[Operator, Callable[[AttributeValue, AttributeValue], bool]] =
 }
 
 
+def _holds(compare: Operator, value: AttributeValue, wanted: AttributeValue) -> bool:
+    try:
+        return _COMPARISONS[compare](value, wanted)
+    except TypeError:  # values of two types have no order
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class _Column:
     """One attribute: distinct values, and (row, value number) pairs; lists give several pairs."""
@@ -52,8 +59,7 @@ class Columns:
             case In(attribute, values):
                 return self._where(attribute, lambda value: value in values)
             case Compare(attribute, compare, wanted):
-                holds = _COMPARISONS[compare]
-                return self._where(attribute, lambda value: holds(value, wanted))
+                return self._where(attribute, lambda value: _holds(compare, value, wanted))
 
     def _combine(self, combine: np.ufunc, filters: Sequence[Filter], *, start: bool) -> Mask:
         mask = self._all(value=start)

@@ -55,6 +55,7 @@ _requests = sa.Table(
     sa.Column("request_id", sa.String, primary_key=True),
     sa.Column("answer", sa.String, nullable=False),
     sa.Column("time", sa.DateTime(timezone=True), nullable=False),
+    sa.Index("requests_by_time", "time"),
 )
 
 REMEMBERED = timedelta(days=2)
