@@ -71,10 +71,13 @@ def _check_value(value: AttributeValue, path: str) -> None:
             raise InvalidField(path, problem) from None
         if size > MAX_STRING_BYTES:
             raise InvalidField(path, f"is {size} bytes; at most {MAX_STRING_BYTES} are allowed")
-    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidField(path, "is not finite")
+    elif not isinstance(value, int):
+        raise InvalidField(path, f"is of type {type(value).__name__}, which is not known")
+    elif not -(2**63) <= value < 2**63:
         raise InvalidField(path, "does not fit into 64 bits")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise InvalidField(path, "is not finite")
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,9 @@ class CollectionNotFound(NotFound):
     reason = "COLLECTION_NOT_FOUND"
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"no collection is named {name!r}; create it first", {"collection": name})
+        shown = name[:80]  # what comes back travels in headers, which are small
+        message = f"no collection is named {shown!r}; create it first"
+        super().__init__(message, {"collection": shown})
 
 
 class CandidateNotFound(NotFound):
@@ -250,7 +252,7 @@ def all_errors() -> list[type[MmeshError]]:
 
 def error_class(code: int, reason: str) -> type[MmeshError]:
     """Return the class for a wire status: by reason, else the first with that code."""
-    known = all_errors()
+    known = all_errors()[1:]  # the root has no row of its own
     by_reason = [cls for cls in known if cls.reason == reason and cls.code == code]
     by_code = [cls for cls in known if cls.code == code]
     return (by_reason or by_code or [InternalError])[0]

@@ -15,11 +15,23 @@ import grpc
 from mmesh import wire
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
+from mmesh.api.index.v1 import index_pb2
 from mmesh.candidates import Candidate, IngestReport, Rejected, check_candidate
-from mmesh.errors import Draining, InvalidField, MmeshError, ResourceExhausted, Unavailable
+from mmesh.errors import (
+    Draining,
+    MessageTooLarge,
+    MmeshError,
+    ResourceExhausted,
+    Unavailable,
+)
 from mmesh.status import error_of
 
 MAX_BATCH_BYTES = 8 << 20
+"""Bytes after which a batch is sent."""
+MAX_MESSAGE_BYTES, MESSAGE_RESERVE = 64 << 20, 1024
+"""Bytes of a message until the server says its own limit, and what a batch needs beside."""
+_BROKEN_WRITE = "Internal error from Core"
+"""What gRPC says of a stream that the server ended while it was written to."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 
 
@@ -60,10 +72,12 @@ class _Link:
         self.sender = asyncio.create_task(sending)
 
     def stop_sending(self) -> None:
-        """Send nothing more; acknowledgements may still come until the stream ends."""
+        """Send nothing more; acknowledgements may still come until the stream ends.
+
+        The sender ends by itself: to cancel it in the midst of a write would end the whole call.
+        """
         self.draining = True
-        if self.sender is not None:
-            self.sender.cancel()
+        self.free.release()
 
     async def finish(self) -> None:
         """Raise what kept the sender from sending everything."""
@@ -96,14 +110,19 @@ class Ingest:
         self._sent: deque[_Batch] = deque()  # sent and not acknowledged, in order
         self._sequence = 0
         self._exhausted = False
+        self._failure: Exception | None = None  # of the source of candidates
+        self._max_bytes = MAX_MESSAGE_BYTES
         self._taken = self._settled = self._stored = 0
         self._token = ""
         self._rejected: dict[tuple[int, int], Rejected] = {}
         self._refused_here: list[Rejected] = []
+        self._carried: Candidate | None = None  # taken from the source, not yet in a batch
         self._progress_at = time.monotonic()
 
     async def run(self, on_progress: Callable[[Progress], None]) -> IngestReport:
         """Send everything and return the report.
+
+        What the source of candidates raises is raised once all before it is acknowledged.
 
         Raises:
             Unavailable: nothing went forward for `patience_s` seconds.
@@ -122,6 +141,8 @@ class Ingest:
                 went_on = before != (self._stored, len(self._sent))
                 pause = _FIRST_PAUSE_S if went_on else min(2 * pause, _LONGEST_PAUSE_S)
                 await asyncio.sleep(pause)
+        if self._failure is not None:
+            raise self._failure
         return self._report()
 
     def _progress(self) -> Progress:
@@ -143,6 +164,8 @@ class Ingest:
                 on_progress(self._progress())
             await link.finish()
         except grpc.aio.AioRpcError as failure:
+            if failure.details() == _BROKEN_WRITE:
+                raise Unavailable("the stream broke") from None
             raise error_of(failure) from None
         except asyncio.InvalidStateError:  # the call ended while it was written to
             raise Unavailable("the stream broke") from None
@@ -150,9 +173,9 @@ class Ingest:
             await link.close()
 
     def _take(self, event: pb.IngestResponse, link: _Link) -> None:
-        self._progress_at = time.monotonic()
         match event.WhichOneof("event"):
             case "opened":
+                self._max_bytes = event.opened.max_message_bytes - MESSAGE_RESERVE
                 link.begin(event.opened.window, self._send(link))
             case "rejected":
                 for one in event.rejected.candidates:
@@ -166,6 +189,7 @@ class Ingest:
                 self._acknowledge(event.ack, link)
 
     def _acknowledge(self, ack: pb.IngestAck, link: _Link) -> None:
+        self._progress_at = time.monotonic()
         while self._sent and self._sent[0].sequence <= ack.through_sequence:
             self._settled = self._sent.popleft().through
             link.free.release()
@@ -175,10 +199,12 @@ class Ingest:
     async def _send(self, link: _Link) -> None:
         for batch in link.resend:
             await link.free.acquire()
+            if link.draining:
+                return
             await link.call.write(batch.message)
         while not self._exhausted:
             await link.free.acquire()
-            new = await self._next_batch()
+            new = None if link.draining else await self._next_batch()
             if new is None:
                 break
             self._sent.append(new)
@@ -190,19 +216,43 @@ class Ingest:
         message = pb.IngestRequest(batch=pb.IngestBatch(sequence=self._sequence + 1))
         chosen, size = message.batch.candidates, 0
         while len(chosen) < self.batch_size and size < MAX_BATCH_BYTES:
-            candidate = await anext(self.candidates, None)
+            candidate = await self._next_candidate()
             if candidate is None:
-                self._exhausted = True
                 break
-            self._taken += 1
             try:
-                check_candidate(candidate, "candidate")
-            except InvalidField as error:
+                chosen.append(self._message_of(candidate))
+            except MmeshError as error:
                 self._refused_here.append(Rejected(candidate.id, error))
                 continue
-            chosen.append(wire.candidate_to_pb(candidate))
             size += chosen[-1].ByteSize()
+            if size > self._max_bytes:  # too much in one message: keep the last for the next
+                self._carried = candidate
+                del chosen[-1]
+                break
         if not chosen:
             return None
         self._sequence += 1
-        return _Batch(self._sequence, message, self._taken)
+        through = self._taken - (self._carried is not None)
+        return _Batch(self._sequence, message, through)
+
+    async def _next_candidate(self) -> Candidate | None:
+        if self._carried is not None:
+            candidate, self._carried = self._carried, None
+            return candidate
+        try:
+            following = await anext(self.candidates, None)
+        except Exception as failure:  # whatever the caller's source raises, it gets back
+            self._failure, following = failure, None
+        if following is None:
+            self._exhausted = True
+        else:
+            self._taken += 1
+        return following
+
+    def _message_of(self, candidate: Candidate) -> index_pb2.Candidate:
+        check_candidate(candidate, "candidate")
+        message = wire.candidate_to_pb(candidate)
+        if message.ByteSize() > self._max_bytes:
+            size = message.ByteSize()
+            raise MessageTooLarge(f"is {size} bytes; at most {self._max_bytes} fit into a message")
+        return message

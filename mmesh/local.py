@@ -46,7 +46,7 @@ class LocalSettings:
     """maxsim, none, or vllm:FOLDER."""
     encoder: str = "lite"
     metrics: bool = True
-    """Serve /metrics of every service on a free port (see `mesh.json` in the data folder)."""
+    """Serve /metrics of every service; `mesh.json` in the data folder says where."""
 
 
 @dataclass(slots=True)
@@ -58,6 +58,8 @@ class Service:
     health: str
     """Name of its gRPC service, whose health says when it is ready."""
     arguments: Sequence[str]
+    metrics: str | None = None
+    """Where its /metrics are, if anywhere."""
     process: asyncio.subprocess.Process | None = None
     restarts: int = 0
     started_at: float = 0.0
@@ -88,7 +90,6 @@ class LocalMesh:
         """Plan the services; nothing is started yet."""
         self.services: list[Service] = []
         self._watchers: list[asyncio.Task[None]] = []
-        self._stopping = False
         self._lock: IO[str] | None = None
 
     @property
@@ -130,7 +131,11 @@ class LocalMesh:
             ) from None
 
     def _write_description(self) -> None:
-        description = {"services": {s.name: {"address": s.address} for s in self.services}}
+        described = {
+            service.name: {"address": service.address, "metrics": service.metrics}
+            for service in self.services
+        }
+        description = {"services": described}
         (self.settings.data / "mesh.json").write_text(json.dumps(description, indent=2) + "\n")
 
     async def _start(self, service: Service) -> None:
@@ -164,8 +169,6 @@ class LocalMesh:
         while True:
             assert service.process is not None
             code = await service.process.wait()
-            if self._stopping:
-                return
             calm = time.monotonic() - service.started_at > _CALM_S
             pause = _FIRST_PAUSE_S if calm else min(2 * pause, _LONGEST_PAUSE_S)
             self.say(f"{service.name} died ({_cause(code)}); restarting it in {pause:.1f} s")
@@ -178,12 +181,11 @@ class LocalMesh:
 
     async def _stop_all(self) -> None:
         """Drain in the order of the calls: the gateway first, what it calls afterwards."""
-        self._stopping = True
-        await self._stop(self.services[-1:])
-        await self._stop(self.services[:-1])
-        for watcher in self._watchers:
+        for watcher in self._watchers:  # first, or one of them starts a service again
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
+        await self._stop(self.services[-1:])
+        await self._stop(self.services[:-1])
         if self._lock is not None:
             self._lock.close()
 
@@ -202,24 +204,19 @@ class LocalMesh:
 
 def plan_services(settings: LocalSettings) -> list[Service]:
     """Return the services of a mesh in the order in which they start, the gateway last."""
-    common = ["--stop-with-parent", *(["--metrics-port", "0"] if settings.metrics else [])]
-    encoder = _service("encoder", "encoder", ["--model", settings.encoder, *common])
+    encoder = _service(settings, "encoder", ["--model", settings.encoder])
+    data = ["--data-dir", str(settings.data.resolve()), "--shard-count", str(settings.shards)]
     shards = [
-        _service(
-            f"index-{shard}", "index",
-            ["--shard", str(shard), "--shard-count", str(settings.shards),
-             "--data-dir", str(settings.data.resolve()), *common],
-        )
+        _service(settings, f"index-{shard}", [*data, "--shard", str(shard)])
         for shard in range(settings.shards)
-    ]  # fmt: skip
+    ]
     judges = []
     if settings.reranker != "none":
-        judges = [_service("reranker", "reranker", ["--model", settings.reranker, *common])]
-    addresses = json.dumps([shard.address for shard in shards])
-    calls = ["--encoder", encoder.address, "--index", addresses]
+        judges = [_service(settings, "reranker", ["--model", settings.reranker])]
+    calls = ["--encoder", encoder.address]
+    calls += ["--index", json.dumps([shard.address for shard in shards])]
     calls += ["--reranker", judges[0].address] if judges else []
-    gateway = _service("gateway", "gateway", [*calls, *common], settings.port)
-    return [encoder, *shards, *judges, gateway]
+    return [encoder, *shards, *judges, _service(settings, "gateway", calls, settings.port)]
 
 
 _HEALTH = {
@@ -230,9 +227,14 @@ _HEALTH = {
 }
 
 
-def _service(name: str, kind: str, arguments: Sequence[str], port: int = 0) -> Service:
-    port = port or free_port()
-    return Service(name, port, _HEALTH[kind], [*arguments, "--port", str(port)])
+def _service(
+    settings: LocalSettings, name: str, arguments: Sequence[str], port: int = 0
+) -> Service:
+    port, metrics_port = port or free_port(), free_port() if settings.metrics else -1
+    common = ["--port", str(port), "--metrics-port", str(metrics_port), "--stop-with-parent"]
+    metrics = f"127.0.0.1:{metrics_port}" if settings.metrics else None
+    health = _HEALTH[name.partition("-")[0]]
+    return Service(name, port, health, [*arguments, *common], metrics)
 
 
 def free_port() -> int:

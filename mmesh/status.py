@@ -11,29 +11,34 @@ from google.rpc import error_details_pb2, status_pb2
 from mmesh.errors import DOMAIN, Code, InvalidField, MmeshError
 from mmesh.wire import make_error
 
+LONGEST = 500
 DETAILS_KEY = "grpc-status-details-bin"
 
 
 def status_of(error: MmeshError) -> status_pb2.Status:
     """Return the status with ErrorInfo, and BadRequest and RetryInfo where they say more."""
-    details = [
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
-    ]
+    metadata = {name: _cut(value) for name, value in error.metadata.items()}
+    details = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)]
     if isinstance(error, InvalidField):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=error.problem
+            field=_cut(error.field), description=_cut(error.problem)
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after_s is not None:
         pause = error_details_pb2.RetryInfo()
         pause.retry_delay.FromTimedelta(timedelta(seconds=error.retry_after_s))
         details.append(pause)
-    status = status_pb2.Status(code=int(error.code), message=error.message)
+    status = status_pb2.Status(code=int(error.code), message=_cut(error.message))
     for detail in details:
         packed = Any()
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def _cut(text: str) -> str:
+    """Shorten what echoes a request: a status travels in headers, which are small."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def error_of(failure: grpc.aio.AioRpcError) -> MmeshError:

@@ -46,7 +46,7 @@ def open_channel(target: str, *, max_message_bytes: int = 64 << 20) -> grpc.aio.
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 1_000),
+        ("grpc.max_reconnect_backoff_ms", 250),
         ("grpc.enable_http_proxy", 0),
     ]
     return grpc.aio.insecure_channel(target, options=options)

@@ -218,7 +218,7 @@ def filter_from_pb(message: filter_pb2.Filter, path: str = "filter", depth: int 
     if kind == "compare":
         return _compare_from_pb(part, f"{path}.compare")
     if kind == "in":
-        return In(part.attribute, tuple(attribute_from_pb(v, f"{path}.in") for v in part.values))
+        return In(part.attribute, tuple(_operand(v, f"{path}.in") for v in part.values))
     if kind == "not":
         return Not(filter_from_pb(part, f"{path}.not", depth + 1))
     inner = (filter_from_pb(f, f"{path}.{kind}", depth + 1) for f in part.filters)
@@ -229,8 +229,15 @@ def _compare_from_pb(message: filter_pb2.Compare, path: str) -> Compare:
     known = {number: operator for operator, number in _OPERATORS.items()}
     if message.operator not in known:
         raise InvalidFilter(f"{path}.operator", f"is {message.operator}, which is not an operator")
-    value = attribute_from_pb(message.value, f"{path}.value")
+    value = _operand(message.value, f"{path}.value")
     return Compare(message.attribute, known[message.operator], value)
+
+
+def _operand(message: filter_pb2.AttributeValue, path: str) -> AttributeValue:
+    try:
+        return attribute_from_pb(message, path)
+    except InvalidField as error:
+        raise InvalidFilter(error.field, error.problem) from None
 
 
 def problem_to_pb(error: MmeshError) -> problem_pb2.Problem:

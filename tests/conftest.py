@@ -273,6 +273,9 @@ class Pictures:
         first, *rest = [Pillow.fromarray(self.pixels(seed)) for seed in seeds]
         return self.encode(first, "GIF", save_all=True, append_images=rest, duration=50)
 
+    def one_pixel(self) -> bytes:
+        return self.encode(Pillow.new("RGB", (1, 1), (200, 30, 30)), "PNG")
+
     def png16(self, seed: int = 0) -> bytes:
         grey = self.pixels(seed)[..., 0].astype(np.uint16) * 257
         return self.encode(Pillow.fromarray(grey), "PNG")
@@ -283,34 +286,10 @@ def pictures() -> Pictures:
     return Pictures()
 
 
-WORDS = [
-    "harbour",
-    "glacier",
-    "violin",
-    "tractor",
-    "orchid",
-    "comet",
-    "bakery",
-    "lantern",
-    "canyon",
-    "piano",
-    "falcon",
-    "anchor",
-    "meadow",
-    "engine",
-    "castle",
-    "lemon",
-    "blizzard",
-    "compass",
-    "desert",
-    "ferry",
-    "garden",
-    "hammer",
-    "island",
-    "jacket",
-    "kettle",
-    "ladder",
-]
+WORDS = (  # noqa: SIM905  # easier to read than 26 quoted words
+    "harbour glacier violin tractor orchid comet bakery lantern canyon piano falcon anchor meadow "
+    "engine castle lemon blizzard compass desert ferry garden hammer island jacket kettle ladder"
+).split()
 
 
 @pytest.fixture(scope="session")

@@ -14,14 +14,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmesh.content import Content, Image, Modality
 from mmesh.models import images
 from mmesh.models.lite.image import ImageTower
 from mmesh.models.lite.model import LiteEncoder, load_lite
 from mmesh.models.lite.text import TextTower, Tokens
-from mmesh.models.protocol import FloatMatrix, JudgeInfo
+from mmesh.models.protocol import JudgeInfo
 
+TokenVectors = NDArray[np.float16]
+"""Unit vectors (t, 384) of the tokens of one content, rounded so that more are remembered."""
 BATCH_TOKENS = 1024
 CACHE_BYTES = 256 << 20
 QUERY, CANDIDATES = "query", "candidates"
@@ -69,7 +72,7 @@ class MaxSimJudge:
         vectors = self._vectors([query, *candidates], paths)
         return [maxsim(vectors[0], rows) for rows in vectors[1:]]
 
-    def _vectors(self, contents: Sequence[Content], paths: Sequence[str]) -> list[FloatMatrix]:
+    def _vectors(self, contents: Sequence[Content], paths: Sequence[str]) -> list[TokenVectors]:
         """Return unit token vectors (t, 384) of each content."""
         keys = [content.digest() for content in contents]
         known = {key: self._cache.get(key) for key in keys}
@@ -93,22 +96,23 @@ class MaxSimJudge:
         seen = self._image.words(np.stack(pixels)) if pixels else []
         return "\n".join([*content.texts, *(", ".join(words) for words in seen)])
 
-    def _encode(self, words: dict[bytes, str]) -> dict[bytes, FloatMatrix]:
+    def _encode(self, words: dict[bytes, str]) -> dict[bytes, TokenVectors]:
         """Encode texts in batches of similar length, so that little is spent on padding."""
         tokens = dict(zip(words, self._text.tokenise(list(words.values())), strict=True))
         order = sorted(tokens, key=lambda key: len(tokens[key].ids))
-        encoded: dict[bytes, FloatMatrix] = {}
+        encoded: dict[bytes, TokenVectors] = {}
         for batch in _batches(order, tokens):
             rows = self._text.token_vectors([tokens[key] for key in batch])
-            encoded |= zip(batch, rows, strict=True)
+            encoded |= zip(batch, (one.astype(np.float16) for one in rows), strict=True)
         return encoded
 
 
-def maxsim(query: FloatMatrix, candidate: FloatMatrix) -> float:
+def maxsim(query: TokenVectors, candidate: TokenVectors) -> float:
     """Return the mean over query rows (q, d) of the largest cosine to a candidate row (t, d)."""
     if not len(query) or not len(candidate):
         return 0.0
-    return float((query @ candidate.T).max(axis=1).mean())
+    cosines = query.astype(np.float32) @ candidate.astype(np.float32).T
+    return float(cosines.max(axis=1).mean())
 
 
 def _batches(order: Sequence[bytes], tokens: dict[bytes, Tokens]) -> list[list[bytes]]:
@@ -126,17 +130,17 @@ class _VectorCache:
     """Token vectors by content, the least recently used forgotten first."""
 
     def __init__(self, size_bytes: int) -> None:
-        self._rows: OrderedDict[bytes, FloatMatrix] = OrderedDict()
+        self._rows: OrderedDict[bytes, TokenVectors] = OrderedDict()
         self._free = size_bytes
 
-    def get(self, key: bytes) -> FloatMatrix | None:
+    def get(self, key: bytes) -> TokenVectors | None:
         rows = self._rows.get(key)
         if rows is None:
             return None
         self._rows.move_to_end(key)
         return rows
 
-    def put(self, key: bytes, rows: FloatMatrix) -> None:
+    def put(self, key: bytes, rows: TokenVectors) -> None:
         if key not in self._rows:
             self._rows[key] = rows
             self._free -= rows.nbytes

@@ -15,13 +15,22 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from mmesh.errors import DeadlineExceeded, InternalError, InvalidRequest, MmeshError
+from mmesh.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    MmeshError,
+    ShardUnavailable,
+    StaleReplica,
+)
 from mmesh.serving import logs, telemetry
 from mmesh.serving.deadline import Context
 from mmesh.status import DETAILS_KEY, status_of
 
 logger = logging.getLogger(__name__)
 
+FINAL = (ShardUnavailable, StaleReplica)
+"""Errors for which the caller's time went by already: its channel must not try again by itself."""
 REQUEST_ID_KEY = "mmesh-request-id"
 Handler = Any  # grpc.RpcMethodHandler is generic in its stubs only
 
@@ -155,8 +164,9 @@ async def _abort(call: Call, error: MmeshError) -> None:
     telemetry.errors_total.labels(call.method, error.reason).inc()
     status = status_of(error)
     code = next(c for c in grpc.StatusCode if c.value[0] == status.code)
-    details = ((DETAILS_KEY, status.SerializeToString()),)
-    await call.context.abort(code, error.message, details)
+    final = (("grpc-retry-pushback-ms", "-1"),) if isinstance(error, FINAL) else ()
+    trailers = ((DETAILS_KEY, status.SerializeToString()), *final)
+    await call.context.abort(code, status.message, trailers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,27 +183,41 @@ class WellFormed(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         """Return the handler with a deserializer that never raises."""
-        handler: Any = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming or handler.response_streaming:
-            return handler  # type: ignore[no-any-return]  # untyped in grpc
-        parse, behave = handler.request_deserializer, handler.unary_unary
-
-        def deserialize(data: bytes) -> Any:
-            try:
-                return parse(data)
-            except (DecodeError, UnicodeDecodeError, RecursionError) as error:
-                return _Malformed(str(error))
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_deserializer is None:
+            return handler
+        shapes = {"request_deserializer": _lenient(handler.request_deserializer),
+                  "response_serializer": handler.response_serializer}  # fmt: skip
 
         async def answer(request: Any, context: Context) -> Any:
-            if isinstance(request, _Malformed):
-                raise InvalidRequest(f"the message is not valid protobuf: {request.reason}")
-            return await behave(request, context)
+            return await handler.unary_unary(_well_formed(request), context)
 
-        return grpc.unary_unary_rpc_method_handler(
-            answer,
-            request_deserializer=deserialize,
-            response_serializer=handler.response_serializer,
-        )
+        async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+            checked = (_well_formed(request) async for request in requests)
+            async for response in handler.stream_stream(checked, context):
+                yield response
+
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(answer, **shapes)
+        if handler.stream_stream:
+            return grpc.stream_stream_rpc_method_handler(stream, **shapes)
+        return handler
+
+
+def _lenient(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def deserialize(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except (DecodeError, UnicodeDecodeError, RecursionError) as error:
+            return _Malformed(str(error))
+
+    return deserialize
+
+
+def _well_formed(message: Any) -> Any:
+    if isinstance(message, _Malformed):
+        raise InvalidRequest(f"the message is not valid protobuf: {message.reason}")
+    return message
 
 
 def standard() -> list[grpc.aio.ServerInterceptor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Awaitable, Sequence
 from itertools import count, cycle
@@ -16,7 +17,7 @@ from mmesh.api.index.v1 import collection_pb2, collection_pb2_grpc, index_pb2, i
 from mmesh.api.reranker.v1 import reranker_pb2, reranker_pb2_grpc
 from mmesh.candidates import Candidate, Collection, Page
 from mmesh.content import Content, Modality, Role
-from mmesh.errors import Unavailable
+from mmesh.errors import DeadlineExceeded, Unavailable
 from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
 from mmesh.serving.interceptors import REQUEST_ID_KEY
@@ -28,6 +29,8 @@ from services.gateway.ranking import Scored
 from services.gateway.rerank import Judge, Verdict
 
 Answer = TypeVar("Answer")
+DISTRUST_S = 5.0
+"""Seconds for which a process that did not answer is asked after the others."""
 
 
 async def _answer(call: Awaitable[Answer], service: str) -> Answer:
@@ -116,6 +119,7 @@ class IndexBackend:
         self._shards = [index_pb2_grpc.IndexServiceStub(channel) for channel in self._channels]
         self._logs = [collection_pb2_grpc.CollectionServiceStub(c) for c in self._channels]
         self._turn = count()
+        self._silent_at = [-DISTRUST_S] * len(addresses)
 
     @property
     def shard_count(self) -> int:
@@ -130,15 +134,27 @@ class IndexBackend:
     async def _any(
         self, stubs: Sequence[Any], method: str, request: Any, deadline: Deadline
     ) -> Any:
-        """Call one process, and the next when it does not answer; the calls are safe to repeat."""
-        first = next(self._turn)
-        for attempt in range(len(stubs)):
-            call = getattr(stubs[(first + attempt) % len(stubs)], method)
+        """Call one process, and the next when it does not answer; the calls are safe to repeat.
+
+        Processes that lately did not answer come last, and each but the last gets only its part
+        of the time, so that one that hangs is not waited for to the end.
+        """
+        order = self._in_turn()
+        for left, number in zip(range(len(order), 0, -1), order, strict=True):
+            call = getattr(stubs[number], method)
+            part = deadline if left == 1 else deadline.share(1 / left)
             try:
-                return await _answer(call(request, **_options(deadline)), "the index")
-            except Unavailable:
-                if attempt == len(stubs) - 1 or deadline.remaining() <= 0:
+                return await _answer(call(request, **_options(part)), "the index")
+            except (Unavailable, DeadlineExceeded):
+                self._silent_at[number] = time.monotonic()
+                if left == 1 or deadline.remaining() <= 0:
                     raise
+
+    def _in_turn(self) -> list[int]:
+        count, first = len(self._shards), next(self._turn)
+        order = [(first + n) % count for n in range(count)]
+        lately = time.monotonic() - DISTRUST_S
+        return sorted(order, key=lambda number: self._silent_at[number] > lately)
 
     async def create_collection(
         self, name: str, model: EncoderModel, deadline: Deadline

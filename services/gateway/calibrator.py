@@ -14,10 +14,13 @@ from mmesh.serving.deadline import Deadline
 from services.gateway.calibration import QUERIES, TAIL, Calibration, fit
 from services.gateway.fanout import search_shards, seq_of
 from services.gateway.ports import Encoder, Index, ShardOrder
+from services.gateway.ranking import Lists
 
 logger = logging.getLogger(__name__)
 
 FIT_S = 10.0
+VERBATIM = 0.98
+"""Score above which a query is taken to be in the collection itself."""
 Key = tuple[str, str, Modality]
 
 
@@ -44,7 +47,7 @@ class Calibrator:
         known = self._known.get(key)
         if known is not None and not known.is_outgrown(seq):
             return known
-        if key not in self._fitting:
+        if key not in self._fitting or self._fitting[key].done():
             self._fitting[key] = asyncio.create_task(self._fit(key, seq))
             self._fitting[key].add_done_callback(lambda _: self._fitting.pop(key, None))
         if known is not None:
@@ -79,10 +82,14 @@ class Calibrator:
             Consistency.EVENTUAL, "",
         )  # fmt: skip
         found = await search_shards(self._index, order, deadline)
+        foreign = [lists for lists in found.lists if not _is_verbatim(lists)] or found.lists
         tails = {
-            modality: np.array(
-                [h.retrieval_score for lists in found.lists for h in lists[modality]]
-            )
+            modality: np.array([h.retrieval_score for lists in foreign for h in lists[modality]])
             for modality in Modality
         }
         return fit(tails, seq, model.fingerprint)
+
+
+def _is_verbatim(lists: Lists) -> bool:
+    """Tell whether a query is itself in the collection: its scores are no scale for others."""
+    return any(hit.retrieval_score > VERBATIM for hits in lists.values() for hit in hits[:1])

@@ -20,7 +20,7 @@ class GatewaySettings(ServiceSettings):
     )
     reranker: str = Field("", description="Address of the reranker; empty: nothing is reranked.")
     merge: MergePolicy = Field(
-        MergePolicy.INTERLEAVE, description="How lists of several modalities become one."
+        MergePolicy.CALIBRATED, description="How lists of several modalities become one."
     )
     rerank_candidates: int = Field(
         20, ge=0, le=256, description="Hits that are judged when the request does not say."

@@ -1,8 +1,9 @@
-"""Ingest streams: batches are encoded and stored side by side, and acknowledged in order."""
+"""Ingest streams: batches are encoded side by side, then stored and acknowledged in order."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -14,7 +15,7 @@ from mmesh.content import Role
 from mmesh.errors import DeadlineExceeded, InvalidField, MmeshError, Overloaded, Unavailable
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
-from services.gateway.ports import Encoder, Index
+from services.gateway.ports import Encoded, Encoder, Index
 
 Value = TypeVar("Value")
 ATTEMPT_S = 30.0
@@ -64,10 +65,12 @@ class Ingester:
         under_way: asyncio.Queue[asyncio.Task[Stored] | None] = asyncio.Queue(self._window)
 
         async def read() -> None:
+            before: asyncio.Task[Stored] | None = None
             try:
                 async for batch in batches:
-                    work = self._store(collection, f"{ingest_id}:{batch.sequence}", batch)
-                    await under_way.put(asyncio.create_task(work))
+                    name = f"{ingest_id}:{batch.sequence}"
+                    before = asyncio.create_task(self._store(collection, name, batch, before))
+                    await under_way.put(before)
             finally:
                 await under_way.put(None)
 
@@ -84,65 +87,99 @@ class Ingester:
                 task.cancel()
             await asyncio.gather(reader, *tasks, return_exceptions=True)
 
-    async def _store(self, collection: str, request_id: str, batch: Batch) -> Stored:
+    async def _store(
+        self, collection: str, request_id: str, batch: Batch, before: asyncio.Task[Stored] | None
+    ) -> Stored:
+        """Encode a batch, then store it once the one before it is stored."""
         refused = [one for one in batch.candidates if isinstance(one, Refused)]
         numbered = [(n, c) for n, c in enumerate(batch.candidates) if isinstance(c, Candidate)]
         patience = _Patience(self._patience_s)
+        kept: list[Row] = []
         token = ""
-        while numbered:
+        if numbered:
+            encoded = await patience.keep_trying(lambda until: self._encode(numbered, until))
+            kept, problems = _sort_out(numbered, encoded)
+            refused += problems
+        if before is not None:
+            await asyncio.wait([before])
+            before.result()  # where one batch fails, those after it do too
+        while kept:
             try:
-                numbered, problems, token = await patience.keep_trying(
-                    lambda deadline: self._attempt(collection, request_id, numbered, deadline)  # noqa: B023  # awaited at once
+                token = await patience.keep_trying(
+                    lambda until: self._write(collection, request_id, kept, encoded, until)  # noqa: B023  # awaited at once
                 )
-                refused += problems
                 break
             except InvalidField as error:
-                numbered, problem = _without_culprit(numbered, error)
+                kept, problem = _without_culprit(kept, error)
                 refused.append(problem)
-        metrics.ingested_total.inc(len(numbered))
+        metrics.ingested_total.inc(len(kept))
         for one in refused:
             metrics.rejected_total.labels(one.error.reason).inc()
         refused.sort(key=lambda one: one.number)
-        return Stored(batch.sequence, len(numbered), token, refused, patience.was_overloaded)
+        return Stored(batch.sequence, len(kept), token, refused, patience.was_overloaded)
 
-    async def _attempt(
+    async def _encode(self, numbered: Sequence[Numbered], deadline: Deadline) -> Encoded:
+        inputs = [(candidate.content, "") for _, candidate in numbered]
+        return await self._encoder.encode(inputs, Role.CANDIDATE, deadline, skip_problems=True)
+
+    async def _write(
         self,
         collection: str,
         request_id: str,
-        numbered: Sequence[tuple[int, Candidate]],
+        rows: Sequence[Row],
+        encoded: Encoded,
         deadline: Deadline,
-    ) -> tuple[list[tuple[int, Candidate]], list[Refused], str]:
-        """Encode and store what can be; return what was stored, what was refused, and the token."""
-        inputs = [(candidate.content, "") for _, candidate in numbered]
-        encoded = await self._encoder.encode(inputs, Role.CANDIDATE, deadline, skip_problems=True)
-        good = [i for i in range(len(numbered)) if i not in encoded.problems]
-        refused = [
-            Refused(numbered[i][1].id, numbered[i][0], error)
-            for i, error in encoded.problems.items()
-        ]
-        kept = [numbered[i] for i in good]
-        if not kept:
-            return [], refused, ""
-        candidates = [candidate for _, candidate in kept]
-        vectors = encoded.vectors[good]
-        token = await self._index.upsert(
-            collection, candidates, vectors, encoded.fingerprint, request_id, deadline
+    ) -> str:
+        # The same batch sent again goes through the same refusals, so each write needs its own id.
+        ids = "\n".join(row.candidate.id for row in rows)
+        digest = hashlib.sha256(ids.encode()).hexdigest()[:16]
+        return await self._index.upsert(
+            collection,
+            [row.candidate for row in rows],
+            encoded.vectors[[row.input for row in rows]],
+            encoded.fingerprint,
+            f"{request_id}:{digest}",
+            deadline,
         )
-        return kept, refused, token
 
 
-def _without_culprit(
-    numbered: Sequence[tuple[int, Candidate]], error: InvalidField
-) -> tuple[list[tuple[int, Candidate]], Refused]:
-    """Take the candidate out that the index refused the batch for; raise if it named none."""
+Numbered = tuple[int, Candidate]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A candidate that can be stored: its number in the batch, and in what was encoded."""
+
+    candidate: Candidate
+    number: int
+    input: int
+
+
+def _sort_out(numbered: Sequence[Numbered], encoded: Encoded) -> tuple[list[Row], list[Refused]]:
+    rows, refused = [], []
+    for place, (number, candidate) in enumerate(numbered):
+        problem = encoded.problems.get(place)
+        if problem is None:
+            rows.append(Row(candidate, number, place))
+        else:
+            where = f"candidates[{number}]"
+            error = problem.under(where) if isinstance(problem, InvalidField) else problem
+            refused.append(Refused(candidate.id, number, error))
+    return rows, refused
+
+
+def _without_culprit(rows: Sequence[Row], error: InvalidField) -> tuple[list[Row], Refused]:
+    """Take the row out that the index refused the write for; raise if it named none."""
     found = _CANDIDATE.match(error.field)
-    if found is None or int(found[1]) >= len(numbered):
+    if found is None or int(found[1]) >= len(rows):
         raise error
     place = int(found[1])
-    number, candidate = numbered[place]
-    rest = [*numbered[:place], *numbered[place + 1 :]]
-    field = error.field[found.end() + 1 :] or "candidate"
-    return rest, Refused(candidate.id, number, type(error)(field, error.problem))
+    culprit = rows[place]
+    field = f"candidates[{culprit.number}]{error.field[found.end() :]}"
+    problem = type(error)(field, error.problem)
+    return [*rows[:place], *rows[place + 1 :]], Refused(
+        culprit.candidate.id, culprit.number, problem
+    )
 
 
 class _Patience:

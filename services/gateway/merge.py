@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
@@ -10,6 +11,8 @@ from mmesh.content import Modality
 from services.gateway.calibration import Calibration
 from services.gateway.ranking import Lists, Ranked, Scored
 
+RANK_DISCOUNT = 0.3
+"""Spreads that a hit loses for each e-fold of its rank."""
 RRF_K = 60
 """The constant of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009)."""
 
@@ -28,7 +31,7 @@ def merge(
     if policy is MergePolicy.SCORE:
         merged = _by_score(full, lambda hit: hit.retrieval_score)
     elif policy is MergePolicy.CALIBRATED:
-        merged = _by_score(full, standard)
+        merged = _by_discounted_score(full, standard)
     else:
         turns = sorted(full.values(), key=lambda hits: -standard(hits[0]))
         merged = _rrf(turns) if policy is MergePolicy.RRF else _interleave(turns)
@@ -48,6 +51,16 @@ def _standardise(calibration: Calibration | None, lists: Lists) -> Callable[[Sco
 
 def _by_score(lists: Lists, score: Callable[[Scored], float]) -> list[Ranked]:
     ranked = [Ranked(hit, score(hit)) for hits in lists.values() for hit in hits]
+    return sorted(ranked, key=lambda entry: (-entry.score, entry.hit.id))
+
+
+def _by_discounted_score(lists: Lists, score: Callable[[Scored], float]) -> list[Ranked]:
+    """Lower ranks count less, so that one list does not take all places on a small advantage."""
+    ranked = [
+        Ranked(hit, score(hit) - RANK_DISCOUNT * math.log(rank))
+        for hits in lists.values()
+        for rank, hit in enumerate(hits, start=1)
+    ]
     return sorted(ranked, key=lambda entry: (-entry.score, entry.hit.id))
 
 

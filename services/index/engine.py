@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 TAIL_ROWS = 5000
+FRESH_SHARE = 0.9
+"""Share of a search's time that may go by in waiting for a write."""
+_SEQUENCE = re.compile("[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +264,8 @@ class IndexEngine:
             return
         self._look.set()
         try:
-            async with asyncio.timeout(deadline.remaining()), self._applied:
+            waiting = asyncio.timeout(deadline.share(FRESH_SHARE).remaining())
+            async with waiting, self._applied:
                 await self._applied.wait_for(is_fresh)
         except TimeoutError:
             raise StaleReplica("the shard has not applied the write that the token names") from None
@@ -350,6 +355,6 @@ def _check_model(row: CollectionRow, dim: int, model_fingerprint: str) -> None:
 
 def _seq_of(token: str, row: CollectionRow) -> int:
     epoch, _, seq = token.partition(":")
-    if not seq.isdigit():
+    if not _SEQUENCE.fullmatch(seq):
         raise InvalidField("token", f"is {token[:80]!r}, which is no token of this mesh")
     return int(seq) if epoch == row.epoch else 0

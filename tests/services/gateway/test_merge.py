@@ -34,6 +34,12 @@ def test_calibrated_scores_compare_modalities_by_what_is_usual_for_each():
     assert order(MergePolicy.CALIBRATED) == ["image0", "image1", "text0", "text1", "text2"]
 
 
+def test_a_small_advantage_does_not_give_one_list_all_places():
+    lists = {TEXT: hits(TEXT, 0.91, 0.91, 0.91), IMAGE: hits(IMAGE, 0.2, 0.2)}
+    merged = merge(lists, MergePolicy.CALIBRATED, CALIBRATION, 3)
+    assert [entry.hit.modality for entry in merged] == [TEXT, IMAGE, TEXT]
+
+
 def test_interleaved_lists_take_turns_led_by_the_best_first_hit():
     assert order(MergePolicy.INTERLEAVE) == ["image0", "text0", "image1", "text1", "text2"]
     assert order(MergePolicy.INTERLEAVE, calibration=None)[0] == "text0"

@@ -35,9 +35,13 @@ class _MergePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MergePoli
     MERGE_POLICY_SCORE: _MergePolicy.ValueType  # 1
     """By retrieval score as it is. One modality usually buries the others."""
     MERGE_POLICY_CALIBRATED: _MergePolicy.ValueType  # 2
-    """By retrieval score in units of what is usual for good hits of that modality."""
+    """By retrieval score in units of what is usual for good hits of that modality, less a little for
+    every rank, so that no list takes all places on a small advantage.
+    """
     MERGE_POLICY_RRF: _MergePolicy.ValueType  # 3
-    """By reciprocal rank (Cormack et al., SIGIR 2009): 1 / (60 + rank in its list)."""
+    """By reciprocal rank (Cormack et al., SIGIR 2009): 1 / (60 + rank in its list). A candidate has
+    one modality, so today this gives the order of interleave.
+    """
     MERGE_POLICY_INTERLEAVE: _MergePolicy.ValueType  # 4
     """The lists take turns, led by the list whose best hit is best by calibrated score."""
 
@@ -49,9 +53,13 @@ MERGE_POLICY_UNSPECIFIED: MergePolicy.ValueType  # 0
 MERGE_POLICY_SCORE: MergePolicy.ValueType  # 1
 """By retrieval score as it is. One modality usually buries the others."""
 MERGE_POLICY_CALIBRATED: MergePolicy.ValueType  # 2
-"""By retrieval score in units of what is usual for good hits of that modality."""
+"""By retrieval score in units of what is usual for good hits of that modality, less a little for
+every rank, so that no list takes all places on a small advantage.
+"""
 MERGE_POLICY_RRF: MergePolicy.ValueType  # 3
-"""By reciprocal rank (Cormack et al., SIGIR 2009): 1 / (60 + rank in its list)."""
+"""By reciprocal rank (Cormack et al., SIGIR 2009): 1 / (60 + rank in its list). A candidate has
+one modality, so today this gives the order of interleave.
+"""
 MERGE_POLICY_INTERLEAVE: MergePolicy.ValueType  # 4
 """The lists take turns, led by the list whose best hit is best by calibrated score."""
 Global___MergePolicy: _TypeAlias = MergePolicy  # noqa: Y015
@@ -113,7 +121,7 @@ class SearchRequest(_message.Message):
     limit: _builtins.int
     """How many hits; 1 to 1000, else INVALID_ARGUMENT. Absent means 10."""
     merge: Global___MergePolicy.ValueType
-    """How lists of several modalities become one. Unspecified means the mesh's default, interleave."""
+    """How lists of several modalities become one. Unspecified means the mesh's default, calibrated."""
     consistency: _index_pb2.Consistency.ValueType
     """How fresh the answer must be. Unspecified means eventual, or session when `token` is given."""
     token: _builtins.str

@@ -1,0 +1,92 @@
+"""Recall of the embedded model, from text to picture, through a whole mesh.
+
+Two sets that `lite` was not trained on: clip art with titles of its own, and emoji whose concept
+and whose vendor are new. A hit is a picture with the same name among the first k. What the mesh
+finds is put beside what was measured without it when the model was built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import numpy as np
+from bench import (
+    Cell,
+    Mesh,
+    PictureSet,
+    Report,
+    first_ranks,
+    interval,
+    options_of,
+    percent,
+    picture_sets,
+    recalls,
+    run,
+    running_mesh,
+    search_batches,
+    search_singly,
+    signed,
+)
+
+from mmesh import Content, Modality, Rerank, Search
+from mmesh.models.lite.artefacts import read_manifest
+
+GATES = {"openclipart_test": 0.32, "twitter_unseen": 0.45}
+"""Least recall at 10 without reranking."""
+LOSS = 0.005
+"""Most recall at 10 that the way through the mesh may lose or win."""
+DEPTH = 20
+
+
+async def measure(options: argparse.Namespace, report: Report) -> None:
+    """Fill a collection with each set and ask for every picture by its name."""
+    sets = picture_sets(options.work)
+    async with running_mesh(options.shards) as mesh:
+        rows = [
+            row for chosen in sets.values() for row in await _rows(options, report, mesh, chosen)
+        ]
+    header = ["set", "rerank", "n", "R@1", "R@5", "R@10", "gain R@1", "95 %"]
+    report.table("text -> picture, recall in %", header, rows)
+
+
+async def _rows(
+    options: argparse.Namespace, report: Report, mesh: Mesh, chosen: PictureSet
+) -> list[list[Cell]]:
+    token = await mesh.store(chosen.name, chosen.candidates)
+    searches = [_search(chosen, text, token, 0) for text in chosen.queries]
+    ranks = first_ranks(await search_batches(mesh.client, searches), chosen.relevant)
+    _check(report, chosen.name, recalls(ranks)[2])
+    some = np.random.default_rng(options.seed).permutation(len(ranks))[: options.rerank_queries]
+    again = [_search(chosen, chosen.queries[i], token, DEPTH) for i in some]
+    results = await search_singly(mesh.client, again)
+    judged = first_ranks(results, [chosen.relevant[i] for i in some])
+    degraded = sum(bool(result.degradations) for result in results)
+    report.gate(f"{chosen.name} searches that were not fully judged = 0", degraded, degraded == 0)
+    gains = (judged <= 1).astype(float) - (ranks[some] <= 1)
+    low, high = interval(gains, options.seed)
+    gain: list[Cell] = [signed(float(gains.mean())), f"{signed(low)} .. {signed(high)}"]
+    return [
+        [chosen.name, "off", len(ranks), *map(percent, recalls(ranks)), "", ""],
+        [chosen.name, "off, same queries", len(some), *map(percent, recalls(ranks[some])), "", ""],
+        [chosen.name, f"on, {DEPTH}", len(some), *map(percent, recalls(judged)), *gain],
+    ]
+
+
+def _check(report: Report, name: str, measured: float) -> None:
+    report.gate(f"{name} R@10 >= {GATES[name]}", measured, measured >= GATES[name])
+    built = read_manifest()["recall_percent"][name]["text_to_image@10"] / 100
+    rule = f"{name} R@10 is that of the model alone, {built:.3f}, within {LOSS}"
+    report.gate(rule, measured, abs(measured - built) <= LOSS)
+
+
+def _search(chosen: PictureSet, text: str, token: str, depth: int) -> Search:
+    return Search(
+        chosen.name, Content.of(text), target=Modality.IMAGE, token=token, rerank=Rerank(depth)
+    )
+
+
+if __name__ == "__main__":
+    parser = options_of(__doc__)
+    parser.add_argument("--rerank-queries", type=int, default=500, help="queries to rerank, a set")
+    sys.exit(run("recall_lite", parser, measure))

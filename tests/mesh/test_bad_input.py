@@ -1,0 +1,956 @@
+"""Bad input at the public API: refused by name, without harm to anything beside it.
+
+Every test ends with a look at the same mesh: what was stored before is still found, and no service
+has died.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import struct
+import subprocess
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from mmesh import Client, Content, Rerank, Search, wire
+from mmesh.api.content.v1 import content_pb2
+from mmesh.api.gateway.v1 import gateway_pb2 as pb
+from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
+from mmesh.api.index.v1 import filter_pb2, index_pb2, index_pb2_grpc
+from mmesh.candidates import Candidate, Consistency
+from mmesh.errors import (
+    CollectionNotFound,
+    DeadlineExceeded,
+    InvalidField,
+    InvalidFilter,
+    InvalidImage,
+    MessageTooLarge,
+    NotFound,
+    StaleReplica,
+    StorageFull,
+)
+from mmesh.filters import parse_filter
+
+INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
+WITNESS = "a lighthouse on a cliff above the cold grey sea"
+MIB = 1 << 20
+SERVICE = "/mmesh.api.gateway.v1.RetrievalService/"
+
+
+@pytest.fixture(scope="module")
+def stub(mesh, open_channel) -> rpc.RetrievalServiceStub:
+    return rpc.RetrievalServiceStub(open_channel(mesh.address))
+
+
+@pytest.fixture(scope="module")
+def shard(mesh, open_channel) -> index_pb2_grpc.IndexServiceStub:
+    return index_pb2_grpc.IndexServiceStub(open_channel(mesh.address_of("index-0")))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_lost(mesh, client, collection) -> Iterator[None]:
+    """Store a witness, and find it after whatever the test did; no service may have died."""
+    token = client.upsert_candidates(collection, [Candidate("witness", Content.of(WITNESS))])
+    restarts = mesh.restarts()
+    yield
+    found = client.search(collection, WITNESS, token=token, limit=5, require_all_shards=True)
+    assert "witness" in [hit.id for hit in found.hits]
+    assert not [one for one in found.degradations if one.reason != "CALIBRATION_MISSING"]
+    assert mesh.restarts() == restarts
+
+
+def text_of(text: str) -> content_pb2.Content:
+    return content_pb2.Content(parts=[content_pb2.Part(text=text)])
+
+
+def image_of(data: bytes, media_type: str = "image/png") -> content_pb2.Content:
+    image = content_pb2.Image(data=data, media_type=media_type)
+    return content_pb2.Content(parts=[content_pb2.Part(image=image)])
+
+
+def candidate(candidate_id: str, content: content_pb2.Content) -> index_pb2.Candidate:
+    return index_pb2.Candidate(id=candidate_id, content=content)
+
+
+def with_attribute(name: str, **value: object) -> index_pb2.Candidate:
+    found = candidate("bad", text_of("a text with an attribute"))
+    found.attributes[name].CopyFrom(filter_pb2.AttributeValue(**value))
+    return found
+
+
+def upsert(stub, collection: str, *candidates: index_pb2.Candidate) -> str:
+    request = pb.UpsertCandidatesRequest(collection=collection, candidates=candidates)
+    return stub.UpsertCandidates(request, timeout=30).token
+
+
+def ingest(
+    stub, collection: str, *batches: list[index_pb2.Candidate], ingest_id: str = ""
+) -> tuple[dict[tuple[int, str], pb.RejectedCandidate], list[pb.IngestAck]]:
+    """Send batches in one stream; return what was refused by batch and id, and what was acked."""
+    opening = pb.IngestOpen(collection=collection, ingest_id=ingest_id or uuid.uuid4().hex)
+    messages = [pb.IngestRequest(open=opening)]
+    for sequence, batch in enumerate(batches, start=1):
+        step = pb.IngestBatch(sequence=sequence, candidates=batch)
+        messages.append(pb.IngestRequest(batch=step))
+    refused, acks = {}, []
+    for event in stub.Ingest(iter(messages), timeout=60):
+        if event.WhichOneof("event") == "rejected":
+            sequence = event.rejected.sequence
+            refused |= {(sequence, one.id): one for one in event.rejected.candidates}
+        elif event.WhichOneof("event") == "ack":
+            acks.append(event.ack)
+    return refused, acks
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        checked = kind + body
+        return struct.pack(">I", len(body)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(MIB), 9)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", rows), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def gif_claiming(width: int, height: int) -> bytes:
+    return b"GIF89a" + struct.pack("<HH", width, height) + b"\x00\x00\x00\x3b"
+
+
+def truncated(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect width="9"/></svg>'
+
+# What is wrong with the content -> content, reason, path of the field inside the content.
+BAD_CONTENT: dict[str, tuple[Callable[..., content_pb2.Content], str, str]] = {
+    "no parts": (lambda p: content_pb2.Content(), "INVALID_FIELD", ".parts"),
+    "17 parts": (
+        lambda p: content_pb2.Content(parts=[content_pb2.Part(text="word")] * 17),
+        "INVALID_FIELD",
+        ".parts",
+    ),
+    "a part of no kind": (
+        lambda p: content_pb2.Content(parts=[content_pb2.Part(text="word"), content_pb2.Part()]),
+        "INVALID_FIELD",
+        ".parts[1]",
+    ),
+    "an empty text": (lambda p: text_of(""), "INVALID_FIELD", ".parts[0].text"),
+    "a blank text": (lambda p: text_of(" \n\t"), "INVALID_FIELD", ".parts[0].text"),
+    "a NUL": (lambda p: text_of("a\0b"), "INVALID_FIELD", ".parts[0].text"),
+    "over 1 MiB of text": (
+        lambda p: text_of("x" * (MIB + 1)), "INVALID_FIELD", ".parts[0].text",
+    ),
+    "an empty image": (lambda p: image_of(b""), "INVALID_FIELD", ".parts[0].image.data"),
+    "over 20 MiB of image": (
+        lambda p: image_of(p.png() + bytes(20 * MIB)), "INVALID_FIELD", ".parts[0].image.data",
+    ),
+    "a truncated PNG": (
+        lambda p: image_of(truncated(p.png())), "INVALID_IMAGE", ".parts[0].image.data",
+    ),
+    "a truncated JPEG": (
+        lambda p: image_of(truncated(p.jpeg())), "INVALID_IMAGE", ".parts[0].image.data",
+    ),
+    "a PNG of its first 8 bytes": (
+        lambda p: image_of(p.png()[:8]), "INVALID_IMAGE", ".parts[0].image.data",
+    ),
+    "text in disguise": (
+        lambda p: image_of(b"I am no picture"), "INVALID_IMAGE", ".parts[0].image.data",
+    ),
+    "an SVG": (
+        lambda p: image_of(SVG, "image/svg+xml"), "INVALID_IMAGE", ".parts[0].image.data",
+    ),
+    "a PNG that claims 60000x60000": (
+        lambda p: image_of(png_claiming(60_000, 60_000)), "INVALID_IMAGE", ".parts[0].image.data",
+    ),
+    "a GIF that claims 60000x60000": (
+        lambda p: image_of(gif_claiming(60_000, 60_000)), "INVALID_IMAGE", ".parts[0].image.data",
+    ),
+    "a PNG that claims 0x0": (
+        lambda p: image_of(png_claiming(0, 0)), "INVALID_IMAGE", ".parts[0].image.data",
+    ),
+}  # fmt: skip
+
+# What is wrong with the candidate -> candidate, reason, path of the field inside the candidate.
+BAD_CANDIDATES: dict[str, tuple[Callable[..., index_pb2.Candidate], str, str]] = {
+    name: (lambda p, make=make: candidate("bad", make(p)), reason, f"content{path}")
+    for name, (make, reason, path) in BAD_CONTENT.items()
+} | {
+    "an empty id": (lambda p: candidate("", text_of("no id")), "INVALID_FIELD", "id"),
+    "an id of 513 bytes": (
+        lambda p: candidate("é" * 256 + "x", text_of("long id")), "INVALID_FIELD", "id",
+    ),
+    "an id with a line break": (
+        lambda p: candidate("a\nb", text_of("odd id")), "INVALID_FIELD", "id",
+    ),
+    "an attribute without a value": (
+        lambda p: with_attribute("year"), "INVALID_FIELD", "attributes['year']",
+    ),
+    "an attribute that is NaN": (
+        lambda p: with_attribute("year", float_value=float("nan")),
+        "INVALID_FIELD",
+        "attributes['year']",
+    ),
+    "an attribute with a bad name": (
+        lambda p: with_attribute("a b", integer_value=1), "INVALID_FIELD", "attributes",
+    ),
+    "an attribute over 4096 bytes": (
+        lambda p: with_attribute("note", string_value="x" * 4097),
+        "INVALID_FIELD",
+        "attributes['note']",
+    ),
+}  # fmt: skip
+bad_candidates = pytest.mark.parametrize(
+    ("make", "reason", "field"), BAD_CANDIDATES.values(), ids=BAD_CANDIDATES.keys()
+)
+
+
+# -- content
+
+
+@bad_candidates
+def test_an_upsert_with_a_bad_candidate_is_refused_whole(
+    stub, client, collection, pictures, refusal, ids_in, make, reason, field
+):
+    good = candidate("good", text_of("a good text"))
+    refused = refusal(lambda: upsert(stub, collection, good, make(pictures)))
+    assert (refused.code, refused.reason, refused.domain) == (INVALID, reason, "mmesh")
+    assert refused.fields == [f"candidates[1].{field}"]
+    assert refused.retry_after_s is None
+    assert ids_in(client, collection) == ["witness"]
+
+
+@bad_candidates
+def test_an_ingest_goes_on_without_a_bad_candidate(
+    stub, client, collection, pictures, ids_in, make, reason, field
+):
+    bad = make(pictures)
+    before, after = candidate("before", text_of("before")), candidate("later", text_of("later"))
+    refused, acks = ingest(stub, collection, [before, bad], [after])
+    assert list(refused) == [(1, bad.id)]
+    problem = refused[1, bad.id].problem
+    assert refused[1, bad.id].number == 1
+    assert (problem.code, problem.reason) == (INVALID.value[0], reason)
+    assert problem.metadata["field"].endswith(field)
+    assert [(ack.through_sequence, ack.stored) for ack in acks] == [(1, 1), (2, 1)]
+    assert ids_in(client, collection) == ["before", "later", "witness"]
+
+
+@pytest.mark.parametrize(("make", "reason", "path"), BAD_CONTENT.values(), ids=BAD_CONTENT.keys())
+def test_a_search_names_what_is_wrong_with_its_query(
+    stub, collection, pictures, refusal, make, reason, path
+):
+    request = pb.SearchRequest(collection=collection, query=make(pictures))
+    refused = refusal(lambda: stub.Search(request, timeout=30))
+    assert (refused.code, refused.reason) == (INVALID, reason)
+    assert refused.fields == [f"query{path}"]
+
+
+def test_a_bad_search_of_a_batch_fails_alone(client, collection):
+    queries = (WITNESS, " ", b"no picture", WITNESS)
+    answers = client.search_batch([Search(collection, Content.of(query)) for query in queries])
+    assert [type(answer).__name__ for answer in answers] == [
+        "SearchResult", "InvalidField", "InvalidImage", "SearchResult",
+    ]  # fmt: skip
+    assert [answers[1].field, answers[2].field] == ["query.parts[0].text",
+                                                    "query.parts[0].image.data"]  # fmt: skip
+
+
+GOOD_PICTURES = {
+    "an animated GIF": lambda p: p.gif(1, 2, 3),
+    "a picture of 1x1": lambda p: p.one_pixel(),
+    "a 16-bit PNG": lambda p: p.png16(4),
+    "a CMYK JPEG": lambda p: p.jpeg(5, mode="CMYK"),
+    "a JPEG with broken EXIF": lambda p: p.jpeg(6, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff junk"),
+}
+
+
+@pytest.mark.parametrize("make", GOOD_PICTURES.values(), ids=GOOD_PICTURES.keys())
+def test_an_unusual_picture_is_taken_and_found_by_itself(client, collection, pictures, make):
+    data = make(pictures)
+    others = [Candidate(f"other-{n}", Content.of(pictures.png(n + 50))) for n in range(5)]
+    report = client.ingest(collection, [Candidate("odd", Content.of(data)), *others])
+    assert (report.stored, report.rejected) == (6, ())
+    found = client.search(collection, data, token=report.token, limit=1)
+    assert found.hits[0].id == "odd"
+    assert found.hits[0].retrieval_score == pytest.approx(1.0, abs=1e-3)
+    (back,) = client.batch_get_candidates(collection, ["odd"])
+    assert back.content.images[0].data == data
+
+
+def test_an_animation_is_its_first_frame(client, collection, pictures):
+    token = client.upsert_candidates(
+        collection, [Candidate("animation", Content.of(pictures.gif(1, 2, 3)))]
+    )
+    first, second = (
+        client.search(collection, pictures.gif(seed), token=token, limit=1).hits[0]
+        for seed in (1, 2)
+    )
+    assert first.retrieval_score > 0.98 > second.retrieval_score
+
+
+def memory_peak_mb(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def test_a_decompression_bomb_costs_the_encoder_neither_memory_nor_time(
+    mesh, client, collection, pictures
+):
+    def seconds_of(number: int, data: bytes) -> float:
+        start = time.perf_counter()
+        report = client.ingest(collection, [Candidate(f"image-{number}", Content.of(data))])
+        took = time.perf_counter() - start
+        assert report.stored + len(report.rejected) == 1
+        return took
+
+    usual = statistics.median(seconds_of(n, pictures.png(n + 200)) for n in range(5))
+    before = memory_peak_mb(mesh.pid("encoder"))
+    bomb = png_claiming(60_000, 60_000)
+    bombs = statistics.median(seconds_of(n, bomb + bytes([n])) for n in range(5))
+    assert memory_peak_mb(mesh.pid("encoder")) - before < 200
+    assert bombs < 3 * usual
+
+
+# -- text
+
+
+def test_a_text_of_1_mb_is_taken_and_a_query_of_it_is_said_to_be_cut(client, collection):
+    text = "a long story about a harbour and its ships " * (1_000_000 // 43)
+    token = client.upsert_candidates(collection, [Candidate("long", Content.of(text))])
+    found = client.search(collection, text, token=token, limit=1)
+    assert found.hits[0].id == "long"
+    assert "TEXT_TRUNCATED" in [one.reason for one in found.degradations]
+    (back,) = client.batch_get_candidates(collection, ["long"])
+    assert back.content.text == text
+    short = client.search(collection, "a short story", token=token)
+    assert "TEXT_TRUNCATED" not in [one.reason for one in short.degradations]
+
+
+@pytest.mark.parametrize(
+    "special", ["[CLS]", "[SEP]", "[PAD]", "[MASK]", "<|im_end|>", "<|image_pad|>", "</s>"]
+)
+def test_the_special_tokens_of_models_are_just_text(client, collection, special):
+    texts = {"plain": "the ship leaves the harbour",
+             "odd": f"the ship {special} leaves the harbour",
+             "bare": special, "other": "a bakery sells bread in the morning"}  # fmt: skip
+    report = client.ingest(collection, [Candidate(i, Content.of(t)) for i, t in texts.items()])
+    assert (report.stored, report.rejected) == (4, ())
+    for candidate_id, text in texts.items():
+        hits = client.search(collection, text, token=report.token, limit=10).hits
+        assert hits[0].id == candidate_id
+        assert hits[0].retrieval_score == pytest.approx(1.0, abs=1e-3)
+    from_odd = client.search(collection, texts["odd"], token=report.token, rerank=Rerank(0))
+    assert [hit.id for hit in from_odd.hits][:2] == ["odd", "plain"]
+
+
+SURROGATE = "half of a pair: \ud800"
+
+
+def test_the_sdk_refuses_a_lone_surrogate_in_a_query(client, collection):
+    with pytest.raises(InvalidField) as refused:
+        client.search(collection, SURROGATE)
+    assert refused.value.field == "query.parts[0].text"
+
+
+def test_the_sdk_refuses_a_lone_surrogate_in_an_upsert(client, collection):
+    with pytest.raises(InvalidField) as refused:
+        client.upsert_candidates(collection, [Candidate("bad", Content.of(SURROGATE))])
+    assert refused.value.field == "candidates[0].content.parts[0].text"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Candidate("bad", Content.of(SURROGATE)),
+        Candidate("bad\ud800", Content.of("a text")),
+        Candidate("bad", Content.of("a text"), {"note": SURROGATE}),
+        Candidate("bad", Content.of("a text"), {"tags": ("fine", SURROGATE)}),
+        Candidate("bad", Content.of("a text"), {"number": 1 << 63}),
+        Candidate("bad", Content.of("a text"), {"none": None}),
+        Candidate("bad", Content(())),
+    ],
+    ids=["text", "id", "attribute", "attribute list", "integer over 64 bits", "None", "no parts"],
+)  # fmt: skip
+@pytest.mark.timeout(15)
+def test_an_ingest_of_the_sdk_goes_on_without_what_cannot_be_sent(client, collection, ids_in, bad):
+    good = [Candidate(name, Content.of(name)) for name in ("before", "later")]
+    report = client.ingest(collection, [good[0], bad, good[1]])
+    assert report.stored == 2
+    ((candidate_id, error),) = [(one.id, one.error) for one in report.rejected]
+    assert candidate_id == bad.id
+    assert isinstance(error, InvalidField)
+    assert ids_in(client, collection) == ["before", "later", "witness"]
+
+
+NOT_UTF8 = b"\xff\xfe\xfd"
+
+
+def spoilt(message: object) -> bytes:
+    """Return the bytes of a message with its text SPOIL replaced by bytes that are not UTF-8."""
+    return message.SerializeToString().replace(b"SPO", NOT_UTF8, 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("Search", pb.SearchRequest(collection="c", query=text_of("SPOIL"))),
+        ("Search", pb.SearchRequest(collection="SPOIL", query=text_of("a"))),
+        ("UpsertCandidates", pb.UpsertCandidatesRequest(collection="SPOIL")),
+        ("GetCollection", pb.GetCollectionRequest(name="SPOIL")),
+    ],
+    ids=["text", "collection of a search", "collection of an upsert", "name"],
+)  # fmt: skip
+def test_bytes_that_are_not_utf8_are_an_invalid_argument(
+    mesh, open_channel, refusal, method, message
+):
+    call = open_channel(mesh.address).unary_unary(SERVICE + method)
+    refused = refusal(lambda: call(spoilt(message), timeout=10))
+    assert (refused.code, refused.reason) == (INVALID, "INVALID_REQUEST")
+
+
+def test_bytes_that_are_no_message_are_an_invalid_argument(mesh, open_channel, refusal):
+    call = open_channel(mesh.address).unary_unary(SERVICE + "Search")
+    refused = refusal(lambda: call(b"\x07\xff\xff\xff", timeout=10))
+    assert (refused.code, refused.reason) == (INVALID, "INVALID_REQUEST")
+
+
+@pytest.mark.parametrize("data", [NOT_UTF8, b"\x07\xff"], ids=["garbage", "half a message"])
+def test_a_stream_with_bytes_that_are_no_message_is_an_invalid_argument(
+    mesh, open_channel, collection, refusal, data
+):
+    opening = pb.IngestRequest(open=pb.IngestOpen(collection=collection, ingest_id="garbage"))
+    call = open_channel(mesh.address).stream_stream(SERVICE + "Ingest")
+    messages = [opening.SerializeToString(), data]
+    refused = refusal(lambda: list(call(iter(messages), timeout=10)))
+    assert refused.code is INVALID
+
+
+@pytest.mark.timeout(15)
+def test_an_ingest_whose_source_fails_raises_that_and_keeps_what_came_before(
+    client, collection, ids_in, new_candidates
+):
+    def failing() -> Iterator[Candidate]:
+        yield from new_candidates(30)
+        raise OSError("the disk with the pictures is gone")
+
+    with pytest.raises(OSError, match="the disk with the pictures is gone"):
+        client.ingest(collection, failing(), batch_size=10)
+    assert set(ids_in(client, collection)) <= {one.id for one in new_candidates(30)} | {"witness"}
+
+
+# -- ids and batches
+
+
+def test_an_upsert_with_one_id_twice_is_refused_whole(stub, client, collection, refusal, ids_in):
+    twice = [candidate(i, text_of(t)) for i, t in (("a", "one"), ("b", "two"), ("a", "three"))]
+    refused = refusal(lambda: upsert(stub, collection, *twice))
+    assert (refused.code, refused.reason) == (INVALID, "INVALID_FIELD")
+    assert refused.fields == ["candidates[2].id"]
+    assert ids_in(client, collection) == ["witness"]
+
+
+def test_an_ingest_stores_the_first_of_one_id_twice(stub, client, collection):
+    twice = [candidate(i, text_of(t)) for i, t in (("a", "one"), ("b", "two"), ("a", "three"))]
+    refused, acks = ingest(stub, collection, twice)
+    assert [(key, one.number) for key, one in refused.items()] == [((1, "a"), 2)]
+    assert acks[-1].stored == 2
+    found = client.batch_get_candidates(collection, ["a", "b"])
+    assert [one.content.text for one in found] == ["one", "two"]
+
+
+@pytest.mark.parametrize("count", [0, 257])
+def test_an_upsert_takes_1_to_256_candidates(stub, collection, refusal, count):
+    many = [candidate(f"id-{n}", text_of("word")) for n in range(count)]
+    refused = refusal(lambda: upsert(stub, collection, *many))
+    assert (refused.code, refused.reason) == (INVALID, "INVALID_FIELD")
+    assert refused.fields == ["candidates"]
+
+
+def test_an_attribute_of_another_type_is_refused_and_what_is_good_beside_it_stored(
+    stub, client, collection, pictures, ids_in
+):
+    """Also when the encoder has refused a picture of the same batch before the index looks."""
+    typed, other = (
+        with_attribute("year", integer_value=1969),
+        with_attribute("year", string_value="x"),
+    )
+    typed.id, other.id = "typed", "other"
+    picture = candidate("picture", image_of(truncated(pictures.png())))
+    good = [candidate(f"good-{n}", text_of(f"good text {n}")) for n in range(3)]
+    refused, acks = ingest(stub, collection, [typed], [picture, *good, other])
+    reasons = {candidate_id: one.problem.reason for (_, candidate_id), one in refused.items()}
+    assert reasons == {"picture": "INVALID_IMAGE", "other": "INVALID_FIELD"}
+    assert [ack.stored for ack in acks] == [1, 3]
+    assert ids_in(client, collection) == ["good-0", "good-1", "good-2", "typed", "witness"]
+
+
+def test_a_batch_sent_again_gets_the_same_answer_refusals_included(stub, collection):
+    """After a broken stream the client knows what was refused only from the second answer."""
+    typed = with_attribute("year", integer_value=1)
+    other = with_attribute("year", string_value="x")
+    typed.id, other.id = "typed", "other"
+    batches = ([typed], [other, candidate("good", text_of("a good text"))])
+    first, second = (ingest(stub, collection, *batches, ingest_id="the same") for _ in range(2))
+    assert list(first[0]) == [(2, "other")]
+    assert list(second[0]) == [(2, "other")]
+    assert [ack.stored for ack in first[1]] == [ack.stored for ack in second[1]] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([], "INVALID_REQUEST"),
+        ([pb.IngestRequest(batch=pb.IngestBatch(sequence=1))], "INVALID_REQUEST"),
+        ([pb.IngestRequest(open=pb.IngestOpen(ingest_id=""))], "INVALID_FIELD"),
+        ([pb.IngestRequest(open=pb.IngestOpen(ingest_id="x" * 65))], "INVALID_FIELD"),
+    ],
+    ids=["nothing", "a batch first", "no ingest id", "an ingest id of 65 bytes"],
+)  # fmt: skip
+def test_an_ingest_must_be_opened_well(stub, refusal, messages, reason):
+    refused = refusal(lambda: list(stub.Ingest(iter(messages), timeout=10)))
+    assert (refused.code, refused.reason) == (INVALID, reason)
+
+
+@pytest.mark.parametrize("sequences", [(0,), (-1,), (1, 1), (1, 3)], ids=str)
+def test_sequences_of_an_ingest_rise_by_one(stub, client, collection, refusal, ids_in, sequences):
+    opening = pb.IngestOpen(collection=collection, ingest_id=uuid.uuid4().hex)
+    messages = [pb.IngestRequest(open=opening)]
+    for n in sequences:
+        batch = pb.IngestBatch(sequence=n, candidates=[candidate(f"n{n}", text_of("word"))])
+        messages.append(pb.IngestRequest(batch=batch))
+    refused = refusal(lambda: list(stub.Ingest(iter(messages), timeout=10)))
+    assert (refused.code, refused.reason) == (INVALID, "INVALID_FIELD")
+    assert refused.fields == ["batch.sequence"]
+
+
+# -- collections
+
+
+UNKNOWN = "no-such-collection"
+UNKNOWN_CALLS = {
+    "search": lambda client: client.search(UNKNOWN, "words"),
+    "upsert": lambda client: client.upsert_candidates(UNKNOWN, [Candidate("a", Content.of("b"))]),
+    "ingest": lambda client: client.ingest(UNKNOWN, [Candidate("a", Content.of("b"))]),
+    "delete candidates": lambda client: client.delete_candidates(UNKNOWN, ["a"]),
+    "get candidates": lambda client: client.batch_get_candidates(UNKNOWN, ["a"]),
+    "list candidates": lambda client: client.list_candidates(UNKNOWN),
+    "show": lambda client: client.get_collection(UNKNOWN),
+    "delete": lambda client: client.delete_collection(UNKNOWN),
+}
+
+
+@pytest.mark.parametrize("call", UNKNOWN_CALLS.values(), ids=UNKNOWN_CALLS.keys())
+def test_an_unknown_collection_is_not_found(client, call):
+    with pytest.raises(CollectionNotFound) as refused:
+        call(client)
+    assert refused.value.metadata == {"collection": UNKNOWN}
+
+
+@pytest.mark.parametrize("name", ["", "Photos", "a" * 64, "-a", "a/b", "ä"], ids=repr)
+def test_a_collection_needs_a_proper_name(stub, refusal, name):
+    refused = refusal(lambda: stub.CreateCollection(pb.CreateCollectionRequest(name=name)))
+    assert (refused.code, refused.reason, refused.fields) == (INVALID, "INVALID_FIELD", ["name"])
+
+
+def test_a_very_long_name_of_a_collection_is_not_found_like_any_other(client):
+    with pytest.raises(NotFound):
+        client.search("x" * 100_000, "words")
+
+
+# -- vectors
+
+
+def vectors_for(stub, collection: str, rows: np.ndarray) -> index_pb2.UpsertCandidatesRequest:
+    found = stub.GetCollection(pb.GetCollectionRequest(name=collection)).collection
+    return index_pb2.UpsertCandidatesRequest(
+        collection=collection,
+        candidates=[candidate(f"row-{n}", text_of(f"row {n}")) for n in range(len(rows))],
+        vectors=wire.vectors_to_pb(rows),
+        model_fingerprint=found.model_fingerprint,
+    )
+
+
+def rows_of(stub, collection: str, width: int = 0) -> np.ndarray:
+    found = stub.GetCollection(pb.GetCollectionRequest(name=collection)).collection
+    return np.random.default_rng(0).normal(size=(3, width or found.dim)).astype(np.float32)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0], ids=["NaN", "inf", "-inf", "0"])
+def test_a_vector_without_direction_is_refused(
+    stub, shard, client, collection, refusal, ids_in, value
+):
+    rows = rows_of(stub, collection)
+    rows[1, :] = value
+    request = vectors_for(stub, collection, rows)
+    refused = refusal(lambda: shard.UpsertCandidates(request, timeout=10))
+    assert (refused.code, refused.reason) == (INVALID, "INVALID_VECTOR")
+    assert refused.fields == ["vectors[1]"]
+    assert ids_in(client, collection) == ["witness"]
+
+
+def test_vectors_of_another_width_are_refused(stub, shard, client, collection, refusal, ids_in):
+    request = vectors_for(stub, collection, rows_of(stub, collection, width=7))
+    refused = refusal(lambda: shard.UpsertCandidates(request, timeout=10))
+    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert refused.reason == "DIM_MISMATCH"
+    assert ids_in(client, collection) == ["witness"]
+
+
+def test_bytes_that_are_no_whole_rows_are_refused(stub, shard, collection, refusal):
+    request = vectors_for(stub, collection, rows_of(stub, collection))
+    request.vectors.values = request.vectors.values[:-1]
+    refused = refusal(lambda: shard.UpsertCandidates(request, timeout=10))
+    assert (refused.code, refused.reason) == (INVALID, "INVALID_VECTOR")
+    assert refused.fields == ["vectors.values"]
+
+
+def test_fewer_vectors_than_candidates_are_refused(stub, shard, collection, refusal):
+    request = vectors_for(stub, collection, rows_of(stub, collection))
+    request.candidates.add().CopyFrom(candidate("one more", text_of("one more")))
+    refused = refusal(lambda: shard.UpsertCandidates(request, timeout=10))
+    assert (refused.code, refused.reason) == (INVALID, "INVALID_FIELD")
+    assert refused.fields == ["vectors"]
+
+
+def test_vectors_of_another_model_are_refused(stub, shard, client, collection, refusal, ids_in):
+    request = vectors_for(stub, collection, rows_of(stub, collection))
+    request.model_fingerprint = "another model"
+    refused = refusal(lambda: shard.UpsertCandidates(request, timeout=10))
+    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert refused.reason == "MODEL_MISMATCH"
+    assert ids_in(client, collection) == ["witness"]
+
+
+def test_a_shard_refuses_a_query_vector_without_direction(stub, shard, collection, refusal):
+    rows = rows_of(stub, collection)
+    rows[2] = np.nan
+    queries = wire.vectors_to_pb(rows)
+    request = index_pb2.SearchRequest(collection=collection, queries=queries, limit=3)
+    refused = refusal(lambda: shard.Search(request, timeout=10))
+    assert (refused.code, refused.reason) == (INVALID, "INVALID_VECTOR")
+    assert refused.fields == ["queries[2]"]
+
+
+# -- numbers and filters
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1001, 2**31 - 1, -(2**31)])
+def test_a_limit_out_of_1_to_1000_is_refused(stub, collection, refusal, limit):
+    request = pb.SearchRequest(collection=collection, query=text_of("word"), limit=limit)
+    refused = refusal(lambda: stub.Search(request, timeout=10))
+    assert (refused.code, refused.reason, refused.fields) == (INVALID, "INVALID_FIELD", ["limit"])
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"rerank": pb.RerankOptions(candidates=-1)}, "rerank.candidates"),
+        ({"rerank": pb.RerankOptions(candidates=257)}, "rerank.candidates"),
+        ({"rerank": pb.RerankOptions(max_seconds=float("nan"))}, "rerank.max_seconds"),
+        ({"rerank": pb.RerankOptions(max_seconds=-1)}, "rerank.max_seconds"),
+        ({"target": 99}, "target"),
+        ({"merge": 99}, "merge"),
+        ({"consistency": 99}, "consistency"),
+        ({"instruction": "x" * 4097}, "instruction"),
+        ({"instruction": "a\0b"}, "instruction"),
+        ({"token": "nonsense"}, "token"),
+        ({"consistency": index_pb2.CONSISTENCY_SESSION}, "token"),
+    ],
+    ids=["rerank -1", "rerank 257", "NaN seconds", "-1 seconds", "target 99", "merge 99",
+         "consistency 99", "long instruction", "NUL in the instruction", "token",
+         "session without token"],
+)  # fmt: skip
+def test_an_option_out_of_its_limits_is_refused(stub, collection, refusal, options, field):
+    request = pb.SearchRequest(collection=collection, query=text_of("word"), **options)
+    refused = refusal(lambda: stub.Search(request, timeout=10))
+    assert (refused.code, refused.reason, refused.fields) == (INVALID, "INVALID_FIELD", [field])
+
+
+@pytest.mark.parametrize("number", ["²", "9" * 5000], ids=["superscript", "5000 digits"])
+def test_a_token_whose_number_is_none_is_refused(stub, client, collection, refusal, number):
+    epoch = client.get_collection(collection).token.partition(":")[0]
+    token = f"{epoch}:{number}"
+    request = pb.SearchRequest(collection=collection, query=text_of("word"), token=token)
+    refused = refusal(lambda: stub.Search(request, timeout=10))
+    assert (refused.code, refused.reason, refused.fields) == (INVALID, "INVALID_FIELD", ["token"])
+
+
+def test_a_token_of_a_write_that_never_comes_is_stale(client, collection):
+    epoch, _, seq = client.get_collection(collection).token.partition(":")
+    with pytest.raises(StaleReplica) as refused:
+        client.search(collection, "words", token=f"{epoch}:{int(seq) + 1000}", timeout=1)
+    assert refused.value.retry_after_s is not None
+
+
+@pytest.mark.parametrize("size", [-1, -(2**31)])
+def test_a_negative_page_is_refused(stub, collection, refusal, size):
+    request = pb.ListCandidatesRequest(collection=collection, page_size=size)
+    refused = refusal(lambda: stub.ListCandidates(request, timeout=10))
+    assert (refused.code, refused.fields) == (INVALID, ["page_size"])
+
+
+def compare(operator: int, **value: object) -> filter_pb2.Filter:
+    wanted = filter_pb2.AttributeValue(**value)
+    compared = filter_pb2.Compare(attribute="year", operator=operator, value=wanted)
+    return filter_pb2.Filter(compare=compared)
+
+
+def nested(depth: int) -> filter_pb2.Filter:
+    """Return a filter with `depth` levels; built from the outside, for the copy would be deep."""
+    outermost = innermost = filter_pb2.Filter()
+    for _ in range(depth - 1):
+        innermost = getattr(innermost, "not")
+    innermost.compare.CopyFrom(compare(filter_pb2.OPERATOR_EQUAL, integer_value=1).compare)
+    return outermost
+
+
+BAD_FILTERS = {
+    "operator 99": (lambda: compare(99, integer_value=1), "filter.compare.operator"),
+    "no operator": (lambda: compare(0, integer_value=1), "filter.compare.operator"),
+    "nothing": (filter_pb2.Filter, "filter"),
+    "nothing inside": (
+        lambda: filter_pb2.Filter(all_of=filter_pb2.FilterList(filters=[filter_pb2.Filter()])),
+        "filter.all_of",
+    ),
+    "no value": (lambda: compare(filter_pb2.OPERATOR_EQUAL), "filter.compare.value"),
+    "an order of booleans": (
+        lambda: compare(filter_pb2.OPERATOR_LESS, boolean_value=True), "filter",
+    ),
+    "a string for a number": (
+        lambda: compare(filter_pb2.OPERATOR_LESS, string_value="x"), "filter",
+    ),
+    "17 deep": (lambda: nested(17), "filter"),
+    "257 conditions": (
+        lambda: filter_pb2.Filter(any_of=filter_pb2.FilterList(
+            filters=[compare(filter_pb2.OPERATOR_EQUAL, integer_value=n) for n in range(257)]
+        )),
+        "filter",
+    ),
+    "an empty set": (
+        lambda: filter_pb2.Filter(**{"in": filter_pb2.Membership(attribute="year")}), "filter",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "field"), BAD_FILTERS.values(), ids=BAD_FILTERS.keys())
+def test_a_filter_that_makes_no_sense_is_refused(stub, collection, refusal, make, field):
+    typed = with_attribute("year", integer_value=1969)
+    upsert(stub, collection, typed)
+    request = pb.SearchRequest(collection=collection, query=text_of("word"), filter=make())
+    request.consistency = index_pb2.CONSISTENCY_STRONG  # so that the shards know the type
+    refused = refusal(lambda: stub.Search(request, timeout=10))
+    assert (refused.code, refused.reason) == (INVALID, "INVALID_FILTER")
+    assert refused.fields == [field]
+
+
+def nested_bytes(depth: int) -> bytes:
+    """Return a SearchRequest with a filter that deep; protobuf would not write it."""
+
+    def field(number: int, body: bytes) -> bytes:
+        size, length = len(body), bytearray()
+        while size > 0x7F:
+            length.append(size & 0x7F | 0x80)
+            size >>= 7
+        return bytes([number << 3 | 2]) + bytes(length) + bytes([size]) + body
+
+    inner = compare(filter_pb2.OPERATOR_EQUAL, integer_value=1).SerializeToString()
+    for _ in range(depth - 1):
+        inner = field(filter_pb2.Filter.NOT_FIELD_NUMBER, inner)
+    request = pb.SearchRequest(collection="c", query=text_of("word")).SerializeToString()
+    return request + field(pb.SearchRequest.FILTER_FIELD_NUMBER, inner)
+
+
+@pytest.mark.parametrize("depth", [17, 60, 101, 1000, 100_000])
+def test_a_filter_nested_too_deep_is_refused_whoever_notices(mesh, open_channel, refusal, depth):
+    call = open_channel(mesh.address).unary_unary(SERVICE + "Search")
+    message = nested_bytes(depth)
+    assert depth > 90 or pb.SearchRequest.FromString(message).HasField("filter")
+    refused = refusal(lambda: call(message, timeout=10))
+    assert refused.code is INVALID
+    assert refused.reason in ("INVALID_FILTER", "INVALID_REQUEST")
+
+
+def test_a_filter_as_text_says_where_it_is_wrong():
+    for expression in ("year >>> 3", "year =", "(" * 1000, "year == __import__('os')", ""):
+        with pytest.raises(InvalidFilter):
+            parse_filter(expression)
+
+
+# -- size, time and going away
+
+
+def test_a_message_over_the_limit_is_refused_and_the_sdk_says_why(
+    stub, client, collection, refusal, ids_in
+):
+    parts = [bytes([n]) + bytes(17 * MIB) for n in range(4)]
+    large = Candidate("large", Content.of(*parts))
+    refused = refusal(lambda: upsert(stub, collection, wire.candidate_to_pb(large)))
+    assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    with pytest.raises(MessageTooLarge) as error:
+        client.upsert_candidates(collection, [large])
+    assert error.value.reason == "MESSAGE_TOO_LARGE"
+    assert ids_in(client, collection) == ["witness"]
+
+
+def test_an_ingest_goes_on_without_a_candidate_that_fits_into_no_message(
+    client, collection, ids_in
+):
+    parts = [bytes([n]) + bytes(17 * MIB) for n in range(4)]
+    candidates = [Candidate("before", Content.of("before")),
+                  Candidate("large", Content.of(*parts)),
+                  Candidate("later", Content.of("later"))]  # fmt: skip
+    report = client.ingest(collection, candidates, patience_s=3)
+    assert report.stored == 2
+    assert [one.id for one in report.rejected] == ["large"]
+    assert ids_in(client, collection) == ["before", "later", "witness"]
+
+
+def test_a_deadline_of_a_millisecond_passes(client, collection):
+    with pytest.raises(DeadlineExceeded) as error:
+        client.search(collection, "words that no cache knows", timeout=0.001)
+    assert error.value.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+
+
+def test_a_search_cancelled_half_way_leaves_the_mesh_well(stub, collection):
+    text = "a text that takes a moment " * 2000
+    for n in range(5):
+        request = pb.SearchRequest(collection=collection, query=text_of(f"{n} {text}"))
+        call = stub.Search.future(request, timeout=30)
+        time.sleep(0.004 * n)
+        call.cancel()
+        assert call.cancelled()
+    request = pb.SearchRequest(collection=collection, query=text_of("the next call"))
+    assert stub.Search(request, timeout=10).coverage.shards_answered == 2
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.05, 0.2])
+def test_an_upsert_cancelled_half_way_stores_all_or_nothing(
+    stub, client, collection, eventually, ids_in, new_candidates, pause_s
+):
+    candidates = [wire.candidate_to_pb(one) for one in new_candidates(200)]
+    request = pb.UpsertCandidatesRequest(collection=collection, candidates=candidates)
+    call = stub.UpsertCandidates.future(request, timeout=30)
+    time.sleep(pause_s)
+    call.cancel()
+    assert len(ids_in(client, collection, 1000)) in (1, 201)
+    upsert(stub, collection, *candidates)
+    assert len(ids_in(client, collection, 1000)) == 201
+
+
+def test_an_ingest_cancelled_half_way_keeps_what_it_acknowledged(
+    stub, client, collection, ids_in, new_candidates
+):
+    everything = [wire.candidate_to_pb(one) for one in new_candidates(160)]
+    batches = [everything[n : n + 8] for n in range(0, 160, 8)]
+
+    def messages() -> Iterator[pb.IngestRequest]:
+        opening = pb.IngestOpen(collection=collection, ingest_id=uuid.uuid4().hex)
+        yield pb.IngestRequest(open=opening)
+        for sequence, batch in enumerate(batches, start=1):
+            step = pb.IngestBatch(sequence=sequence, candidates=batch)
+            yield pb.IngestRequest(batch=step)
+
+    call = stub.Ingest(messages(), timeout=30)
+    acked = 0
+    for event in call:
+        acked = max(acked, event.ack.through_sequence)
+        if acked >= 2:
+            break
+    call.cancel()
+    stored = set(ids_in(client, collection, 1000)) - {"witness"}
+    assert {one.id for batch in batches[:acked] for one in batch} <= stored
+    found = client.search(collection, WITNESS, consistency=Consistency.STRONG, limit=1)
+    assert found.hits[0].id == "witness"
+
+
+def test_a_candidate_of_the_wrong_kind_never_reaches_the_log(client, collection):
+    with pytest.raises(InvalidImage) as refused:
+        client.upsert_candidates(collection, [Candidate("bad", Content.of(b"no picture"))])
+    assert refused.value.field == "candidates[0].content.parts[0].image.data"
+    assert client.get_collection(collection).token.endswith(":1")
+
+
+# -- a full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of 24 MB; needs the right to mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "mmesh-test", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(path: Path, leave: int) -> None:
+    """Take all space of a disk but `leave` bytes."""
+    free = shutil.disk_usage(path.parent).free
+    with path.open("wb") as ballast:
+        os.posix_fallocate(ballast.fileno(), 0, free - leave)
+
+
+def test_a_full_disk_refuses_writes_and_loses_nothing_that_was_acknowledged(
+    small_disk, start_mesh, open_channel, pictures, refusal, new_collection, ids_in
+):
+    mesh = start_mesh(small_disk / "data", reranker="none")
+    stub = rpc.RetrievalServiceStub(open_channel(mesh.address))
+    with Client(mesh.address) as client, new_collection(client) as name:
+        everything = [
+            candidate(f"image-{n:03}", image_of(pictures.png(n, size=64))) for n in range(192)
+        ]
+        batches = [everything[n : n + 8] for n in range(0, 192, 8)]
+        acks: list[pb.IngestAck] = []
+
+        def ingest_from(first: int) -> None:
+            opening = pb.IngestOpen(collection=name, ingest_id="full disk")
+            messages = [pb.IngestRequest(open=opening)]
+            for n, batch in enumerate(batches[first:], start=first + 1):
+                step = pb.IngestBatch(sequence=n, candidates=batch)
+                messages.append(pb.IngestRequest(batch=step))
+            events = stub.Ingest(iter(messages), timeout=60)
+            acks.extend(event.ack for event in events if event.WhichOneof("event") == "ack")
+
+        first_batch = pb.UpsertCandidatesRequest(collection=name, candidates=batches[0])
+        stub.UpsertCandidates(first_batch, timeout=30)
+        fill(small_disk / "ballast", leave=MIB)
+        refused = refusal(lambda: ingest_from(0))
+        assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refused.reason == "STORAGE_FULL"
+        assert refused.retry_after_s == 30.0
+        with pytest.raises(StorageFull):
+            client.upsert_candidates(name, [Candidate("large", Content.of(pictures.png(7, 900)))])
+        with pytest.raises(StorageFull):
+            client.ingest(
+                name, [Candidate("large", Content.of(pictures.png(8, 900)))], patience_s=0.5
+            )
+
+        acknowledged = [one.id for batch in batches[: len(acks)] for one in batch]
+        assert 0 < len(acknowledged) < len(everything)
+        kept = client.batch_get_candidates(name, acknowledged)
+        assert [one.id for one in kept] == acknowledged
+        for one in kept[:: len(kept) // 8 or 1]:
+            found = client.search(name, one.content, limit=1, consistency=Consistency.STRONG)
+            assert found.hits[0].id == one.id
+
+        (small_disk / "ballast").unlink()
+        ingest_from(len(acks))
+        assert ids_in(client, name) == [one.id for one in everything]
+        last = image_of(pictures.png(191, size=64))
+        found = client.search(name, wire.content_from_pb(last), consistency=Consistency.STRONG)
+        assert found.hits[0].id == "image-191"
+        assert set(mesh.restarts().values()) == {0}
+    mesh.close()

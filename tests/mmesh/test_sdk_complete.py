@@ -1,0 +1,94 @@
+"""The SDK offers every RPC of the public API, and `mmesh` exports what its calls speak of."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import inspect
+import re
+import types
+import typing
+
+import pytest
+
+import mmesh
+from mmesh import AsyncClient, Client
+from mmesh.api.gateway.v1 import gateway_pb2
+
+SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["RetrievalService"]
+CALLS = sorted(re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower() for method in SERVICE.methods)
+
+
+def public_names(cls: type) -> list[str]:
+    return sorted(name for name in dir(cls) if not name.startswith("_"))
+
+
+@pytest.mark.parametrize("cls", [AsyncClient, Client], ids=lambda cls: cls.__name__)
+def test_a_client_offers_every_rpc_in_snake_case_and_nothing_else_but_close(cls):
+    assert public_names(cls) == sorted([*CALLS, "close"])
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_both_clients_take_the_same_arguments(name):
+    def parameters(cls: type) -> list[tuple[str, object, object]]:
+        signature = inspect.signature(getattr(cls, name))
+        return [(p.name, p.kind, p.default) for p in signature.parameters.values()]
+
+    assert parameters(Client) == parameters(AsyncClient)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "ingest"])
+def test_every_unary_call_takes_a_timeout_that_is_not_endless_by_default(name):
+    timeout = inspect.signature(getattr(AsyncClient, name)).parameters["timeout"]
+    assert timeout.kind is inspect.Parameter.KEYWORD_ONLY
+    assert 0 < timeout.default < 600
+
+
+@pytest.mark.parametrize("cls", [AsyncClient, Client], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("name", [*CALLS, "close"])
+def test_every_call_has_a_docstring_of_its_own(cls, name):
+    assert vars(cls)[name].__doc__
+
+
+def test_the_exports_are_sorted_and_complete():
+    own = {name for name, value in vars(mmesh).items()
+           if not name.startswith("_") and not isinstance(value, types.ModuleType)}  # fmt: skip
+    assert list(mmesh.__all__) == sorted(mmesh.__all__)
+    assert set(mmesh.__all__) == own
+
+
+def classes_in(hint: object, seen: set[type]) -> set[type]:
+    """Return the classes of mmesh that a type names, those of their fields included."""
+    for part in typing.get_args(hint):
+        classes_in(part, seen)
+    is_ours = isinstance(hint, type) and hint.__module__.startswith("mmesh.")
+    if is_ours and hint not in seen:
+        seen.add(hint)
+        if dataclasses.is_dataclass(hint):
+            for field_hint in typing.get_type_hints(hint).values():
+                classes_in(field_hint, seen)
+    return seen
+
+
+def test_every_class_that_a_call_takes_or_returns_is_exported():
+    named: set[type] = set()
+    for name in CALLS:
+        for hint in typing.get_type_hints(getattr(AsyncClient, name)).values():
+            classes_in(hint, named)
+    # Conditions are written as text for `parse_filter`, or built from the classes of mmesh.filters.
+    spoken_of = {cls.__name__ for cls in named if cls.__module__ != "mmesh.filters"}
+    assert spoken_of
+    assert spoken_of <= set(mmesh.__all__)
+
+
+def test_every_enum_of_the_public_api_has_a_value_for_each_of_the_wire():
+    for exported, wire_enum in (
+        (mmesh.MergePolicy, gateway_pb2.MergePolicy),
+        (mmesh.RerankOutcome, gateway_pb2.RerankOutcome),
+    ):
+        assert issubclass(exported, enum.Enum)
+        on_the_wire = {
+            re.sub("^(MERGE_POLICY|RERANK_OUTCOME)_", "", name)
+            for name in wire_enum.keys()  # noqa: SIM118  # no mapping
+        }
+        assert {value.name for value in exported} == on_the_wire - {"UNSPECIFIED"}
