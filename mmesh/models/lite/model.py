@@ -21,9 +21,9 @@ from mmesh.models.protocol import EncoderInfo, FloatMatrix, Prepared
 NAME = "lite"
 # Raised when code changes a vector that the files do not: pooling, mixing, resizing.
 REVISION = 1
-IMAGE_COST = 40
+IMAGE_COST = 80
 """Tokens that take as long as one picture, measured on one thread."""
-TEXT_SHARE = {Role.QUERY: 0.5, Role.CANDIDATE: 0.5}
+TEXT_SHARE = {Role.QUERY: 0.65, Role.CANDIDATE: 0.5}
 """How much of an illustrated text's vector is its text."""
 
 

@@ -1,0 +1,1 @@
+"""Rebuilds the model `lite` from pinned packages: `python -m mmesh.training.lite_model`."""
