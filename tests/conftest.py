@@ -150,7 +150,7 @@ def start_mesh() -> Iterator[Callable[..., RunningMesh]]:
 @pytest.fixture(scope="session")
 def mesh(start_mesh, tmp_path_factory) -> RunningMesh:
     """The mesh that well-behaved tests share: two shards and a reranker."""
-    return start_mesh(tmp_path_factory.mktemp("mesh"))
+    return start_mesh(tmp_path_factory.mktemp("mesh"), metrics=True)
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,8 @@ class _OnnxRuntime:
         # Waiting threads sleep: the services share their cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
+        # The arena keeps the largest shape of every layer for ever, and is no faster here.
+        options.enable_cpu_mem_arena = False
         self._session = onnxruntime.InferenceSession(
             str(graph), options, providers=["CPUExecutionProvider"]
         )

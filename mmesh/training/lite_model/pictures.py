@@ -86,13 +86,13 @@ def bare(title: str) -> str:
 
 
 def names_something(title: str) -> bool:
-    """Tell whether a title says what a picture shows, or is a placeholder."""
+    """Tell whether a title is one, and not a placeholder."""
     words = normalised(title)
-    return words not in PLACEHOLDERS and not words.startswith(PLACEHOLDER_START)
+    return bool(words) and words not in PLACEHOLDERS and not words.startswith(PLACEHOLDER_START)
 
 
 def clipart(work: Path) -> list[Picture]:
-    """Return every clip art that is not too large and has a title, ordered by path."""
+    """Return every clip art that is not too large and has a usable title, ordered by path."""
     pngs = sources.folder(sources.CLIPART_PNG, work) / CLIPART_ROOT / "png"
     svgs = sources.folder(sources.CLIPART_SVG, work) / CLIPART_ROOT / "svg"
     found = [_clipart(path, pngs, svgs) for path in sorted(pngs.rglob("*.png"))]
@@ -116,7 +116,7 @@ def _clipart(path: Path, pngs: Path, svgs: Path) -> Picture | None:
         return None
     work = _between(drawing.read_text("utf-8", "replace"), r"<cc:Work\b.*?>(.*?)</cc:Work>")
     title = _plain(_between(work, r"<dc:title>(.*?)</dc:title>"))
-    if not normalised(title):
+    if not names_something(title):
         return None
     subjects = re.findall(r"<rdf:li>(.*?)</rdf:li>", work, re.DOTALL)
     tags = [*(_plain(subject) for subject in subjects), *_places(place)]

@@ -6,8 +6,7 @@ they fit into 225, else `train`. Pictures of series are trained on where their t
 `test` or `dev`. Of pictures to train on, those nearly equal to a held-out picture are removed
 (cosine of features at least 0.995). Once `dev` has decided the settings, it is trained on too.
 
-`named` is the part of `test` whose titles say what the pictures show: "Various Cliparts" does not.
-`strict` is the part of `named` whose titles no training picture has, emoji included, once remarks
+`strict` is the part of `test` whose titles no training picture has, emoji included, once remarks
 in brackets, credits and counters are left out. "Hamburger 2" and "Hamburger (B and W)" are
 different titles for `test`, but not for `strict`.
 
@@ -26,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmesh.training.lite_model.pictures import Picture, bare, names_something, normalised
+from mmesh.training.lite_model.pictures import Picture, bare, normalised
 
 TEST_PICTURES = 1820
 DEV_PICTURES = 225
@@ -76,8 +75,7 @@ def split(
     shares = _clipart_shares([picture for picture in clipart if picture.is_object])
     taken = {normalised(picture.title) for name in ("test", "dev") for picture in shares[name]}
     unseen = tuple(picture for picture in test_emoji if is_held_out(picture.concept))
-    series = (p for p in clipart if p.is_object or names_something(p.title))
-    free = [picture for picture in series if normalised(picture.title) not in taken]
+    free = [picture for picture in clipart if normalised(picture.title) not in taken]
     shown = [picture for picture in train_emoji if not is_held_out(picture.concept)]
     seen = tuple(picture for picture in test_emoji if not is_held_out(picture.concept))
     dev, test = tuple(shares["dev"]), tuple(shares["test"])
@@ -114,15 +112,10 @@ def _clipart_shares(objects: Iterable[Picture]) -> dict[str, list[Picture]]:
     return shares
 
 
-def named_rows(test: Sequence[Picture]) -> list[int]:
-    """Return the places in `test` of pictures whose title says what they show."""
-    return [place for place, picture in enumerate(test) if names_something(picture.title)]
-
-
 def strict_rows(test: Sequence[Picture], train: Iterable[Picture]) -> list[int]:
-    """Return those of `named_rows` whose bare title is not trained on."""
+    """Return the places in `test` of pictures whose bare title is not trained on."""
     known = {bare(picture.title) for picture in train}
-    return [place for place in named_rows(test) if bare(test[place].title) not in known]
+    return [place for place, picture in enumerate(test) if bare(picture.title) not in known]
 
 
 def near_duplicates(train: NDArray[np.float32], held_out: NDArray[np.float32]) -> NDArray[np.bool_]:
