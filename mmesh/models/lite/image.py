@@ -22,6 +22,8 @@ from mmesh.models.lite.text import unit
 from mmesh.models.protocol import FloatMatrix
 
 SIDE = 224
+NEARLY_SQUARE = 1.1
+"""Longer side over shorter side up to which the middle square is as good as the whole picture."""
 CLASS_SHARE = 0.35
 LIKELY_CLASSES = 20
 TEMPERATURE = 1.5
@@ -84,6 +86,18 @@ class ImageTower:
         pixels = np.asarray(fit(image), np.float32)
         return np.ascontiguousarray(((pixels - _MIDDLE) / _SCALE).transpose(2, 0, 1))
 
+    @staticmethod
+    def views(image: Image.Image) -> NDArray[np.float32]:
+        """Return what the model looks at, (v, 3, 224, 224): 1 view, or 2 where one loses much.
+
+        The first is the middle square; the second, of a picture far from square, is all of it on
+        white. A picture's vector is the unit sum over its views.
+        """
+        chosen = [fit(image)]
+        if max(image.size) > NEARLY_SQUARE * min(image.size):
+            chosen.append(whole(image))
+        return np.stack([ImageTower.prepare(view) for view in chosen])
+
     def features(self, pixels: NDArray[np.float32]) -> tuple[FloatMatrix, FloatMatrix]:
         """Return the last layer (n, 1280) and the class logits (n, 1000) of prepared pictures."""
         outputs = self._session.run({"pixels": pixels})
@@ -115,6 +129,16 @@ def fit(image: Image.Image) -> Image.Image:
     left, top = (image.width - side) / 2, (image.height - side) / 2
     box = (left, top, left + side, top + side)
     return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box, reducing_gap=3.0)
+
+
+def whole(image: Image.Image) -> Image.Image:
+    """Return all of a picture in the middle of a white square of the size that the model sees."""
+    scale = SIDE / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    canvas = Image.new("RGB", (SIDE, SIDE), (255, 255, 255))
+    canvas.paste(small, ((SIDE - width) // 2, (SIDE - height) // 2))
+    return canvas
 
 
 def gelu(values: FloatMatrix) -> FloatMatrix:

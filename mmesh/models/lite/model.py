@@ -20,19 +20,20 @@ from mmesh.models.protocol import EncoderInfo, FloatMatrix, Prepared
 
 NAME = "lite"
 # Raised when code changes a vector that the files do not: pooling, mixing, resizing.
-REVISION = 1
+REVISION = 2
 IMAGE_COST = 80
-"""Tokens that take as long as one picture, measured on one thread."""
+"""Tokens that take as long as one view of a picture, measured on one thread."""
 TEXT_SHARE = {Role.QUERY: 0.65, Role.CANDIDATE: 0.5}
 """How much of an illustrated text's vector is its text."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiteInput:
-    """What `forward` needs of one input: its tokens, its pictures (k, 3, 224, 224), or both."""
+    """What `forward` needs of one input: its tokens, its pictures, or both."""
 
     tokens: Tokens | None = field(repr=False)
-    pixels: NDArray[np.float32] | None = field(repr=False)
+    views: tuple[NDArray[np.float32], ...] = field(repr=False)
+    """The views of each picture, (v, 3, 224, 224)."""
     text_share: float
 
 
@@ -67,9 +68,9 @@ class LiteEncoder:
         """
         del instruction  # A model of this size cannot follow one.
         tokens = self._text.tokenise([content.text])[0] if content.texts else None
-        pixels = self._pixels(content)
-        cost = (len(tokens.ids) if tokens else 0) + IMAGE_COST * len(content.images)
-        payload = LiteInput(tokens, pixels, TEXT_SHARE[role])
+        views = self._views(content)
+        cost = (len(tokens.ids) if tokens else 0) + IMAGE_COST * sum(map(len, views))
+        payload = LiteInput(tokens, views, TEXT_SHARE[role])
         truncated = tokens is not None and tokens.truncated
         return Prepared(content.modality.value, cost, payload, truncated)
 
@@ -84,23 +85,29 @@ class LiteEncoder:
         share = np.array([[part.text_share] for part in inputs], np.float32)
         return unit(share * self._texts(inputs) + (1 - share) * self._pictures(inputs))
 
-    def _pixels(self, content: Content) -> NDArray[np.float32] | None:
-        pictures = [
-            self._image.prepare(images.decode(part.data, f"content.parts[{number}].image.data"))
+    def _views(self, content: Content) -> tuple[NDArray[np.float32], ...]:
+        return tuple(
+            self._image.views(images.decode(part.data, f"content.parts[{number}].image.data"))
             for number, part in enumerate(content.parts)
             if isinstance(part, Image)
-        ]
-        return np.stack(pictures) if pictures else None
+        )
 
     def _texts(self, inputs: Sequence[LiteInput]) -> FloatMatrix:
         return self._text.embed([part.tokens for part in inputs if part.tokens is not None])
 
     def _pictures(self, inputs: Sequence[LiteInput]) -> FloatMatrix:
         """Return one row per input: the unit mean of the vectors of its pictures."""
-        pixels = [part.pixels for part in inputs if part.pixels is not None]
-        rows = self._image.embed(np.concatenate(pixels))
-        starts = np.cumsum([0, *(len(some) for some in pixels[:-1])])
-        return unit(np.add.reduceat(rows, starts, axis=0))
+        pictures = [views for part in inputs for views in part.views]
+        rows = self._image.embed(np.concatenate(pictures))
+        each = unit(_sums(rows, [len(views) for views in pictures]))
+        return unit(_sums(each, [len(part.views) for part in inputs]))
+
+
+def _sums(rows: FloatMatrix, counts: Sequence[int]) -> FloatMatrix:
+    """Return the sums of the first `counts[0]` rows, of the next `counts[1]`, and so on."""
+    starts = np.cumsum([0, *counts[:-1]])
+    sums: FloatMatrix = np.add.reduceat(rows, starts, axis=0)
+    return sums
 
 
 def load_lite(

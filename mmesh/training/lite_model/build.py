@@ -25,7 +25,7 @@ from mmesh.training.lite_model.sets import read_splits
 from mmesh.training.lite_model.splits import Splits
 
 THREADS = 2
-FEATURES_CACHE = "features.npz"
+FEATURES_CACHE = "views.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def _tests(sets: Splits, train: Sequence[Picture], *, with_dev: bool) -> list[Te
 
 def _measure(test: Test, seen: Features, text: TextTower, image: ImageTower) -> dict[str, float]:
     rows = seen.rows(test.pictures)
-    vectors = image.vectors(seen.features[rows], seen.logits[rows])
+    vectors = features.vectors(seen, rows, image)
     titles = embed_texts(text, [picture.title for picture in test.pictures])
     names = [picture.concept or pictures.normalised(picture.title) for picture in test.pictures]
     measured = evaluate.both_ways(titles, vectors, names, test.asked)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ImageOps
@@ -14,7 +15,7 @@ from mmesh.errors import InvalidImage
 from mmesh.models import images
 from mmesh.models.lite.image import ImageTower
 from mmesh.models.lite.sessions import Session
-from mmesh.models.lite.text import TextTower
+from mmesh.models.lite.text import TextTower, unit
 from mmesh.models.protocol import FloatMatrix
 from mmesh.training.lite_model.outputs import save_arrays
 from mmesh.training.lite_model.pictures import Picture
@@ -22,21 +23,33 @@ from mmesh.training.lite_model.pictures import Picture
 DRAWING_SIDE = 224
 TEXT_BATCH = 32
 THREADS = 2
+_ARRAYS = ("features", "mirrored", "logits", "whole", "whole_logits")
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What the picture model sees in `keys`, row by row, and in their mirror images."""
+    """What the picture model sees in `keys`, row by row."""
 
     keys: tuple[str, ...]
     features: FloatMatrix
     mirrored: FloatMatrix
+    """Features of the mirror images."""
     logits: FloatMatrix
+    whole: FloatMatrix
+    """Features of the second view; those of the first where there is none."""
+    whole_logits: FloatMatrix
 
     def rows(self, wanted: Iterable[Picture]) -> list[int]:
         """Return the rows of the pictures."""
         places = {key: row for row, key in enumerate(self.keys)}
         return [places[picture.key] for picture in wanted]
+
+
+def vectors(seen: Features, rows: Sequence[int], image: ImageTower) -> FloatMatrix:
+    """Return the unit vectors (n, 384) of pictures, over both views, as `LiteEncoder` does."""
+    first = image.vectors(seen.features[rows], seen.logits[rows])
+    second = image.vectors(seen.whole[rows], seen.whole_logits[rows])
+    return unit(first + second)
 
 
 def embed_texts(tower: TextTower, texts: Sequence[str]) -> FloatMatrix:
@@ -79,28 +92,18 @@ def read_features(pictures: Sequence[Picture], session: Session, cache: Path) ->
 
 def _load(cache: Path) -> Features:
     with np.load(cache) as file:
-        return Features(
-            tuple(file["keys"].tolist()), file["features"], file["mirrored"], file["logits"]
-        )
+        arrays = [file[name] for name in _ARRAYS]
+        return Features(tuple(file["keys"].tolist()), *arrays)
 
 
 def _save(cache: Path, seen: Features) -> None:
-    save_arrays(
-        cache,
-        keys=np.array(seen.keys),
-        features=seen.features,
-        mirrored=seen.mirrored,
-        logits=seen.logits,
-    )
+    arrays = {name: getattr(seen, name) for name in _ARRAYS}
+    save_arrays(cache, keys=np.array(seen.keys), **arrays)
 
 
 def _joined(parts: Sequence[Features]) -> Features:
-    return Features(
-        tuple(key for part in parts for key in part.keys),
-        np.concatenate([part.features for part in parts]),
-        np.concatenate([part.mirrored for part in parts]),
-        np.concatenate([part.logits for part in parts]),
-    )
+    arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS]
+    return Features(tuple(key for part in parts for key in part.keys), *arrays)
 
 
 def _compute(pictures: Sequence[Picture], session: Session) -> Features | None:
@@ -113,19 +116,19 @@ def _compute(pictures: Sequence[Picture], session: Session) -> Features | None:
                 print(f"features of {number} of {len(pictures)} pictures", flush=True)
     if not rows:
         return None
-    keys, features, mirrored, logits = zip(*rows, strict=True)
-    return Features(keys, np.stack(features), np.stack(mirrored), np.stack(logits))
+    keys, *arrays = zip(*rows, strict=True)
+    return Features(tuple(keys), *(np.stack(array) for array in arrays))
 
 
-def _row(
-    picture: Picture, session: Session
-) -> tuple[str, FloatMatrix, FloatMatrix, FloatMatrix] | None:
+def _row(picture: Picture, session: Session) -> tuple[Any, ...] | None:
+    """Return key and arrays in the order of the fields of `Features`."""
     try:
         image = images.decode(image_bytes(picture.path), picture.key)
     except InvalidImage as error:
         print(f"left out: {error}", flush=True)
         return None
-    both = [ImageTower.prepare(image), ImageTower.prepare(ImageOps.mirror(image))]
-    seen = session.run({"pixels": np.stack(both)})
+    views = [*ImageTower.views(image), ImageTower.prepare(ImageOps.mirror(image))]
+    seen = session.run({"pixels": np.stack(views)})
     features, logits = seen["features"], seen["logits"]
-    return picture.key, features[0], features[1], logits[0]
+    second = len(views) - 2  # the whole picture, or the first view again
+    return picture.key, features[0], features[-1], logits[0], features[second], logits[second]

@@ -12,7 +12,7 @@ from mmesh.models.lite import artefacts
 from mmesh.models.lite.image import ImageTower, Names
 from mmesh.models.lite.model import TEXT_SHARE
 from mmesh.models.lite.text import TextTower, unit
-from mmesh.training.lite_model.features import Features, embed_texts
+from mmesh.training.lite_model.features import Features, embed_texts, vectors
 from mmesh.training.lite_model.head import Lessons
 from mmesh.training.lite_model.outputs import save_arrays
 from mmesh.training.lite_model.pictures import Picture, normalised
@@ -67,7 +67,7 @@ def write_calibration(
     shown = named[:CALIBRATION_PICTURES]
     texts = embed_texts(text, [picture.title for picture in named[:CALIBRATION_TEXTS]])
     rows = features.rows(shown)
-    images = image.vectors(features.features[rows], features.logits[rows])
+    images = vectors(features, rows, image)
     share = np.float32(TEXT_SHARE[Role.QUERY])
     tags = embed_texts(text, [", ".join(p.tags) or p.title for p in shown])
     both = unit(share * tags + (1 - share) * images)
