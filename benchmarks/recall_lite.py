@@ -33,7 +33,7 @@ from mmesh import Content, Modality, Rerank, Search
 from mmesh.models.lite.artefacts import read_manifest
 
 GATES = {"openclipart_test": 0.32, "twitter_unseen": 0.45}
-"""Least recall at 10 of what the mesh answers by default, which judges the first 20."""
+"""Least recall at 10 through the mesh without reranking."""
 LOSS = 0.005
 """Most recall at 10 that the way through the mesh may lose or win."""
 
@@ -71,7 +71,9 @@ async def _rows(
 
 
 def _check(report: Report, name: str, alone: float, answered: float) -> None:
-    report.gate(f"{name} R@10 >= {GATES[name]}", answered, answered >= GATES[name])
+    report.gate(f"{name} first-stage R@10 >= {GATES[name]}", alone, alone >= GATES[name])
+    lost = "R@10 as the mesh answers loses at most 0.01"
+    report.gate(f"{name} {lost}", answered - alone, answered >= alone - 0.01)
     built = read_manifest()["recall_percent"][name]["text_to_image@10"] / 100
     rule = f"{name} R@10 of the first stage is that of the model alone, {built:.3f}, within {LOSS}"
     report.gate(rule, alone, abs(alone - built) <= LOSS)
