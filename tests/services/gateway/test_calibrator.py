@@ -11,7 +11,7 @@ from services.gateway.ports import EncoderModel, ShardAnswer
 from services.gateway.ranking import Scored
 
 TEXT, IMAGE, PAIR = Modality
-SOON = Deadline.after(5)
+SOON = Deadline.after(3600)
 
 
 class Encoder:
