@@ -77,7 +77,7 @@ async def test_a_collection_that_has_outgrown_its_calibration_is_fitted_again_me
 
 
 async def test_a_failed_fit_is_none_and_tried_again():
-    calibrator = Calibrator(Encoder(), Index((0.8, 0.3), failures=1))
+    calibrator = Calibrator(Encoder(), Index((0.8, 0.3), (0.6, 0.1), failures=1))
     assert await calibrator.get("c", "e:10", TEXT, SOON) is None
     assert await calibrator.get("c", "e:10", TEXT, SOON) is not None
 
