@@ -35,9 +35,9 @@ from bench import (
     search_batches,
 )
 from debian import programs
-from mmesh.training.lite_model.pictures import emoji_names, normalised
 
 from mmesh import Candidate, Content, MergePolicy, Modality, Rerank, Search, SearchResult
+from mmesh.training.lite_model.pictures import emoji_names, normalised
 
 IDEAL = "ideal: target given"
 LIMIT = 10
