@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 
 from mmesh.content import Content, Role
-from mmesh.errors import InvalidField, MmeshError
+from mmesh.errors import DeadlineExceeded, InvalidField, MmeshError
 from mmesh.models.protocol import EncoderInfo, EncoderModel, FloatMatrix, Prepared
 from mmesh.serving.batcher import Batcher, BatchLimits, Priority, Work
 from mmesh.serving.coalesce import Coalescer
@@ -78,12 +78,15 @@ class EncoderEngine:
     async def _encode_one(
         self, one: EncodeInput, role: Role, priority: Priority, deadline: Deadline
     ) -> Embedding | MmeshError:
-        # Callers with other deadlines or priorities do not share: one must not fail the other.
         key = (one.content.digest(), one.instruction, role, priority)
         try:
             embedding, joined = await self._coalescer.run(
                 key, lambda: self._compute(one, role, priority, deadline)
             )
+        except DeadlineExceeded as error:
+            if deadline.remaining() <= 0:
+                return error
+            return await self._encode_one(one, role, priority, deadline)  # another's time ran out
         except MmeshError as error:
             return error
         if not joined:

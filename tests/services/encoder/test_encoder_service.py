@@ -156,6 +156,23 @@ async def test_work_whose_caller_went_away_never_runs():
     assert model.batches == [["running"], ["next"]]
 
 
+async def test_a_caller_with_time_left_does_not_share_the_end_of_one_without():
+    model = SlowModel()
+    model.free.clear()
+    async with serving(model) as stub:
+        running = asyncio.ensure_future(stub.Encode(texts("running")))
+        while not model.batches:  # noqa: ASYNC110  # set on the device thread
+            await asyncio.sleep(0.01)
+        hurried = asyncio.ensure_future(stub.Encode(texts("same"), timeout=0.2))
+        await asyncio.sleep(0.05)
+        patient = asyncio.ensure_future(stub.Encode(texts("same"), timeout=10))
+        await asyncio.sleep(0.5)
+        model.free.set()
+        await running
+        assert (await patient).vectors.dim == 2
+        assert (await failure(hurried)).code.name == "DEADLINE_EXCEEDED"
+
+
 async def test_an_empty_call_and_an_oversized_one_are_refused(lite):
     async with serving(lite) as stub:
         for words in ([], ["x"] * 257):
