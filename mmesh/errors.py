@@ -8,7 +8,8 @@ MmeshError
  |   `- InvalidFilter             INVALID_FILTER
  |- NotFound                  NOT_FOUND
  |   |- CollectionNotFound        COLLECTION_NOT_FOUND
- |   `- CandidateNotFound         CANDIDATE_NOT_FOUND
+ |   |- CandidateNotFound         CANDIDATE_NOT_FOUND
+ |   `- AliasNotFound             ALIAS_NOT_FOUND
  |- CollectionExists          ALREADY_EXISTS       COLLECTION_EXISTS
  |- FailedPrecondition        FAILED_PRECONDITION
  |   |- DimMismatch               DIM_MISMATCH
@@ -16,7 +17,9 @@ MmeshError
  |- ResourceExhausted         RESOURCE_EXHAUSTED
  |   |- Overloaded                QUEUE_FULL
  |   |- MessageTooLarge           MESSAGE_TOO_LARGE
- |   `- StorageFull               STORAGE_FULL
+ |   |- StorageFull               STORAGE_FULL
+ |   |- CollectionFull            COLLECTION_FULL
+ |   `- MemoryFull                MEMORY_FULL
  |- Unavailable               UNAVAILABLE          UNAVAILABLE
  |   |- Draining                  DRAINING
  |   |- ShardUnavailable          SHARD_UNAVAILABLE
@@ -135,6 +138,12 @@ class CandidateNotFound(NotFound):
     reason = "CANDIDATE_NOT_FOUND"
 
 
+class AliasNotFound(NotFound):
+    """There is no alias of this name."""
+
+    reason = "ALIAS_NOT_FOUND"
+
+
 class CollectionExists(MmeshError):
     """A collection of this name exists with other settings."""
 
@@ -181,6 +190,18 @@ class StorageFull(ResourceExhausted):
     """The disk is full; nothing of the request was written."""
 
     reason, retry_after_s = "STORAGE_FULL", 30.0
+
+
+class CollectionFull(ResourceExhausted):
+    """The collection would hold more candidates than its limit; nothing was written."""
+
+    reason = "COLLECTION_FULL"
+
+
+class MemoryFull(ResourceExhausted):
+    """The shard did not load the collection, which would not fit into its memory."""
+
+    reason = "MEMORY_FULL"
 
 
 class Unavailable(MmeshError):

@@ -53,8 +53,8 @@ class Raising(rpc.RetrievalServiceServicer):
 async def served(error: Exception):
     servicer = Raising()
     servicer.error = error
-    server = grpc.aio.server(interceptors=interceptors.standard())
-    rpc.add_RetrievalServiceServicer_to_server(servicer, server)
+    server = grpc.aio.server()
+    rpc.add_RetrievalServiceServicer_to_server(servicer, interceptors.Guarded(server))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with open_channel(f"127.0.0.1:{port}") as channel:

@@ -13,6 +13,7 @@ from mmesh.api.index.v1 import collection_pb2 as _collection_pb2
 from mmesh.api.index.v1 import filter_pb2 as _filter_pb2
 from mmesh.api.index.v1 import index_pb2 as _index_pb2
 from mmesh.api.problem.v1 import problem_pb2 as _problem_pb2
+from mmesh.api.vector.v1 import vector_pb2 as _vector_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -574,13 +575,23 @@ class UpsertCandidatesRequest(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name of the collection."""
     request_id: _builtins.str
     """Makes a repeated call harmless; at most 128 bytes. Empty means none."""
+    model_fingerprint: _builtins.str
+    """Model of the vectors; must be the collection's, else FAILED_PRECONDITION (MODEL_MISMATCH)."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_index_pb2.Candidate]:
         """The candidates; 1 to 256, no id twice."""
+
+    @_builtins.property
+    def vectors(self) -> _vector_pb2.Vectors:
+        """One vector for each candidate, in order, when they were encoded elsewhere. Absent means that the
+        mesh encodes them.
+        """
 
     def __init__(
         self,
@@ -588,10 +599,12 @@ class UpsertCandidatesRequest(_message.Message):
         collection: _builtins.str = ...,
         candidates: _abc.Iterable[_index_pb2.Candidate] | None = ...,
         request_id: _builtins.str = ...,
+        vectors: _vector_pb2.Vectors | None = ...,
+        model_fingerprint: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "collection", b"collection", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "collection", b"collection", "model_fingerprint", b"model_fingerprint", "request_id", b"request_id", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -678,6 +691,60 @@ class DeleteCandidatesResponse(_message.Message):
 Global___DeleteCandidatesResponse: _TypeAlias = DeleteCandidatesResponse  # noqa: Y015
 
 @_typing.final
+class DeleteCandidatesByFilterRequest(_message.Message):
+    """Request of RetrievalService.DeleteCandidatesByFilter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Name of the collection."""
+    @_builtins.property
+    def filter(self) -> _filter_pb2.Filter:
+        """Which candidates go; required. `all_of` without filters deletes all."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        filter: _filter_pb2.Filter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteCandidatesByFilterRequest: _TypeAlias = DeleteCandidatesByFilterRequest  # noqa: Y015
+
+@_typing.final
+class DeleteCandidatesByFilterResponse(_message.Message):
+    """Response of RetrievalService.DeleteCandidatesByFilter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETED_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    deleted: _builtins.int
+    """How many were deleted."""
+    token: _builtins.str
+    """Names the last of the writes."""
+    def __init__(
+        self,
+        *,
+        deleted: _builtins.int = ...,
+        token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteCandidatesByFilterResponse: _TypeAlias = DeleteCandidatesByFilterResponse  # noqa: Y015
+
+@_typing.final
 class BatchGetCandidatesRequest(_message.Message):
     """Request of RetrievalService.BatchGetCandidates."""
 
@@ -738,6 +805,8 @@ class ListCandidatesRequest(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    INCLUDE_IMAGES_FIELD_NUMBER: _builtins.int
+    INCLUDE_VECTORS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name of the collection."""
     page_size: _builtins.int
@@ -746,16 +815,24 @@ class ListCandidatesRequest(_message.Message):
     """
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first."""
+    include_images: _builtins.bool
+    """Send the bytes of pictures along. A page may then be shorter than asked for, to fit in a
+    message.
+    """
+    include_vectors: _builtins.bool
+    """Send the vectors along."""
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        include_images: _builtins.bool = ...,
+        include_vectors: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "include_images", b"include_images", "include_vectors", b"include_vectors", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -769,21 +846,31 @@ class ListCandidatesResponse(_message.Message):
 
     CANDIDATES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Where the next page starts; empty on the last."""
+    model_fingerprint: _builtins.str
+    """Model of the vectors."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_index_pb2.Candidate]:
-        """The candidates, by id, without the bytes of their pictures."""
+        """The candidates, by id, without the bytes of their pictures unless these were asked for."""
+
+    @_builtins.property
+    def vectors(self) -> _vector_pb2.Vectors:
+        """One vector for each candidate, if asked for."""
 
     def __init__(
         self,
         *,
         candidates: _abc.Iterable[_index_pb2.Candidate] | None = ...,
         next_page_token: _builtins.str = ...,
+        vectors: _vector_pb2.Vectors | None = ...,
+        model_fingerprint: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "model_fingerprint", b"model_fingerprint", "next_page_token", b"next_page_token", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -857,21 +944,31 @@ class IngestBatch(_message.Message):
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Number of the batch: 1 for the first of the ingest, then rising by one."""
+    model_fingerprint: _builtins.str
+    """See UpsertCandidatesRequest.model_fingerprint."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_index_pb2.Candidate]:
         """The candidates; 1 to 256."""
+
+    @_builtins.property
+    def vectors(self) -> _vector_pb2.Vectors:
+        """See UpsertCandidatesRequest.vectors."""
 
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
         candidates: _abc.Iterable[_index_pb2.Candidate] | None = ...,
+        vectors: _vector_pb2.Vectors | None = ...,
+        model_fingerprint: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "model_fingerprint", b"model_fingerprint", "sequence", b"sequence", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1095,16 +1192,22 @@ class CreateCollectionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name: 1 to 63 lower-case letters, digits, "-" and "_", first a letter or digit."""
+    @_builtins.property
+    def settings(self) -> _collection_pb2.CollectionSettings:
+        """Its settings. They are left as they are when the collection exists."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        settings: _collection_pb2.CollectionSettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1237,6 +1340,58 @@ class ListCollectionsResponse(_message.Message):
 Global___ListCollectionsResponse: _TypeAlias = ListCollectionsResponse  # noqa: Y015
 
 @_typing.final
+class UpdateCollectionRequest(_message.Message):
+    """Request of RetrievalService.UpdateCollection."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    @_builtins.property
+    def settings(self) -> _collection_pb2.CollectionSettings:
+        """All of its settings from now on."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        settings: _collection_pb2.CollectionSettings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateCollectionRequest: _TypeAlias = UpdateCollectionRequest  # noqa: Y015
+
+@_typing.final
+class UpdateCollectionResponse(_message.Message):
+    """Response of RetrievalService.UpdateCollection."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def collection(self) -> _collection_pb2.Collection:
+        """The collection."""
+
+    def __init__(
+        self,
+        *,
+        collection: _collection_pb2.Collection | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateCollectionResponse: _TypeAlias = UpdateCollectionResponse  # noqa: Y015
+
+@_typing.final
 class DeleteCollectionRequest(_message.Message):
     """Request of RetrievalService.DeleteCollection."""
 
@@ -1279,6 +1434,95 @@ class DeleteCollectionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteCollectionResponse: _TypeAlias = DeleteCollectionResponse  # noqa: Y015
+
+@_typing.final
+class SetAliasRequest(_message.Message):
+    """Request of RetrievalService.SetAlias."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    alias: _builtins.str
+    """The alias; it has the form of a collection's name and is the name of none, else ALREADY_EXISTS
+    (COLLECTION_EXISTS).
+    """
+    collection: _builtins.str
+    """The collection that it names; not an alias."""
+    def __init__(
+        self,
+        *,
+        alias: _builtins.str = ...,
+        collection: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "collection", b"collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAliasRequest: _TypeAlias = SetAliasRequest  # noqa: Y015
+
+@_typing.final
+class SetAliasResponse(_message.Message):
+    """Response of RetrievalService.SetAlias."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREVIOUS_COLLECTION_FIELD_NUMBER: _builtins.int
+    previous_collection: _builtins.str
+    """Name of the collection that the alias named before; empty when it is new."""
+    def __init__(
+        self,
+        *,
+        previous_collection: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["previous_collection", b"previous_collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAliasResponse: _TypeAlias = SetAliasResponse  # noqa: Y015
+
+@_typing.final
+class DeleteAliasRequest(_message.Message):
+    """Request of RetrievalService.DeleteAlias."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    alias: _builtins.str
+    """The alias."""
+    def __init__(
+        self,
+        *,
+        alias: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteAliasRequest: _TypeAlias = DeleteAliasRequest  # noqa: Y015
+
+@_typing.final
+class DeleteAliasResponse(_message.Message):
+    """Response of RetrievalService.DeleteAlias."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteAliasResponse: _TypeAlias = DeleteAliasResponse  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):

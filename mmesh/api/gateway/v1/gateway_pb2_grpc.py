@@ -58,6 +58,11 @@ class RetrievalServiceStub(object):
                 request_serializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteCandidatesRequest.SerializeToString,
                 response_deserializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteCandidatesResponse.FromString,
                 _registered_method=True)
+        self.DeleteCandidatesByFilter = channel.unary_unary(
+                '/mmesh.api.gateway.v1.RetrievalService/DeleteCandidatesByFilter',
+                request_serializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteCandidatesByFilterRequest.SerializeToString,
+                response_deserializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteCandidatesByFilterResponse.FromString,
+                _registered_method=True)
         self.BatchGetCandidates = channel.unary_unary(
                 '/mmesh.api.gateway.v1.RetrievalService/BatchGetCandidates',
                 request_serializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.BatchGetCandidatesRequest.SerializeToString,
@@ -88,10 +93,25 @@ class RetrievalServiceStub(object):
                 request_serializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.ListCollectionsRequest.SerializeToString,
                 response_deserializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.ListCollectionsResponse.FromString,
                 _registered_method=True)
+        self.UpdateCollection = channel.unary_unary(
+                '/mmesh.api.gateway.v1.RetrievalService/UpdateCollection',
+                request_serializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.UpdateCollectionRequest.SerializeToString,
+                response_deserializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.UpdateCollectionResponse.FromString,
+                _registered_method=True)
         self.DeleteCollection = channel.unary_unary(
                 '/mmesh.api.gateway.v1.RetrievalService/DeleteCollection',
                 request_serializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteCollectionRequest.SerializeToString,
                 response_deserializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteCollectionResponse.FromString,
+                _registered_method=True)
+        self.SetAlias = channel.unary_unary(
+                '/mmesh.api.gateway.v1.RetrievalService/SetAlias',
+                request_serializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.SetAliasRequest.SerializeToString,
+                response_deserializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.SetAliasResponse.FromString,
+                _registered_method=True)
+        self.DeleteAlias = channel.unary_unary(
+                '/mmesh.api.gateway.v1.RetrievalService/DeleteAlias',
+                request_serializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteAliasRequest.SerializeToString,
+                response_deserializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteAliasResponse.FromString,
                 _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/mmesh.api.gateway.v1.RetrievalService/GetStatus',
@@ -131,6 +151,14 @@ class RetrievalServiceServicer(object):
 
     def DeleteCandidates(self, request, context):
         """Delete candidates by id; unknown ids are not an error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteCandidatesByFilter(self, request, context):
+        """Delete the candidates for which a filter holds when the call begins. A candidate that is written
+        meanwhile stays. When the call fails some may be gone; it is safe to repeat.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -182,8 +210,30 @@ class RetrievalServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateCollection(self, request, context):
+        """Replace the settings of a collection. They hold for later calls and later builds of segments.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteCollection(self, request, context):
-        """Delete a collection with all its candidates.
+        """Delete a collection with all its candidates and aliases.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAlias(self, request, context):
+        """Let an alias name a collection, from one moment to the next, whatever it named before. Every
+        call but DeleteCollection takes an alias for its collection; no search sees both.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAlias(self, request, context):
+        """Delete an alias; its collection stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -219,6 +269,11 @@ def add_RetrievalServiceServicer_to_server(servicer, server):
                     request_deserializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteCandidatesRequest.FromString,
                     response_serializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteCandidatesResponse.SerializeToString,
             ),
+            'DeleteCandidatesByFilter': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteCandidatesByFilter,
+                    request_deserializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteCandidatesByFilterRequest.FromString,
+                    response_serializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteCandidatesByFilterResponse.SerializeToString,
+            ),
             'BatchGetCandidates': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchGetCandidates,
                     request_deserializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.BatchGetCandidatesRequest.FromString,
@@ -249,10 +304,25 @@ def add_RetrievalServiceServicer_to_server(servicer, server):
                     request_deserializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.ListCollectionsRequest.FromString,
                     response_serializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.ListCollectionsResponse.SerializeToString,
             ),
+            'UpdateCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateCollection,
+                    request_deserializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.UpdateCollectionRequest.FromString,
+                    response_serializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.UpdateCollectionResponse.SerializeToString,
+            ),
             'DeleteCollection': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteCollection,
                     request_deserializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteCollectionRequest.FromString,
                     response_serializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteCollectionResponse.SerializeToString,
+            ),
+            'SetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlias,
+                    request_deserializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.SetAliasRequest.FromString,
+                    response_serializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.SetAliasResponse.SerializeToString,
+            ),
+            'DeleteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlias,
+                    request_deserializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteAliasRequest.FromString,
+                    response_serializer=mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteAliasResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -372,6 +442,33 @@ class RetrievalService(object):
             '/mmesh.api.gateway.v1.RetrievalService/DeleteCandidates',
             mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteCandidatesRequest.SerializeToString,
             mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteCandidatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteCandidatesByFilter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mmesh.api.gateway.v1.RetrievalService/DeleteCandidatesByFilter',
+            mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteCandidatesByFilterRequest.SerializeToString,
+            mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteCandidatesByFilterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -545,6 +642,33 @@ class RetrievalService(object):
             _registered_method=True)
 
     @staticmethod
+    def UpdateCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mmesh.api.gateway.v1.RetrievalService/UpdateCollection',
+            mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.UpdateCollectionRequest.SerializeToString,
+            mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.UpdateCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteCollection(request,
             target,
             options=(),
@@ -561,6 +685,60 @@ class RetrievalService(object):
             '/mmesh.api.gateway.v1.RetrievalService/DeleteCollection',
             mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteCollectionRequest.SerializeToString,
             mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mmesh.api.gateway.v1.RetrievalService/SetAlias',
+            mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.SetAliasRequest.SerializeToString,
+            mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mmesh.api.gateway.v1.RetrievalService/DeleteAlias',
+            mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteAliasRequest.SerializeToString,
+            mmesh_dot_api_dot_gateway_dot_v1_dot_gateway__pb2.DeleteAliasResponse.FromString,
             options,
             channel_credentials,
             insecure,

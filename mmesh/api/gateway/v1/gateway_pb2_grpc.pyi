@@ -47,6 +47,10 @@ class RetrievalServiceStub:
     """
     DeleteCandidates: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.DeleteCandidatesRequest, _gateway_pb2.DeleteCandidatesResponse]
     """Delete candidates by id; unknown ids are not an error."""
+    DeleteCandidatesByFilter: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.DeleteCandidatesByFilterRequest, _gateway_pb2.DeleteCandidatesByFilterResponse]
+    """Delete the candidates for which a filter holds when the call begins. A candidate that is written
+    meanwhile stays. When the call fails some may be gone; it is safe to repeat.
+    """
     BatchGetCandidates: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.BatchGetCandidatesRequest, _gateway_pb2.BatchGetCandidatesResponse]
     """Get candidates with their content by id; missing ones are left out."""
     ListCandidates: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ListCandidatesRequest, _gateway_pb2.ListCandidatesResponse]
@@ -64,8 +68,16 @@ class RetrievalServiceStub:
     """Get one collection."""
     ListCollections: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ListCollectionsRequest, _gateway_pb2.ListCollectionsResponse]
     """List collections by name, a page at a time."""
+    UpdateCollection: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.UpdateCollectionRequest, _gateway_pb2.UpdateCollectionResponse]
+    """Replace the settings of a collection. They hold for later calls and later builds of segments."""
     DeleteCollection: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.DeleteCollectionRequest, _gateway_pb2.DeleteCollectionResponse]
-    """Delete a collection with all its candidates."""
+    """Delete a collection with all its candidates and aliases."""
+    SetAlias: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.SetAliasRequest, _gateway_pb2.SetAliasResponse]
+    """Let an alias name a collection, from one moment to the next, whatever it named before. Every
+    call but DeleteCollection takes an alias for its collection; no search sees both.
+    """
+    DeleteAlias: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.DeleteAliasRequest, _gateway_pb2.DeleteAliasResponse]
+    """Delete an alias; its collection stays."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GetStatusRequest, _gateway_pb2.GetStatusResponse]
     """Describe the mesh: its services, models, shards and what is not working."""
 
@@ -88,6 +100,10 @@ class RetrievalServiceAsyncStub(RetrievalServiceStub):
     """
     DeleteCandidates: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DeleteCandidatesRequest, _gateway_pb2.DeleteCandidatesResponse]  # type: ignore[assignment]
     """Delete candidates by id; unknown ids are not an error."""
+    DeleteCandidatesByFilter: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DeleteCandidatesByFilterRequest, _gateway_pb2.DeleteCandidatesByFilterResponse]  # type: ignore[assignment]
+    """Delete the candidates for which a filter holds when the call begins. A candidate that is written
+    meanwhile stays. When the call fails some may be gone; it is safe to repeat.
+    """
     BatchGetCandidates: _aio.UnaryUnaryMultiCallable[_gateway_pb2.BatchGetCandidatesRequest, _gateway_pb2.BatchGetCandidatesResponse]  # type: ignore[assignment]
     """Get candidates with their content by id; missing ones are left out."""
     ListCandidates: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListCandidatesRequest, _gateway_pb2.ListCandidatesResponse]  # type: ignore[assignment]
@@ -105,8 +121,16 @@ class RetrievalServiceAsyncStub(RetrievalServiceStub):
     """Get one collection."""
     ListCollections: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListCollectionsRequest, _gateway_pb2.ListCollectionsResponse]  # type: ignore[assignment]
     """List collections by name, a page at a time."""
+    UpdateCollection: _aio.UnaryUnaryMultiCallable[_gateway_pb2.UpdateCollectionRequest, _gateway_pb2.UpdateCollectionResponse]  # type: ignore[assignment]
+    """Replace the settings of a collection. They hold for later calls and later builds of segments."""
     DeleteCollection: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DeleteCollectionRequest, _gateway_pb2.DeleteCollectionResponse]  # type: ignore[assignment]
-    """Delete a collection with all its candidates."""
+    """Delete a collection with all its candidates and aliases."""
+    SetAlias: _aio.UnaryUnaryMultiCallable[_gateway_pb2.SetAliasRequest, _gateway_pb2.SetAliasResponse]  # type: ignore[assignment]
+    """Let an alias name a collection, from one moment to the next, whatever it named before. Every
+    call but DeleteCollection takes an alias for its collection; no search sees both.
+    """
+    DeleteAlias: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DeleteAliasRequest, _gateway_pb2.DeleteAliasResponse]  # type: ignore[assignment]
+    """Delete an alias; its collection stays."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetStatusRequest, _gateway_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Describe the mesh: its services, models, shards and what is not working."""
 
@@ -150,6 +174,16 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.DeleteCandidatesResponse, _abc.Awaitable[_gateway_pb2.DeleteCandidatesResponse]]:
         """Delete candidates by id; unknown ids are not an error."""
+
+    @_abc_1.abstractmethod
+    def DeleteCandidatesByFilter(
+        self,
+        request: _gateway_pb2.DeleteCandidatesByFilterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.DeleteCandidatesByFilterResponse, _abc.Awaitable[_gateway_pb2.DeleteCandidatesByFilterResponse]]:
+        """Delete the candidates for which a filter holds when the call begins. A candidate that is written
+        meanwhile stays. When the call fails some may be gone; it is safe to repeat.
+        """
 
     @_abc_1.abstractmethod
     def BatchGetCandidates(
@@ -205,12 +239,38 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         """List collections by name, a page at a time."""
 
     @_abc_1.abstractmethod
+    def UpdateCollection(
+        self,
+        request: _gateway_pb2.UpdateCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.UpdateCollectionResponse, _abc.Awaitable[_gateway_pb2.UpdateCollectionResponse]]:
+        """Replace the settings of a collection. They hold for later calls and later builds of segments."""
+
+    @_abc_1.abstractmethod
     def DeleteCollection(
         self,
         request: _gateway_pb2.DeleteCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.DeleteCollectionResponse, _abc.Awaitable[_gateway_pb2.DeleteCollectionResponse]]:
-        """Delete a collection with all its candidates."""
+        """Delete a collection with all its candidates and aliases."""
+
+    @_abc_1.abstractmethod
+    def SetAlias(
+        self,
+        request: _gateway_pb2.SetAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.SetAliasResponse, _abc.Awaitable[_gateway_pb2.SetAliasResponse]]:
+        """Let an alias name a collection, from one moment to the next, whatever it named before. Every
+        call but DeleteCollection takes an alias for its collection; no search sees both.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteAlias(
+        self,
+        request: _gateway_pb2.DeleteAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.DeleteAliasResponse, _abc.Awaitable[_gateway_pb2.DeleteAliasResponse]]:
+        """Delete an alias; its collection stays."""
 
     @_abc_1.abstractmethod
     def GetStatus(

@@ -33,6 +33,8 @@ class Collection(_message.Message):
     SHARD_COUNT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name: 1 to 63 lower-case letters, digits, "-" and "_", first a letter or digit."""
     dim: _builtins.int
@@ -51,6 +53,14 @@ class Collection(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
 
+    @_builtins.property
+    def settings(self) -> Global___CollectionSettings:
+        """How it is indexed and what it may hold."""
+
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Other names that it goes by, in order."""
+
     def __init__(
         self,
         *,
@@ -61,14 +71,96 @@ class Collection(_message.Message):
         shard_count: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         token: _builtins.str = ...,
+        settings: Global___CollectionSettings | None = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "create_time", b"create_time", "dim", b"dim", "model_fingerprint", b"model_fingerprint", "name", b"name", "shard_count", b"shard_count", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "candidates", b"candidates", "create_time", b"create_time", "dim", b"dim", "model_fingerprint", b"model_fingerprint", "name", b"name", "settings", b"settings", "shard_count", b"shard_count", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Collection: _TypeAlias = Collection  # noqa: Y015
+
+@_typing.final
+class CollectionSettings(_message.Message):
+    """How a collection is indexed and what it may hold. What is left out is the default."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FACTORY_FIELD_NUMBER: _builtins.int
+    RECALL_TARGET_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    index_factory: _builtins.str
+    """FAISS factory string of its segments, such as "Flat" or "IVF512,PQ192x4fs,Refine(SQfp16)"; at
+    most 256 bytes. Empty means that each segment is of the kind that suits its size.
+    """
+    recall_target: _builtins.float
+    """Recall at 10 against exact search for which segments are tuned when they are built, 0.5 to 1.
+    0 means 0.97.
+    """
+    @_builtins.property
+    def limits(self) -> Global___CollectionLimits:
+        """What it may hold and be asked."""
+
+    def __init__(
+        self,
+        *,
+        index_factory: _builtins.str = ...,
+        recall_target: _builtins.float = ...,
+        limits: Global___CollectionLimits | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_factory", b"index_factory", "limits", b"limits", "recall_target", b"recall_target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectionSettings: _TypeAlias = CollectionSettings  # noqa: Y015
+
+@_typing.final
+class CollectionLimits(_message.Message):
+    """What a collection may hold and be asked. 0 means the default; values over the greatest allowed are
+    INVALID_ARGUMENT.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_CANDIDATES_FIELD_NUMBER: _builtins.int
+    MAX_CANDIDATE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    MAX_FILTER_DEPTH_FIELD_NUMBER: _builtins.int
+    MAX_LIMIT_FIELD_NUMBER: _builtins.int
+    max_candidates: _builtins.int
+    """Candidates; a write that would exceed it is RESOURCE_EXHAUSTED (COLLECTION_FULL). By default
+    any number.
+    """
+    max_candidate_bytes: _builtins.int
+    """Bytes of one candidate: its id, parts and attributes; more is INVALID_ARGUMENT. By default what
+    the limits of its parts allow.
+    """
+    max_attributes: _builtins.int
+    """Attributes of one candidate; by default and at most 64."""
+    max_filter_depth: _builtins.int
+    """Depth of a filter; by default and at most 16."""
+    max_limit: _builtins.int
+    """Hits of one search; by default and at most 1000."""
+    def __init__(
+        self,
+        *,
+        max_candidates: _builtins.int = ...,
+        max_candidate_bytes: _builtins.int = ...,
+        max_attributes: _builtins.int = ...,
+        max_filter_depth: _builtins.int = ...,
+        max_limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_attributes", b"max_attributes", "max_candidate_bytes", b"max_candidate_bytes", "max_candidates", b"max_candidates", "max_filter_depth", b"max_filter_depth", "max_limit", b"max_limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectionLimits: _TypeAlias = CollectionLimits  # noqa: Y015
 
 @_typing.final
 class ModalityCount(_message.Message):
@@ -105,22 +197,28 @@ class CreateCollectionRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DIM_FIELD_NUMBER: _builtins.int
     MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name; see Collection.name."""
     dim: _builtins.int
     """Width of its vectors; 1 to 16384."""
     model_fingerprint: _builtins.str
     """Fingerprint of its model; 1 to 512 bytes."""
+    @_builtins.property
+    def settings(self) -> Global___CollectionSettings:
+        """Its settings. They are left as they are when the collection exists."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         dim: _builtins.int = ...,
         model_fingerprint: _builtins.str = ...,
+        settings: Global___CollectionSettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dim", b"dim", "model_fingerprint", b"model_fingerprint", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dim", b"dim", "model_fingerprint", b"model_fingerprint", "name", b"name", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -253,6 +351,58 @@ class ListCollectionsResponse(_message.Message):
 Global___ListCollectionsResponse: _TypeAlias = ListCollectionsResponse  # noqa: Y015
 
 @_typing.final
+class UpdateCollectionRequest(_message.Message):
+    """Request of CollectionService.UpdateCollection."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    @_builtins.property
+    def settings(self) -> Global___CollectionSettings:
+        """All of its settings from now on."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        settings: Global___CollectionSettings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateCollectionRequest: _TypeAlias = UpdateCollectionRequest  # noqa: Y015
+
+@_typing.final
+class UpdateCollectionResponse(_message.Message):
+    """Response of CollectionService.UpdateCollection."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def collection(self) -> Global___Collection:
+        """The collection."""
+
+    def __init__(
+        self,
+        *,
+        collection: Global___Collection | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateCollectionResponse: _TypeAlias = UpdateCollectionResponse  # noqa: Y015
+
+@_typing.final
 class DeleteCollectionRequest(_message.Message):
     """Request of CollectionService.DeleteCollection."""
 
@@ -295,3 +445,92 @@ class DeleteCollectionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteCollectionResponse: _TypeAlias = DeleteCollectionResponse  # noqa: Y015
+
+@_typing.final
+class SetAliasRequest(_message.Message):
+    """Request of CollectionService.SetAlias."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    alias: _builtins.str
+    """The alias; it has the form of Collection.name and is the name of no collection, else
+    ALREADY_EXISTS (COLLECTION_EXISTS).
+    """
+    collection: _builtins.str
+    """The collection that it names; not an alias."""
+    def __init__(
+        self,
+        *,
+        alias: _builtins.str = ...,
+        collection: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "collection", b"collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAliasRequest: _TypeAlias = SetAliasRequest  # noqa: Y015
+
+@_typing.final
+class SetAliasResponse(_message.Message):
+    """Response of CollectionService.SetAlias."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREVIOUS_COLLECTION_FIELD_NUMBER: _builtins.int
+    previous_collection: _builtins.str
+    """Name of the collection that the alias named before; empty when it is new."""
+    def __init__(
+        self,
+        *,
+        previous_collection: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["previous_collection", b"previous_collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAliasResponse: _TypeAlias = SetAliasResponse  # noqa: Y015
+
+@_typing.final
+class DeleteAliasRequest(_message.Message):
+    """Request of CollectionService.DeleteAlias."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    alias: _builtins.str
+    """The alias."""
+    def __init__(
+        self,
+        *,
+        alias: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteAliasRequest: _TypeAlias = DeleteAliasRequest  # noqa: Y015
+
+@_typing.final
+class DeleteAliasResponse(_message.Message):
+    """Response of CollectionService.DeleteAlias."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteAliasResponse: _TypeAlias = DeleteAliasResponse  # noqa: Y015

@@ -50,10 +50,25 @@ class CollectionServiceStub(object):
                 request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.ListCollectionsRequest.SerializeToString,
                 response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.ListCollectionsResponse.FromString,
                 _registered_method=True)
+        self.UpdateCollection = channel.unary_unary(
+                '/mmesh.api.index.v1.CollectionService/UpdateCollection',
+                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.UpdateCollectionRequest.SerializeToString,
+                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.UpdateCollectionResponse.FromString,
+                _registered_method=True)
         self.DeleteCollection = channel.unary_unary(
                 '/mmesh.api.index.v1.CollectionService/DeleteCollection',
                 request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteCollectionRequest.SerializeToString,
                 response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteCollectionResponse.FromString,
+                _registered_method=True)
+        self.SetAlias = channel.unary_unary(
+                '/mmesh.api.index.v1.CollectionService/SetAlias',
+                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.SetAliasRequest.SerializeToString,
+                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.SetAliasResponse.FromString,
+                _registered_method=True)
+        self.DeleteAlias = channel.unary_unary(
+                '/mmesh.api.index.v1.CollectionService/DeleteAlias',
+                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteAliasRequest.SerializeToString,
+                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteAliasResponse.FromString,
                 _registered_method=True)
 
 
@@ -83,8 +98,31 @@ class CollectionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateCollection(self, request, context):
+        """Replace the settings of a collection. They hold for later calls and later builds of segments.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteCollection(self, request, context):
-        """Delete a collection with all its candidates, or NOT_FOUND.
+        """Delete a collection with all its candidates and aliases, or NOT_FOUND. An alias is not taken for
+        its collection here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAlias(self, request, context):
+        """Let an alias name a collection, from one moment to the next, whatever it named before. Every
+        call that takes the name of a collection takes an alias too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAlias(self, request, context):
+        """Delete an alias, or NOT_FOUND; its collection stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,10 +146,25 @@ def add_CollectionServiceServicer_to_server(servicer, server):
                     request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.ListCollectionsRequest.FromString,
                     response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.ListCollectionsResponse.SerializeToString,
             ),
+            'UpdateCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateCollection,
+                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.UpdateCollectionRequest.FromString,
+                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.UpdateCollectionResponse.SerializeToString,
+            ),
             'DeleteCollection': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteCollection,
                     request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteCollectionRequest.FromString,
                     response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteCollectionResponse.SerializeToString,
+            ),
+            'SetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlias,
+                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.SetAliasRequest.FromString,
+                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.SetAliasResponse.SerializeToString,
+            ),
+            'DeleteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlias,
+                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteAliasRequest.FromString,
+                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteAliasResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -207,6 +260,33 @@ class CollectionService(object):
             _registered_method=True)
 
     @staticmethod
+    def UpdateCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mmesh.api.index.v1.CollectionService/UpdateCollection',
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.UpdateCollectionRequest.SerializeToString,
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.UpdateCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteCollection(request,
             target,
             options=(),
@@ -223,6 +303,60 @@ class CollectionService(object):
             '/mmesh.api.index.v1.CollectionService/DeleteCollection',
             mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteCollectionRequest.SerializeToString,
             mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mmesh.api.index.v1.CollectionService/SetAlias',
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.SetAliasRequest.SerializeToString,
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mmesh.api.index.v1.CollectionService/DeleteAlias',
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteAliasRequest.SerializeToString,
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteAliasResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,8 +41,18 @@ class CollectionServiceStub:
     """Get one collection, or NOT_FOUND (COLLECTION_NOT_FOUND)."""
     ListCollections: _grpc.UnaryUnaryMultiCallable[_collection_pb2.ListCollectionsRequest, _collection_pb2.ListCollectionsResponse]
     """List collections by name, a page at a time."""
+    UpdateCollection: _grpc.UnaryUnaryMultiCallable[_collection_pb2.UpdateCollectionRequest, _collection_pb2.UpdateCollectionResponse]
+    """Replace the settings of a collection. They hold for later calls and later builds of segments."""
     DeleteCollection: _grpc.UnaryUnaryMultiCallable[_collection_pb2.DeleteCollectionRequest, _collection_pb2.DeleteCollectionResponse]
-    """Delete a collection with all its candidates, or NOT_FOUND."""
+    """Delete a collection with all its candidates and aliases, or NOT_FOUND. An alias is not taken for
+    its collection here.
+    """
+    SetAlias: _grpc.UnaryUnaryMultiCallable[_collection_pb2.SetAliasRequest, _collection_pb2.SetAliasResponse]
+    """Let an alias name a collection, from one moment to the next, whatever it named before. Every
+    call that takes the name of a collection takes an alias too.
+    """
+    DeleteAlias: _grpc.UnaryUnaryMultiCallable[_collection_pb2.DeleteAliasRequest, _collection_pb2.DeleteAliasResponse]
+    """Delete an alias, or NOT_FOUND; its collection stays."""
 
 @_typing.type_check_only
 class CollectionServiceAsyncStub(CollectionServiceStub):
@@ -57,8 +67,18 @@ class CollectionServiceAsyncStub(CollectionServiceStub):
     """Get one collection, or NOT_FOUND (COLLECTION_NOT_FOUND)."""
     ListCollections: _aio.UnaryUnaryMultiCallable[_collection_pb2.ListCollectionsRequest, _collection_pb2.ListCollectionsResponse]  # type: ignore[assignment]
     """List collections by name, a page at a time."""
+    UpdateCollection: _aio.UnaryUnaryMultiCallable[_collection_pb2.UpdateCollectionRequest, _collection_pb2.UpdateCollectionResponse]  # type: ignore[assignment]
+    """Replace the settings of a collection. They hold for later calls and later builds of segments."""
     DeleteCollection: _aio.UnaryUnaryMultiCallable[_collection_pb2.DeleteCollectionRequest, _collection_pb2.DeleteCollectionResponse]  # type: ignore[assignment]
-    """Delete a collection with all its candidates, or NOT_FOUND."""
+    """Delete a collection with all its candidates and aliases, or NOT_FOUND. An alias is not taken for
+    its collection here.
+    """
+    SetAlias: _aio.UnaryUnaryMultiCallable[_collection_pb2.SetAliasRequest, _collection_pb2.SetAliasResponse]  # type: ignore[assignment]
+    """Let an alias name a collection, from one moment to the next, whatever it named before. Every
+    call that takes the name of a collection takes an alias too.
+    """
+    DeleteAlias: _aio.UnaryUnaryMultiCallable[_collection_pb2.DeleteAliasRequest, _collection_pb2.DeleteAliasResponse]  # type: ignore[assignment]
+    """Delete an alias, or NOT_FOUND; its collection stays."""
 
 class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages collections."""
@@ -90,11 +110,39 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
         """List collections by name, a page at a time."""
 
     @_abc_1.abstractmethod
+    def UpdateCollection(
+        self,
+        request: _collection_pb2.UpdateCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collection_pb2.UpdateCollectionResponse, _abc.Awaitable[_collection_pb2.UpdateCollectionResponse]]:
+        """Replace the settings of a collection. They hold for later calls and later builds of segments."""
+
+    @_abc_1.abstractmethod
     def DeleteCollection(
         self,
         request: _collection_pb2.DeleteCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_collection_pb2.DeleteCollectionResponse, _abc.Awaitable[_collection_pb2.DeleteCollectionResponse]]:
-        """Delete a collection with all its candidates, or NOT_FOUND."""
+        """Delete a collection with all its candidates and aliases, or NOT_FOUND. An alias is not taken for
+        its collection here.
+        """
+
+    @_abc_1.abstractmethod
+    def SetAlias(
+        self,
+        request: _collection_pb2.SetAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collection_pb2.SetAliasResponse, _abc.Awaitable[_collection_pb2.SetAliasResponse]]:
+        """Let an alias name a collection, from one moment to the next, whatever it named before. Every
+        call that takes the name of a collection takes an alias too.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteAlias(
+        self,
+        request: _collection_pb2.DeleteAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collection_pb2.DeleteAliasResponse, _abc.Awaitable[_collection_pb2.DeleteAliasResponse]]:
+        """Delete an alias, or NOT_FOUND; its collection stays."""
 
 def add_CollectionServiceServicer_to_server(servicer: CollectionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,7 +27,7 @@ from mmesh.api.index.v1 import filter_pb2 as mmesh_dot_api_dot_index_dot_v1_dot_
 from mmesh.api.vector.v1 import vector_pb2 as mmesh_dot_api_dot_vector_dot_v1_dot_vector__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emmesh/api/index/v1/index.proto\x12\x12mmesh.api.index.v1\x1a\"mmesh/api/content/v1/content.proto\x1a\x1fmmesh/api/index/v1/filter.proto\x1a mmesh/api/vector/v1/vector.proto\"\xe1\x01\n\tCandidate\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\x07\x63ontent\x18\x02 \x01(\x0b\x32\x1d.mmesh.api.content.v1.Content\x12\x41\n\nattributes\x18\x03 \x03(\x0b\x32-.mmesh.api.index.v1.Candidate.AttributesEntry\x1aU\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x31\n\x05value\x18\x02 \x01(\x0b\x32\".mmesh.api.index.v1.AttributeValue:\x02\x38\x01\"\xbe\x01\n\x17UpsertCandidatesRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x31\n\ncandidates\x18\x02 \x03(\x0b\x32\x1d.mmesh.api.index.v1.Candidate\x12-\n\x07vectors\x18\x03 \x01(\x0b\x32\x1c.mmesh.api.vector.v1.Vectors\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\")\n\x18UpsertCandidatesResponse\x12\r\n\x05token\x18\x01 \x01(\t\"N\n\x17\x44\x65leteCandidatesRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\":\n\x18\x44\x65leteCandidatesResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\t\"<\n\x19\x42\x61tchGetCandidatesRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\"O\n\x1a\x42\x61tchGetCandidatesResponse\x12\x31\n\ncandidates\x18\x01 \x03(\x0b\x32\x1d.mmesh.api.index.v1.Candidate\"R\n\x15ListCandidatesRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x16ListCandidatesResponse\x12\x31\n\ncandidates\x18\x01 \x03(\x0b\x32\x1d.mmesh.api.index.v1.Candidate\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa1\x02\n\rSearchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12-\n\x07queries\x18\x02 \x01(\x0b\x32\x1c.mmesh.api.vector.v1.Vectors\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\x32\n\nmodalities\x18\x04 \x03(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12\r\n\x05limit\x18\x05 \x01(\x05\x12*\n\x06\x66ilter\x18\x06 \x01(\x0b\x32\x1a.mmesh.api.index.v1.Filter\x12\x34\n\x0b\x63onsistency\x18\x07 \x01(\x0e\x32\x1f.mmesh.api.index.v1.Consistency\x12\r\n\x05token\x18\x08 \x01(\t\"z\n\x0eSearchResponse\x12*\n\x05lists\x18\x01 \x03(\x0b\x32\x1b.mmesh.api.index.v1.HitList\x12\r\n\x05token\x18\x02 \x01(\t\x12\x16\n\x0esearch_seconds\x18\x03 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x04 \x01(\x01\"\x8e\x01\n\x07HitList\x12\x30\n\x08modality\x18\x01 \x01(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x0e\n\x06scores\x18\x03 \x01(\x0c\x12\x34\n\nattributes\x18\x04 \x03(\x0b\x32 .mmesh.api.index.v1.AttributeMap\"\x9f\x01\n\x0c\x41ttributeMap\x12<\n\x06values\x18\x01 \x03(\x0b\x32,.mmesh.api.index.v1.AttributeMap.ValuesEntry\x1aQ\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x31\n\x05value\x18\x02 \x01(\x0b\x32\".mmesh.api.index.v1.AttributeValue:\x02\x38\x01\"\x11\n\x0fGetShardRequest\"m\n\x10GetShardResponse\x12\r\n\x05shard\x18\x01 \x01(\x05\x12\x13\n\x0bshard_count\x18\x02 \x01(\x05\x12\x12\n\ncandidates\x18\x03 \x01(\x03\x12\x14\n\x0cvector_bytes\x18\x04 \x01(\x03\x12\x0b\n\x03lag\x18\x05 \x01(\x03*u\n\x0b\x43onsistency\x12\x1b\n\x17\x43ONSISTENCY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43ONSISTENCY_EVENTUAL\x10\x01\x12\x17\n\x13\x43ONSISTENCY_SESSION\x10\x02\x12\x16\n\x12\x43ONSISTENCY_STRONG\x10\x03\x32\xf2\x04\n\x0cIndexService\x12m\n\x10UpsertCandidates\x12+.mmesh.api.index.v1.UpsertCandidatesRequest\x1a,.mmesh.api.index.v1.UpsertCandidatesResponse\x12m\n\x10\x44\x65leteCandidates\x12+.mmesh.api.index.v1.DeleteCandidatesRequest\x1a,.mmesh.api.index.v1.DeleteCandidatesResponse\x12s\n\x12\x42\x61tchGetCandidates\x12-.mmesh.api.index.v1.BatchGetCandidatesRequest\x1a..mmesh.api.index.v1.BatchGetCandidatesResponse\x12g\n\x0eListCandidates\x12).mmesh.api.index.v1.ListCandidatesRequest\x1a*.mmesh.api.index.v1.ListCandidatesResponse\x12O\n\x06Search\x12!.mmesh.api.index.v1.SearchRequest\x1a\".mmesh.api.index.v1.SearchResponse\x12U\n\x08GetShard\x12#.mmesh.api.index.v1.GetShardRequest\x1a$.mmesh.api.index.v1.GetShardResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emmesh/api/index/v1/index.proto\x12\x12mmesh.api.index.v1\x1a\"mmesh/api/content/v1/content.proto\x1a\x1fmmesh/api/index/v1/filter.proto\x1a mmesh/api/vector/v1/vector.proto\"\xe1\x01\n\tCandidate\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\x07\x63ontent\x18\x02 \x01(\x0b\x32\x1d.mmesh.api.content.v1.Content\x12\x41\n\nattributes\x18\x03 \x03(\x0b\x32-.mmesh.api.index.v1.Candidate.AttributesEntry\x1aU\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x31\n\x05value\x18\x02 \x01(\x0b\x32\".mmesh.api.index.v1.AttributeValue:\x02\x38\x01\"\xbe\x01\n\x17UpsertCandidatesRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x31\n\ncandidates\x18\x02 \x03(\x0b\x32\x1d.mmesh.api.index.v1.Candidate\x12-\n\x07vectors\x18\x03 \x01(\x0b\x32\x1c.mmesh.api.vector.v1.Vectors\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\")\n\x18UpsertCandidatesResponse\x12\r\n\x05token\x18\x01 \x01(\t\"N\n\x17\x44\x65leteCandidatesRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\":\n\x18\x44\x65leteCandidatesResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\t\"a\n\x1f\x44\x65leteCandidatesByFilterRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12*\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1a.mmesh.api.index.v1.Filter\"B\n DeleteCandidatesByFilterResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x03\x12\r\n\x05token\x18\x02 \x01(\t\"<\n\x19\x42\x61tchGetCandidatesRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\"O\n\x1a\x42\x61tchGetCandidatesResponse\x12\x31\n\ncandidates\x18\x01 \x03(\x0b\x32\x1d.mmesh.api.index.v1.Candidate\"\x83\x01\n\x15ListCandidatesRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x16\n\x0einclude_images\x18\x04 \x01(\x08\x12\x17\n\x0finclude_vectors\x18\x05 \x01(\x08\"\xae\x01\n\x16ListCandidatesResponse\x12\x31\n\ncandidates\x18\x01 \x03(\x0b\x32\x1d.mmesh.api.index.v1.Candidate\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12-\n\x07vectors\x18\x03 \x01(\x0b\x32\x1c.mmesh.api.vector.v1.Vectors\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\"\xa1\x02\n\rSearchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12-\n\x07queries\x18\x02 \x01(\x0b\x32\x1c.mmesh.api.vector.v1.Vectors\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\x32\n\nmodalities\x18\x04 \x03(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12\r\n\x05limit\x18\x05 \x01(\x05\x12*\n\x06\x66ilter\x18\x06 \x01(\x0b\x32\x1a.mmesh.api.index.v1.Filter\x12\x34\n\x0b\x63onsistency\x18\x07 \x01(\x0e\x32\x1f.mmesh.api.index.v1.Consistency\x12\r\n\x05token\x18\x08 \x01(\t\"z\n\x0eSearchResponse\x12*\n\x05lists\x18\x01 \x03(\x0b\x32\x1b.mmesh.api.index.v1.HitList\x12\r\n\x05token\x18\x02 \x01(\t\x12\x16\n\x0esearch_seconds\x18\x03 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x04 \x01(\x01\"\x8e\x01\n\x07HitList\x12\x30\n\x08modality\x18\x01 \x01(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x0e\n\x06scores\x18\x03 \x01(\x0c\x12\x34\n\nattributes\x18\x04 \x03(\x0b\x32 .mmesh.api.index.v1.AttributeMap\"\x9f\x01\n\x0c\x41ttributeMap\x12<\n\x06values\x18\x01 \x03(\x0b\x32,.mmesh.api.index.v1.AttributeMap.ValuesEntry\x1aQ\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x31\n\x05value\x18\x02 \x01(\x0b\x32\".mmesh.api.index.v1.AttributeValue:\x02\x38\x01\"\x11\n\x0fGetShardRequest\"\x89\x02\n\x10GetShardResponse\x12\r\n\x05shard\x18\x01 \x01(\x05\x12\x13\n\x0bshard_count\x18\x02 \x01(\x05\x12\x12\n\ncandidates\x18\x03 \x01(\x03\x12\x14\n\x0cvector_bytes\x18\x04 \x01(\x03\x12\x0b\n\x03lag\x18\x05 \x01(\x03\x12\r\n\x05ready\x18\x06 \x01(\x08\x12\x0f\n\x07replica\x18\x07 \x01(\t\x12-\n\x08segments\x18\x08 \x03(\x0b\x32\x1b.mmesh.api.index.v1.Segment\x12.\n\x06memory\x18\t \x03(\x0b\x32\x1e.mmesh.api.index.v1.MemoryPart\x12\x1b\n\x13refused_collections\x18\n \x03(\t\"\xcb\x01\n\x07Segment\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x30\n\x08modality\x18\x02 \x01(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12\x15\n\rindex_factory\x18\x03 \x01(\t\x12\x0c\n\x04rows\x18\x04 \x01(\x03\x12\x0f\n\x07\x64\x65leted\x18\x05 \x01(\x03\x12\r\n\x05\x62ytes\x18\x06 \x01(\x03\x12\x0e\n\x06recall\x18\x07 \x01(\x01\x12\x0e\n\x06nprobe\x18\x08 \x01(\x05\x12\x15\n\rbuild_seconds\x18\t \x01(\x01\")\n\nMemoryPart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\"$\n\x0e\x43ompactRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"@\n\x0f\x43ompactResponse\x12-\n\x08segments\x18\x01 \x03(\x0b\x32\x1b.mmesh.api.index.v1.Segment\"+\n\x15\x43reateSnapshotRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"7\n\x16\x43reateSnapshotResponse\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\r\n\x05token\x18\x02 \x01(\t*u\n\x0b\x43onsistency\x12\x1b\n\x17\x43ONSISTENCY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43ONSISTENCY_EVENTUAL\x10\x01\x12\x17\n\x13\x43ONSISTENCY_SESSION\x10\x02\x12\x16\n\x12\x43ONSISTENCY_STRONG\x10\x03\x32\xb7\x07\n\x0cIndexService\x12m\n\x10UpsertCandidates\x12+.mmesh.api.index.v1.UpsertCandidatesRequest\x1a,.mmesh.api.index.v1.UpsertCandidatesResponse\x12m\n\x10\x44\x65leteCandidates\x12+.mmesh.api.index.v1.DeleteCandidatesRequest\x1a,.mmesh.api.index.v1.DeleteCandidatesResponse\x12\x85\x01\n\x18\x44\x65leteCandidatesByFilter\x12\x33.mmesh.api.index.v1.DeleteCandidatesByFilterRequest\x1a\x34.mmesh.api.index.v1.DeleteCandidatesByFilterResponse\x12s\n\x12\x42\x61tchGetCandidates\x12-.mmesh.api.index.v1.BatchGetCandidatesRequest\x1a..mmesh.api.index.v1.BatchGetCandidatesResponse\x12g\n\x0eListCandidates\x12).mmesh.api.index.v1.ListCandidatesRequest\x1a*.mmesh.api.index.v1.ListCandidatesResponse\x12O\n\x06Search\x12!.mmesh.api.index.v1.SearchRequest\x1a\".mmesh.api.index.v1.SearchResponse\x12U\n\x08GetShard\x12#.mmesh.api.index.v1.GetShardRequest\x1a$.mmesh.api.index.v1.GetShardResponse\x12R\n\x07\x43ompact\x12\".mmesh.api.index.v1.CompactRequest\x1a#.mmesh.api.index.v1.CompactResponse\x12g\n\x0e\x43reateSnapshot\x12).mmesh.api.index.v1.CreateSnapshotRequest\x1a*.mmesh.api.index.v1.CreateSnapshotResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,8 +38,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANDIDATE_ATTRIBUTESENTRY']._serialized_options = b'8\001'
   _globals['_ATTRIBUTEMAP_VALUESENTRY']._loaded_options = None
   _globals['_ATTRIBUTEMAP_VALUESENTRY']._serialized_options = b'8\001'
-  _globals['_CONSISTENCY']._serialized_start=1943
-  _globals['_CONSISTENCY']._serialized_end=2060
+  _globals['_CONSISTENCY']._serialized_start=2847
+  _globals['_CONSISTENCY']._serialized_end=2964
   _globals['_CANDIDATE']._serialized_start=158
   _globals['_CANDIDATE']._serialized_end=383
   _globals['_CANDIDATE_ATTRIBUTESENTRY']._serialized_start=298
@@ -52,28 +52,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETECANDIDATESREQUEST']._serialized_end=699
   _globals['_DELETECANDIDATESRESPONSE']._serialized_start=701
   _globals['_DELETECANDIDATESRESPONSE']._serialized_end=759
-  _globals['_BATCHGETCANDIDATESREQUEST']._serialized_start=761
-  _globals['_BATCHGETCANDIDATESREQUEST']._serialized_end=821
-  _globals['_BATCHGETCANDIDATESRESPONSE']._serialized_start=823
-  _globals['_BATCHGETCANDIDATESRESPONSE']._serialized_end=902
-  _globals['_LISTCANDIDATESREQUEST']._serialized_start=904
-  _globals['_LISTCANDIDATESREQUEST']._serialized_end=986
-  _globals['_LISTCANDIDATESRESPONSE']._serialized_start=988
-  _globals['_LISTCANDIDATESRESPONSE']._serialized_end=1088
-  _globals['_SEARCHREQUEST']._serialized_start=1091
-  _globals['_SEARCHREQUEST']._serialized_end=1380
-  _globals['_SEARCHRESPONSE']._serialized_start=1382
-  _globals['_SEARCHRESPONSE']._serialized_end=1504
-  _globals['_HITLIST']._serialized_start=1507
-  _globals['_HITLIST']._serialized_end=1649
-  _globals['_ATTRIBUTEMAP']._serialized_start=1652
-  _globals['_ATTRIBUTEMAP']._serialized_end=1811
-  _globals['_ATTRIBUTEMAP_VALUESENTRY']._serialized_start=1730
-  _globals['_ATTRIBUTEMAP_VALUESENTRY']._serialized_end=1811
-  _globals['_GETSHARDREQUEST']._serialized_start=1813
-  _globals['_GETSHARDREQUEST']._serialized_end=1830
-  _globals['_GETSHARDRESPONSE']._serialized_start=1832
-  _globals['_GETSHARDRESPONSE']._serialized_end=1941
-  _globals['_INDEXSERVICE']._serialized_start=2063
-  _globals['_INDEXSERVICE']._serialized_end=2689
+  _globals['_DELETECANDIDATESBYFILTERREQUEST']._serialized_start=761
+  _globals['_DELETECANDIDATESBYFILTERREQUEST']._serialized_end=858
+  _globals['_DELETECANDIDATESBYFILTERRESPONSE']._serialized_start=860
+  _globals['_DELETECANDIDATESBYFILTERRESPONSE']._serialized_end=926
+  _globals['_BATCHGETCANDIDATESREQUEST']._serialized_start=928
+  _globals['_BATCHGETCANDIDATESREQUEST']._serialized_end=988
+  _globals['_BATCHGETCANDIDATESRESPONSE']._serialized_start=990
+  _globals['_BATCHGETCANDIDATESRESPONSE']._serialized_end=1069
+  _globals['_LISTCANDIDATESREQUEST']._serialized_start=1072
+  _globals['_LISTCANDIDATESREQUEST']._serialized_end=1203
+  _globals['_LISTCANDIDATESRESPONSE']._serialized_start=1206
+  _globals['_LISTCANDIDATESRESPONSE']._serialized_end=1380
+  _globals['_SEARCHREQUEST']._serialized_start=1383
+  _globals['_SEARCHREQUEST']._serialized_end=1672
+  _globals['_SEARCHRESPONSE']._serialized_start=1674
+  _globals['_SEARCHRESPONSE']._serialized_end=1796
+  _globals['_HITLIST']._serialized_start=1799
+  _globals['_HITLIST']._serialized_end=1941
+  _globals['_ATTRIBUTEMAP']._serialized_start=1944
+  _globals['_ATTRIBUTEMAP']._serialized_end=2103
+  _globals['_ATTRIBUTEMAP_VALUESENTRY']._serialized_start=2022
+  _globals['_ATTRIBUTEMAP_VALUESENTRY']._serialized_end=2103
+  _globals['_GETSHARDREQUEST']._serialized_start=2105
+  _globals['_GETSHARDREQUEST']._serialized_end=2122
+  _globals['_GETSHARDRESPONSE']._serialized_start=2125
+  _globals['_GETSHARDRESPONSE']._serialized_end=2390
+  _globals['_SEGMENT']._serialized_start=2393
+  _globals['_SEGMENT']._serialized_end=2596
+  _globals['_MEMORYPART']._serialized_start=2598
+  _globals['_MEMORYPART']._serialized_end=2639
+  _globals['_COMPACTREQUEST']._serialized_start=2641
+  _globals['_COMPACTREQUEST']._serialized_end=2677
+  _globals['_COMPACTRESPONSE']._serialized_start=2679
+  _globals['_COMPACTRESPONSE']._serialized_end=2743
+  _globals['_CREATESNAPSHOTREQUEST']._serialized_start=2745
+  _globals['_CREATESNAPSHOTREQUEST']._serialized_end=2788
+  _globals['_CREATESNAPSHOTRESPONSE']._serialized_start=2790
+  _globals['_CREATESNAPSHOTRESPONSE']._serialized_end=2845
+  _globals['_INDEXSERVICE']._serialized_start=2967
+  _globals['_INDEXSERVICE']._serialized_end=3918
 # @@protoc_insertion_point(module_scope)

@@ -234,6 +234,60 @@ class DeleteCandidatesResponse(_message.Message):
 Global___DeleteCandidatesResponse: _TypeAlias = DeleteCandidatesResponse  # noqa: Y015
 
 @_typing.final
+class DeleteCandidatesByFilterRequest(_message.Message):
+    """Request of IndexService.DeleteCandidatesByFilter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Name of the collection."""
+    @_builtins.property
+    def filter(self) -> _filter_pb2.Filter:
+        """Which candidates go; required. `all_of` without filters deletes all."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        filter: _filter_pb2.Filter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteCandidatesByFilterRequest: _TypeAlias = DeleteCandidatesByFilterRequest  # noqa: Y015
+
+@_typing.final
+class DeleteCandidatesByFilterResponse(_message.Message):
+    """Response of IndexService.DeleteCandidatesByFilter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETED_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    deleted: _builtins.int
+    """How many were deleted."""
+    token: _builtins.str
+    """Names the last of the writes."""
+    def __init__(
+        self,
+        *,
+        deleted: _builtins.int = ...,
+        token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteCandidatesByFilterResponse: _TypeAlias = DeleteCandidatesByFilterResponse  # noqa: Y015
+
+@_typing.final
 class BatchGetCandidatesRequest(_message.Message):
     """Request of IndexService.BatchGetCandidates."""
 
@@ -294,6 +348,8 @@ class ListCandidatesRequest(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    INCLUDE_IMAGES_FIELD_NUMBER: _builtins.int
+    INCLUDE_VECTORS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name of the collection."""
     page_size: _builtins.int
@@ -302,16 +358,24 @@ class ListCandidatesRequest(_message.Message):
     """
     page_token: _builtins.str
     """`next_page_token` of the page before; empty for the first."""
+    include_images: _builtins.bool
+    """Send the bytes of pictures along. A page may then be shorter than asked for, to fit in a
+    message.
+    """
+    include_vectors: _builtins.bool
+    """Send the vectors along."""
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        include_images: _builtins.bool = ...,
+        include_vectors: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "include_images", b"include_images", "include_vectors", b"include_vectors", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -325,21 +389,31 @@ class ListCandidatesResponse(_message.Message):
 
     CANDIDATES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Where the next page starts; empty on the last."""
+    model_fingerprint: _builtins.str
+    """Model of the vectors."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
-        """The candidates, by id, without the bytes of their pictures."""
+        """The candidates, by id, without the bytes of their pictures unless these were asked for."""
+
+    @_builtins.property
+    def vectors(self) -> _vector_pb2.Vectors:
+        """One vector for each candidate, if asked for."""
 
     def __init__(
         self,
         *,
         candidates: _abc.Iterable[Global___Candidate] | None = ...,
         next_page_token: _builtins.str = ...,
+        vectors: _vector_pb2.Vectors | None = ...,
+        model_fingerprint: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "model_fingerprint", b"model_fingerprint", "next_page_token", b"next_page_token", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -364,7 +438,7 @@ class SearchRequest(_message.Message):
     model_fingerprint: _builtins.str
     """Model of the queries; must be the collection's. Empty skips the check."""
     limit: _builtins.int
-    """Hits for each query and modality; 1 to 1000."""
+    """Hits for each query and modality; 1 to 1000, or to the limit of the collection."""
     consistency: Global___Consistency.ValueType
     """How fresh the view must be. Unspecified means eventual."""
     token: _builtins.str
@@ -550,6 +624,11 @@ class GetShardResponse(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     VECTOR_BYTES_FIELD_NUMBER: _builtins.int
     LAG_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    REFUSED_COLLECTIONS_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     """Number of the shard, from 0."""
     shard_count: _builtins.int
@@ -560,6 +639,22 @@ class GetShardResponse(_message.Message):
     """Bytes of vectors in memory."""
     lag: _builtins.int
     """Writes in the log that the shard has not applied yet."""
+    ready: _builtins.bool
+    """Whether it has reached the head of the log that it saw when it started."""
+    replica: _builtins.str
+    """Names this process, for as long as it runs."""
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
+        """What its searches go through."""
+
+    @_builtins.property
+    def memory(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemoryPart]:
+        """Where its memory goes."""
+
+    @_builtins.property
+    def refused_collections(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Collections that were not loaded because they would not fit into memory."""
+
     def __init__(
         self,
         *,
@@ -568,11 +663,190 @@ class GetShardResponse(_message.Message):
         candidates: _builtins.int = ...,
         vector_bytes: _builtins.int = ...,
         lag: _builtins.int = ...,
+        ready: _builtins.bool = ...,
+        replica: _builtins.str = ...,
+        segments: _abc.Iterable[Global___Segment] | None = ...,
+        memory: _abc.Iterable[Global___MemoryPart] | None = ...,
+        refused_collections: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "lag", b"lag", "shard", b"shard", "shard_count", b"shard_count", "vector_bytes", b"vector_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "lag", b"lag", "memory", b"memory", "ready", b"ready", "refused_collections", b"refused_collections", "replica", b"replica", "segments", b"segments", "shard", b"shard", "shard_count", b"shard_count", "vector_bytes", b"vector_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetShardResponse: _TypeAlias = GetShardResponse  # noqa: Y015
+
+@_typing.final
+class Segment(_message.Message):
+    """A piece of what a shard holds of one modality of one collection."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    MODALITY_FIELD_NUMBER: _builtins.int
+    INDEX_FACTORY_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    NPROBE_FIELD_NUMBER: _builtins.int
+    BUILD_SECONDS_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Name of the collection."""
+    modality: _content_pb2.Modality.ValueType
+    """Modality of its candidates."""
+    index_factory: _builtins.str
+    """FAISS factory string; "Delta" for recent rows that are searched plainly."""
+    rows: _builtins.int
+    """Rows, deleted ones included."""
+    deleted: _builtins.int
+    """Rows that are deleted or replaced."""
+    bytes: _builtins.int
+    """Bytes in memory."""
+    recall: _builtins.float
+    """Recall at 10 against exact search, measured on a sample when it was built; 1 for exact ones."""
+    nprobe: _builtins.int
+    """Lists that a search without a filter probes; 0 where there are none."""
+    build_seconds: _builtins.float
+    """Seconds that its build took, of which it had the CPU for most; 0 for exact ones."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        modality: _content_pb2.Modality.ValueType = ...,
+        index_factory: _builtins.str = ...,
+        rows: _builtins.int = ...,
+        deleted: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        recall: _builtins.float = ...,
+        nprobe: _builtins.int = ...,
+        build_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_seconds", b"build_seconds", "bytes", b"bytes", "collection", b"collection", "deleted", b"deleted", "index_factory", b"index_factory", "modality", b"modality", "nprobe", b"nprobe", "recall", b"recall", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Segment: _TypeAlias = Segment  # noqa: Y015
+
+@_typing.final
+class MemoryPart(_message.Message):
+    """The size of one part of a process' memory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name: vectors, ids, attributes, columns, delta, or process for all of it."""
+    bytes: _builtins.int
+    """Its bytes."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryPart: _TypeAlias = MemoryPart  # noqa: Y015
+
+@_typing.final
+class CompactRequest(_message.Message):
+    """Request of IndexService.Compact."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Name of the collection."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompactRequest: _TypeAlias = CompactRequest  # noqa: Y015
+
+@_typing.final
+class CompactResponse(_message.Message):
+    """Response of IndexService.Compact."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
+        """What its searches go through now."""
+
+    def __init__(
+        self,
+        *,
+        segments: _abc.Iterable[Global___Segment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["segments", b"segments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompactResponse: _TypeAlias = CompactResponse  # noqa: Y015
+
+@_typing.final
+class CreateSnapshotRequest(_message.Message):
+    """Request of IndexService.CreateSnapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Name of the collection."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateSnapshotRequest: _TypeAlias = CreateSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class CreateSnapshotResponse(_message.Message):
+    """Response of IndexService.CreateSnapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Number of the snapshot: one more than that of the one before it."""
+    token: _builtins.str
+    """The state of the log that it holds."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateSnapshotResponse: _TypeAlias = CreateSnapshotResponse  # noqa: Y015

@@ -46,6 +46,11 @@ class IndexServiceStub(object):
                 request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.DeleteCandidatesRequest.SerializeToString,
                 response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.DeleteCandidatesResponse.FromString,
                 _registered_method=True)
+        self.DeleteCandidatesByFilter = channel.unary_unary(
+                '/mmesh.api.index.v1.IndexService/DeleteCandidatesByFilter',
+                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.DeleteCandidatesByFilterRequest.SerializeToString,
+                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.DeleteCandidatesByFilterResponse.FromString,
+                _registered_method=True)
         self.BatchGetCandidates = channel.unary_unary(
                 '/mmesh.api.index.v1.IndexService/BatchGetCandidates',
                 request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.BatchGetCandidatesRequest.SerializeToString,
@@ -66,6 +71,16 @@ class IndexServiceStub(object):
                 request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.GetShardRequest.SerializeToString,
                 response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.GetShardResponse.FromString,
                 _registered_method=True)
+        self.Compact = channel.unary_unary(
+                '/mmesh.api.index.v1.IndexService/Compact',
+                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.CompactRequest.SerializeToString,
+                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.CompactResponse.FromString,
+                _registered_method=True)
+        self.CreateSnapshot = channel.unary_unary(
+                '/mmesh.api.index.v1.IndexService/CreateSnapshot',
+                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.CreateSnapshotRequest.SerializeToString,
+                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.CreateSnapshotResponse.FromString,
+                _registered_method=True)
 
 
 class IndexServiceServicer(object):
@@ -83,6 +98,15 @@ class IndexServiceServicer(object):
 
     def DeleteCandidates(self, request, context):
         """Delete candidates by id in one durable transaction; unknown ids are not an error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteCandidatesByFilter(self, request, context):
+        """Delete the candidates for which a filter holds when the call begins, in many durable
+        transactions. A candidate that is written meanwhile stays. When the call fails some may be gone;
+        it is safe to repeat.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,6 +140,21 @@ class IndexServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Compact(self, request, context):
+        """Merge what this process holds of a collection into as few segments as its settings want, now
+        instead of some time. Searches go on meanwhile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateSnapshot(self, request, context):
+        """Store a snapshot of what this process holds of a collection, now instead of some time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IndexServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +167,11 @@ def add_IndexServiceServicer_to_server(servicer, server):
                     servicer.DeleteCandidates,
                     request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.DeleteCandidatesRequest.FromString,
                     response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.DeleteCandidatesResponse.SerializeToString,
+            ),
+            'DeleteCandidatesByFilter': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteCandidatesByFilter,
+                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.DeleteCandidatesByFilterRequest.FromString,
+                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.DeleteCandidatesByFilterResponse.SerializeToString,
             ),
             'BatchGetCandidates': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchGetCandidates,
@@ -148,6 +192,16 @@ def add_IndexServiceServicer_to_server(servicer, server):
                     servicer.GetShard,
                     request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.GetShardRequest.FromString,
                     response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.GetShardResponse.SerializeToString,
+            ),
+            'Compact': grpc.unary_unary_rpc_method_handler(
+                    servicer.Compact,
+                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.CompactRequest.FromString,
+                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.CompactResponse.SerializeToString,
+            ),
+            'CreateSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSnapshot,
+                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.CreateSnapshotRequest.FromString,
+                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.CreateSnapshotResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -206,6 +260,33 @@ class IndexService(object):
             '/mmesh.api.index.v1.IndexService/DeleteCandidates',
             mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.DeleteCandidatesRequest.SerializeToString,
             mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.DeleteCandidatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteCandidatesByFilter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mmesh.api.index.v1.IndexService/DeleteCandidatesByFilter',
+            mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.DeleteCandidatesByFilterRequest.SerializeToString,
+            mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.DeleteCandidatesByFilterResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -314,6 +395,60 @@ class IndexService(object):
             '/mmesh.api.index.v1.IndexService/GetShard',
             mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.GetShardRequest.SerializeToString,
             mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.GetShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Compact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mmesh.api.index.v1.IndexService/Compact',
+            mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.CompactRequest.SerializeToString,
+            mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.CompactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mmesh.api.index.v1.IndexService/CreateSnapshot',
+            mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.CreateSnapshotRequest.SerializeToString,
+            mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.CreateSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,11 @@ class IndexServiceStub:
     """
     DeleteCandidates: _grpc.UnaryUnaryMultiCallable[_index_pb2.DeleteCandidatesRequest, _index_pb2.DeleteCandidatesResponse]
     """Delete candidates by id in one durable transaction; unknown ids are not an error."""
+    DeleteCandidatesByFilter: _grpc.UnaryUnaryMultiCallable[_index_pb2.DeleteCandidatesByFilterRequest, _index_pb2.DeleteCandidatesByFilterResponse]
+    """Delete the candidates for which a filter holds when the call begins, in many durable
+    transactions. A candidate that is written meanwhile stays. When the call fails some may be gone;
+    it is safe to repeat.
+    """
     BatchGetCandidates: _grpc.UnaryUnaryMultiCallable[_index_pb2.BatchGetCandidatesRequest, _index_pb2.BatchGetCandidatesResponse]
     """Get candidates by id, from the log; missing ones are left out."""
     ListCandidates: _grpc.UnaryUnaryMultiCallable[_index_pb2.ListCandidatesRequest, _index_pb2.ListCandidatesResponse]
@@ -49,6 +54,12 @@ class IndexServiceStub:
     """Search this process' shard with m query vectors at once."""
     GetShard: _grpc.UnaryUnaryMultiCallable[_index_pb2.GetShardRequest, _index_pb2.GetShardResponse]
     """Describe the shard: its number, what it holds and how far it has applied the log."""
+    Compact: _grpc.UnaryUnaryMultiCallable[_index_pb2.CompactRequest, _index_pb2.CompactResponse]
+    """Merge what this process holds of a collection into as few segments as its settings want, now
+    instead of some time. Searches go on meanwhile.
+    """
+    CreateSnapshot: _grpc.UnaryUnaryMultiCallable[_index_pb2.CreateSnapshotRequest, _index_pb2.CreateSnapshotResponse]
+    """Store a snapshot of what this process holds of a collection, now instead of some time."""
 
 @_typing.type_check_only
 class IndexServiceAsyncStub(IndexServiceStub):
@@ -63,6 +74,11 @@ class IndexServiceAsyncStub(IndexServiceStub):
     """
     DeleteCandidates: _aio.UnaryUnaryMultiCallable[_index_pb2.DeleteCandidatesRequest, _index_pb2.DeleteCandidatesResponse]  # type: ignore[assignment]
     """Delete candidates by id in one durable transaction; unknown ids are not an error."""
+    DeleteCandidatesByFilter: _aio.UnaryUnaryMultiCallable[_index_pb2.DeleteCandidatesByFilterRequest, _index_pb2.DeleteCandidatesByFilterResponse]  # type: ignore[assignment]
+    """Delete the candidates for which a filter holds when the call begins, in many durable
+    transactions. A candidate that is written meanwhile stays. When the call fails some may be gone;
+    it is safe to repeat.
+    """
     BatchGetCandidates: _aio.UnaryUnaryMultiCallable[_index_pb2.BatchGetCandidatesRequest, _index_pb2.BatchGetCandidatesResponse]  # type: ignore[assignment]
     """Get candidates by id, from the log; missing ones are left out."""
     ListCandidates: _aio.UnaryUnaryMultiCallable[_index_pb2.ListCandidatesRequest, _index_pb2.ListCandidatesResponse]  # type: ignore[assignment]
@@ -71,6 +87,12 @@ class IndexServiceAsyncStub(IndexServiceStub):
     """Search this process' shard with m query vectors at once."""
     GetShard: _aio.UnaryUnaryMultiCallable[_index_pb2.GetShardRequest, _index_pb2.GetShardResponse]  # type: ignore[assignment]
     """Describe the shard: its number, what it holds and how far it has applied the log."""
+    Compact: _aio.UnaryUnaryMultiCallable[_index_pb2.CompactRequest, _index_pb2.CompactResponse]  # type: ignore[assignment]
+    """Merge what this process holds of a collection into as few segments as its settings want, now
+    instead of some time. Searches go on meanwhile.
+    """
+    CreateSnapshot: _aio.UnaryUnaryMultiCallable[_index_pb2.CreateSnapshotRequest, _index_pb2.CreateSnapshotResponse]  # type: ignore[assignment]
+    """Store a snapshot of what this process holds of a collection, now instead of some time."""
 
 class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
     """Stores and searches candidates. Every process writes the one log of the deployment, and searches
@@ -94,6 +116,17 @@ class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_index_pb2.DeleteCandidatesResponse, _abc.Awaitable[_index_pb2.DeleteCandidatesResponse]]:
         """Delete candidates by id in one durable transaction; unknown ids are not an error."""
+
+    @_abc_1.abstractmethod
+    def DeleteCandidatesByFilter(
+        self,
+        request: _index_pb2.DeleteCandidatesByFilterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_index_pb2.DeleteCandidatesByFilterResponse, _abc.Awaitable[_index_pb2.DeleteCandidatesByFilterResponse]]:
+        """Delete the candidates for which a filter holds when the call begins, in many durable
+        transactions. A candidate that is written meanwhile stays. When the call fails some may be gone;
+        it is safe to repeat.
+        """
 
     @_abc_1.abstractmethod
     def BatchGetCandidates(
@@ -126,5 +159,23 @@ class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_index_pb2.GetShardResponse, _abc.Awaitable[_index_pb2.GetShardResponse]]:
         """Describe the shard: its number, what it holds and how far it has applied the log."""
+
+    @_abc_1.abstractmethod
+    def Compact(
+        self,
+        request: _index_pb2.CompactRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_index_pb2.CompactResponse, _abc.Awaitable[_index_pb2.CompactResponse]]:
+        """Merge what this process holds of a collection into as few segments as its settings want, now
+        instead of some time. Searches go on meanwhile.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateSnapshot(
+        self,
+        request: _index_pb2.CreateSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_index_pb2.CreateSnapshotResponse, _abc.Awaitable[_index_pb2.CreateSnapshotResponse]]:
+        """Store a snapshot of what this process holds of a collection, now instead of some time."""
 
 def add_IndexServiceServicer_to_server(servicer: IndexServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
