@@ -59,10 +59,9 @@ def unit_rows(matrix: FloatMatrix, path: str = "vectors") -> FloatMatrix:
     Raises:
         InvalidVector: a row holds NaN or infinity, or has zero length; its number is in the path.
     """
-    norms = np.linalg.norm(matrix.astype(np.float64), axis=1)
-    bad = ~np.isfinite(norms) | (norms == 0)
-    if bad.any():
-        row = int(bad.argmax())
+    norms = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
+    if not (np.isfinite(norms) & (norms > 0)).all():
+        row = int((~np.isfinite(norms) | (norms == 0)).argmax())
         problem = "has zero length" if norms[row] == 0 else "is not finite"
         raise InvalidVector(f"{path}[{row}]", f"{problem}; it has no direction to search by")
     unit: FloatMatrix = (matrix / norms[:, None]).astype(np.float32)

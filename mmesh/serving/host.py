@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import grpc
+import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -29,7 +30,8 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 def run_service(service: Coroutine[Any, Any, None]) -> None:
     """Run a service to its end; what keeps it from starting is one line, and exit code 1."""
     try:
-        asyncio.run(service)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(service)
     except MmeshError as error:
         raise SystemExit(f"{error.message} [{error.reason}]") from None
 
@@ -57,8 +59,8 @@ class Host:
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
         ]
-        around = [*telemetry.trace_interceptors(self.name, self.settings), *interceptors.standard()]
-        self.server = grpc.aio.server(interceptors=around, options=options)
+        tracing = telemetry.trace_interceptors(self.name, self.settings)
+        self.server = grpc.aio.server(interceptors=tracing, options=options)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         self._services: list[str] = []
@@ -67,7 +69,7 @@ class Host:
         self, register: Callable[[Servicer, grpc.aio.Server], None], servicer: Servicer, name: str
     ) -> None:
         """Add a service by its generated function and full name."""
-        register(servicer, self.server)
+        register(servicer, interceptors.Guarded(self.server))  # type: ignore[arg-type]  # all it needs
         self._services.append(name)
 
     async def set_serving(self, serving: bool, services: Sequence[str] = ()) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import abc
 import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 FINAL = (ShardUnavailable, StaleReplica)
 """Errors for which the caller's time went by already: its channel must not try again by itself."""
+POLLED = "/GetShard"
+"""A method that gateways call every second: its calls are no news."""
 REQUEST_ID_KEY = "mmesh-request-id"
 Handler = Any  # grpc.RpcMethodHandler is generic in its stubs only
 
@@ -43,82 +44,111 @@ class Call:
     context: Context
 
 
-class Around(grpc.aio.ServerInterceptor, abc.ABC):
-    """Runs every call inside `around(call)`."""
+class Guarded:
+    """A server as far as generated code adds services to it: their calls run inside `around`.
 
-    @abc.abstractmethod
-    def around(self, call: Call) -> AbstractAsyncContextManager[None]:
-        """Return what the call runs inside of."""
+    Handlers are wrapped when they are added. An interceptor would do the same for each call anew,
+    at about 80 us of CPU (benchmarks/results/index_search.json tells what a call has to spend).
+    """
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler:
-        """Return the handler of the call, wrapped."""
-        handler = await continuation(handler_call_details)
-        return _wrapped(handler, self.around, handler_call_details.method)
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Add handlers, guarded."""
+        self._server.add_generic_rpc_handlers([_GuardedHandlers(one) for one in handlers])
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        """Do nothing: these are the same handlers once more."""
 
 
-def _wrapped(
-    handler: Any, around: Callable[[Call], AbstractAsyncContextManager[None]], method: str
-) -> Any:
-    if handler is None:
-        return None
-    shapes = {"request_deserializer": handler.request_deserializer,
+class _GuardedHandlers(grpc.GenericRpcHandler):
+    """The handlers of a service, each wrapped when it is first called."""
+
+    def __init__(self, inner: grpc.GenericRpcHandler) -> None:
+        self._inner = inner
+        self._known: dict[str, Handler] = {}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
+        """Return the handler of a call, or None for a method of another service."""
+        method = handler_call_details.method
+        if method not in self._known:
+            handler = self._inner.service(handler_call_details)
+            if handler is None:  # not remembered: there is no end of unknown methods
+                return None
+            self._known[method] = _wrapped(handler, method)
+        return self._known[method]
+
+
+def _wrapped(handler: Any, method: str) -> Handler:
+    parse = handler.request_deserializer
+    shapes = {"request_deserializer": _lenient(parse) if parse else None,
               "response_serializer": handler.response_serializer}  # fmt: skip
+    behaviour: Any = next(
+        one for one in (handler.unary_unary, handler.stream_unary, handler.unary_stream,
+                        handler.stream_stream) if one
+    )  # fmt: skip
+
+    def checked(request: Any) -> Any:
+        return _all_well_formed(request) if handler.request_streaming else _well_formed(request)
 
     async def answer(request: Any, context: Context) -> Any:
         async with around(Call(method, context)):
-            behaviour = handler.unary_unary or handler.stream_unary
-            return await behaviour(request, context)
+            return await behaviour(checked(request), context)
 
     async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
         async with around(Call(method, context)):
-            behaviour = handler.unary_stream or handler.stream_stream
-            async for response in behaviour(request, context):
+            async for response in behaviour(checked(request), context):
                 yield response
 
-    if handler.unary_unary:
-        return grpc.unary_unary_rpc_method_handler(answer, **shapes)
-    if handler.stream_unary:
-        return grpc.stream_unary_rpc_method_handler(answer, **shapes)
-    if handler.unary_stream:
-        return grpc.unary_stream_rpc_method_handler(stream, **shapes)
-    return grpc.stream_stream_rpc_method_handler(stream, **shapes)
+    make = _MAKERS[handler.request_streaming, handler.response_streaming]
+    return make(stream if handler.response_streaming else answer, **shapes)
 
 
-class RequestIds(Around):
-    """Gives the call the request id that came with it, or a new one."""
-
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
-        """Set the id for the logs and for outgoing calls."""
-        metadata = dict(call.context.invocation_metadata() or ())
-        given = metadata.get(REQUEST_ID_KEY, "")
-        logs.request_id.set(str(given)[:64] or uuid.uuid4().hex)
-        yield
+_MAKERS: dict[tuple[bool, bool], Callable[..., Handler]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+"""By whether requests and responses stream."""
 
 
-class Access(Around):
-    """Counts and times every call, and writes one line about it; health checks are left out."""
-
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
-        """Measure from the first to the last moment of the call."""
-        start = time.perf_counter()
-        try:
+@asynccontextmanager
+async def around(call: Call) -> AsyncIterator[None]:
+    """Run a call: with a request id, within its deadline, its errors as statuses, one log line."""
+    _set_request_id(call.context)
+    start = time.perf_counter()
+    try:
+        async with asyncio.timeout(call.context.time_remaining()):  # type: ignore[no-untyped-call]
             yield
-        finally:
-            if not call.method.startswith("/grpc."):
-                self._record(call, time.perf_counter() - start)
+    except MmeshError as error:
+        await _abort(call, error)
+    except TimeoutError:
+        await _abort(call, DeadlineExceeded("the deadline passed before the work was done"))
+    except (asyncio.CancelledError, grpc.aio.AbortError, GeneratorExit):
+        raise
+    except Exception:
+        logger.exception("defect", extra={"method": call.method})
+        hint = f"a defect of mmesh; the logs have it under request id {logs.request_id.get()}"
+        await _abort(call, InternalError(hint))
+    finally:
+        if not call.method.startswith("/grpc."):
+            _record(call, time.perf_counter() - start)
 
-    @staticmethod
-    def _record(call: Call, seconds: float) -> None:
-        code = _code_name(call.context)
-        telemetry.rpc_seconds.labels(call.method, code).observe(seconds)
-        extra = {"method": call.method, "code": code, "ms": round(seconds * 1000, 2)}
-        logger.info("call", extra=extra)
+
+def _set_request_id(context: Context) -> None:
+    """Give the call, for the logs and for outgoing calls, the id that came with it or a new one."""
+    given = dict(context.invocation_metadata() or ()).get(REQUEST_ID_KEY, "")
+    logs.request_id.set(str(given)[:64] or uuid.uuid4().hex)
+
+
+def _record(call: Call, seconds: float) -> None:
+    code = _code_name(call.context)
+    telemetry.rpc_seconds.labels(call.method, code).observe(seconds)
+    extra = {"method": call.method, "code": code, "ms": round(seconds * 1000, 2)}
+    level = logging.DEBUG if call.method.endswith(POLLED) else logging.INFO
+    logger.log(level, "call", extra=extra)
 
 
 def _code_name(context: Context) -> str:
@@ -128,36 +158,6 @@ def _code_name(context: Context) -> str:
     if isinstance(code, int):
         return next(c.name for c in grpc.StatusCode if c.value[0] == code)
     return code.name if code else "OK"
-
-
-class Errors(Around):
-    """Ends a failed call with its `google.rpc.Status`; what is no MmeshError is INTERNAL."""
-
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
-        """Turn exceptions into statuses."""
-        try:
-            yield
-        except MmeshError as error:
-            await _abort(call, error)
-        except TimeoutError:
-            await _abort(call, DeadlineExceeded("the deadline passed before the work was done"))
-        except (asyncio.CancelledError, grpc.aio.AbortError, GeneratorExit):
-            raise
-        except Exception:
-            logger.exception("defect", extra={"method": call.method})
-            hint = f"a defect of mmesh; the logs have it under request id {logs.request_id.get()}"
-            await _abort(call, InternalError(hint))
-
-
-class Deadlines(Around):
-    """Ends a call, and all work for it, as soon as its caller's deadline has passed."""
-
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
-        """Cancel what runs inside when the time is up; the errors say DEADLINE_EXCEEDED."""
-        async with asyncio.timeout(call.context.time_remaining()):  # type: ignore[no-untyped-call]
-            yield
 
 
 async def _abort(call: Call, error: MmeshError) -> None:
@@ -171,37 +171,9 @@ async def _abort(call: Call, error: MmeshError) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Malformed:
+    """What stands for a message that is no valid protobuf: INVALID_ARGUMENT, not INTERNAL."""
+
     reason: str
-
-
-class WellFormed(grpc.aio.ServerInterceptor):
-    """Answers a message that is not valid protobuf with INVALID_ARGUMENT instead of INTERNAL."""
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler:
-        """Return the handler with a deserializer that never raises."""
-        handler = await continuation(handler_call_details)
-        if handler is None or handler.request_deserializer is None:
-            return handler
-        shapes = {"request_deserializer": _lenient(handler.request_deserializer),
-                  "response_serializer": handler.response_serializer}  # fmt: skip
-
-        async def answer(request: Any, context: Context) -> Any:
-            return await handler.unary_unary(_well_formed(request), context)
-
-        async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-            checked = (_well_formed(request) async for request in requests)
-            async for response in handler.stream_stream(checked, context):
-                yield response
-
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(answer, **shapes)
-        if handler.stream_stream:
-            return grpc.stream_stream_rpc_method_handler(stream, **shapes)
-        return handler
 
 
 def _lenient(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -220,6 +192,6 @@ def _well_formed(message: Any) -> Any:
     return message
 
 
-def standard() -> list[grpc.aio.ServerInterceptor]:
-    """Return what every server runs its calls inside of, outermost first."""
-    return [RequestIds(), Access(), Errors(), Deadlines(), WellFormed()]
+async def _all_well_formed(messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for message in messages:
+        yield _well_formed(message)
