@@ -15,7 +15,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from mmesh.candidates import Candidate
 from mmesh.errors import CollectionNotFound
 from mmesh.local import LocalMesh, LocalSettings, is_serving
 from mmesh.status import DETAILS_KEY
+from mmesh.testing.postgres import PostgresServer
+from mmesh.testing.s3 import S3Server, weed_path
 
 START_S = 60.0
 
@@ -84,6 +86,10 @@ class RunningMesh:
             raise self._failure
         left = [service.name for service in self._mesh.services if service.pid is not None]
         assert not left, f"still running: {left}"
+
+    def scale(self, shards: int, replicas: int = 1) -> None:
+        scaling = self._mesh.scale(shards, replicas)
+        asyncio.run_coroutine_threadsafe(scaling, self._loop).result()
 
     @property
     def names(self) -> list[str]:
@@ -325,9 +331,31 @@ def ids_in() -> Callable[[Client, str], list[str]]:
     return listed
 
 
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory) -> Iterator[S3Server]:
+    """A real S3 server, its keys in the environment."""
+    if weed_path() is None:
+        pytest.skip("no S3 server; install it with `make setup-storage`")
+    with S3Server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was skipped, and the one command that installs it, once for each reason."""
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
     for reason, count in reasons.items():
         terminalreporter.write_line(f"skipped {count}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL; whoever stops it starts it again."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(PostgresServer(fsync=False))
+        except (OSError, TimeoutError) as problem:
+            pytest.skip(f"no PostgreSQL server ({problem}); install one with `make setup`")
+        yield server

@@ -7,336 +7,335 @@ order of sequences is the order of commits: who has seen sequence s has seen all
 from __future__ import annotations
 
 import json
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
-from mmesh.content import Modality
-from mmesh.errors import CollectionExists, CollectionNotFound, LogUnavailable, StorageFull
-from services.index.rows import CandidateRow, CollectionRow, NewCandidate, attributes_from_json
-
-_metadata = sa.MetaData()
-_collections = sa.Table(
-    "collections",
-    _metadata,
-    sa.Column("name", sa.String, primary_key=True),
-    sa.Column("epoch", sa.String, nullable=False),
-    sa.Column("seq", sa.BigInteger, nullable=False),
-    sa.Column("dim", sa.Integer, nullable=False),
-    sa.Column("model_fingerprint", sa.String, nullable=False),
-    sa.Column("attribute_types", sa.String, nullable=False),
-    sa.Column("create_time", sa.DateTime(timezone=True), nullable=False),
-)
-_candidates = sa.Table(
-    "candidates",
-    _metadata,
-    sa.Column("epoch", sa.String, primary_key=True),
-    sa.Column("id", sa.String, primary_key=True),
-    sa.Column("slot", sa.Integer, nullable=False),
-    sa.Column("modality", sa.String, nullable=False),
-    sa.Column("attributes", sa.String, nullable=False),
-    sa.Column("parts", sa.String, nullable=False),
-    sa.Column("vector", sa.LargeBinary, nullable=False),
-    sa.Column("seq", sa.BigInteger, nullable=False),
-    sa.Column("deleted", sa.Boolean, nullable=False),
-    sa.Index("candidates_by_seq", "epoch", "seq"),
-    sa.Index("candidates_by_modality", "epoch", "deleted", "modality"),
-)
-_requests = sa.Table(
-    "requests",
-    _metadata,
-    sa.Column("epoch", sa.String, primary_key=True),
-    sa.Column("request_id", sa.String, primary_key=True),
-    sa.Column("answer", sa.String, nullable=False),
-    sa.Column("time", sa.DateTime(timezone=True), nullable=False),
-    sa.Index("requests_by_time", "time"),
-)
-
-REMEMBERED = timedelta(days=2)
+from mmesh.candidates import CollectionSettings
+from mmesh.errors import CollectionNotFound, InvalidField, MmeshError
+from services.index import catalog, tail
+from services.index.database import open_database
+from services.index.purge import purge
+from services.index.rows import CollectionRow, Rows, StoredCandidate
+from services.index.schema import ensure_schema
+from services.index.slots import SLOTS
+from services.index.tables import MODALITIES, candidates, collections, requests
+from services.index.tables import aliases as alias_table
+from services.index.writes import Ledger, RowState, Write, Written, decide, ids_of
 
 
 class Log:
-    """The system of record; safe for several threads and several processes."""
+    """The system of record; safe for several threads and several processes.
+
+    Args:
+        url: `sqlite:///path` or `postgresql+psycopg://user:password@host:port/database`.
+
+    Every method, and making a log, raises:
+        LogUnavailable: the database cannot be used now; of the call nothing is certain to be there.
+        StorageFull: the disk is full; nothing was written.
+    """
 
     def __init__(self, url: str) -> None:
-        if url.startswith("sqlite:///"):
-            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        self._engine = sa.create_engine(url, pool_size=4)
-        sa.event.listen(self._engine, "connect", _configure_sqlite)
-        sa.event.listen(self._engine, "begin", _begin_sqlite)
-        with self._write() as connection:
-            _metadata.create_all(connection)
+        self._database = open_database(url)
+        try:
+            ensure_schema(self._database)
+        except BaseException:
+            self.close()
+            raise
+        is_one_of = self._database.is_one_of
+        named = is_one_of(collections.c.name, "names") | collections.c.key.in_(
+            sa.select(alias_table.c.key).where(is_one_of(alias_table.c.alias, "names"))
+        )
+        # Rows are locked in the order of their keys, so that two processes cannot wait for each
+        # other. On SQLite the transaction itself is the lock.
+        self._lock_named = (
+            catalog.ROWS.where(named).order_by(collections.c.key).with_for_update(of=collections)
+        )
+        columns, of_key = candidates.c, candidates.c.key == sa.bindparam("key")
+        self._states = sa.select(
+            columns.id, columns.modality, columns.seq, columns.deleted_s
+        ).where(of_key, is_one_of(columns.id, "ids"))
+        self._answers = sa.select(requests.c.request_id, requests.c.token, requests.c.count).where(
+            requests.c.key == sa.bindparam("key"), is_one_of(requests.c.request_id, "ids")
+        )
+        self._living = of_key & columns.deleted_s.is_(None)
+        self._by_ids = self._living & is_one_of(columns.id, "ids")
 
     def close(self) -> None:
         """Close all connections."""
-        self._engine.dispose()
+        self._database.close()
 
     # -- collections
 
-    def create_collection(self, name: str, dim: int, model_fingerprint: str) -> CollectionRow:
+    def create_collection(
+        self, name: str, dim: int, model_fingerprint: str, settings: CollectionSettings
+    ) -> CollectionRow:
         """Return the collection, made unless it exists with the same dim and model.
 
         Raises:
-            CollectionExists: it exists with others.
+            CollectionExists: it exists with others, or an alias has its name.
         """
-        with self._write() as connection:
-            row = _find_collection(connection, name)
-            if row is None:
-                connection.execute(_collections.insert().values(
-                    name=name, epoch=uuid.uuid4().hex[:12], seq=0, dim=dim, attribute_types="{}",
-                    model_fingerprint=model_fingerprint, create_time=datetime.now(UTC),
-                ))  # fmt: skip
-                row = _find_collection(connection, name)
-            assert row is not None
-        if (row.dim, row.model_fingerprint) != (dim, model_fingerprint):
-            raise CollectionExists(
-                f"collection {name!r} exists for model {row.model_fingerprint!r} of dim {row.dim}",
-                {"collection": name},
-            )
-        return row
+        catalog.check_name("name", name)
+        _check_text("model_fingerprint", model_fingerprint)
+        with self._names() as connection:
+            return catalog.create(connection, name, dim, model_fingerprint, settings)
+
+    def update_collection(self, name: str, settings: CollectionSettings) -> CollectionRow:
+        """Replace the settings of a collection and return it.
+
+        Raises:
+            CollectionNotFound: there is none of this name or alias.
+        """
+        with self._database.write() as connection:
+            row = self._lock_one(connection, name)
+            catalog.update(connection, row.key, settings=catalog.settings_to_json(settings))
+            return catalog.must_find(connection, name)
 
     def collection(self, name: str) -> CollectionRow:
-        """Return the collection.
+        """Return the collection of a name or an alias.
 
         Raises:
             CollectionNotFound: there is none.
         """
-        with self._read() as connection:
-            row = _find_collection(connection, name)
-        if row is None:
-            raise CollectionNotFound(name)
-        return row
+        with self._database.statement() as connection:
+            return catalog.must_find(connection, name)
 
     def collections(self, after: str = "", limit: int | None = None) -> list[CollectionRow]:
         """Return collections with names after `after`, by name."""
-        query = sa.select(_collections).where(_collections.c.name > after)
-        with self._read() as connection:
-            rows = connection.execute(query.order_by(_collections.c.name).limit(limit))
-            return [_collection_row(row) for row in rows]
+        query = _COLLECTIONS
+        if after or limit is not None:
+            query = query.where(collections.c.name > after).limit(limit)
+        with self._database.statement() as connection:
+            return [catalog.row_of(row) for row in connection.execute(query)]
 
     def delete_collection(self, name: str) -> int:
-        """Delete the collection and return how many candidates went with it."""
-        with self._write() as connection:
-            row = self._lock(connection, name)
-            count = connection.execute(
-                sa.select(sa.func.count()).where(
-                    _candidates.c.epoch == row.epoch, ~_candidates.c.deleted
-                )
-            ).scalar_one()
-            for table in (_candidates, _requests, _collections):
-                connection.execute(table.delete().where(table.c.epoch == row.epoch))
-            return int(count)
+        """Delete the collection and return how many candidates went with it; not by alias.
 
-    def counts(self, row: CollectionRow) -> dict[Modality, int]:
-        """Return the number of candidates by modality."""
-        columns = _candidates.c
-        query = sa.select(columns.modality, sa.func.count()).where(
-            columns.epoch == row.epoch, ~columns.deleted
-        )
-        with self._read() as connection:
-            found = {m: n for m, n in connection.execute(query.group_by(columns.modality))}
-        return {modality: found.get(modality.value, 0) for modality in Modality}
+        It is gone at once; `purge` removes its rows.
+
+        Raises:
+            CollectionNotFound: there is none.
+        """
+        with self._names() as connection:
+            self._lock_one(connection, name)
+            return catalog.drop(connection, name)
+
+    def set_alias(self, alias: str, collection: str) -> str:
+        """Let an alias name a collection; return which it named before, or an empty string.
+
+        Raises:
+            CollectionNotFound: there is no such collection.
+            CollectionExists: a collection has this name.
+        """
+        catalog.check_name("alias", alias)
+        with self._names() as connection:
+            return catalog.set_alias(connection, alias, collection)
+
+    def delete_alias(self, alias: str) -> None:
+        """Delete an alias.
+
+        Raises:
+            AliasNotFound: there is none.
+        """
+        with self._names() as connection:
+            catalog.delete_alias(connection, alias)
 
     # -- writes
 
-    def upsert(
-        self,
-        name: str,
-        candidates: Sequence[NewCandidate],
-        attribute_types: Callable[[Mapping[str, str]], Mapping[str, str]],
-        request_id: str = "",
-    ) -> str:
-        """Write candidates in one transaction and return its token.
+    def write(self, writes: Sequence[Write]) -> list[Written | MmeshError]:
+        """Write for many callers in one transaction, in order; return what became of each.
 
-        `attribute_types` gets the collection's types and returns them with new ones added; it
-        raises where a candidate does not fit.
+        A write that is refused has its error in the answer and no effect on the data, and none on
+        the other writes.
         """
+        with self._database.write() as connection:
+            ledgers = self._open_ledgers(connection, writes)
+            outcomes = decide(writes, ledgers, int(time.time()))
+            self._save(connection, {ledger.row.key: ledger for ledger in ledgers.values()})
+        return outcomes
 
-        def write(connection: sa.Connection, row: CollectionRow) -> str:
-            types = attribute_types(row.attribute_types)
-            if types != row.attribute_types:
-                self._set(connection, row, attribute_types=json.dumps(dict(types)))
-            first = self._advance(connection, row, len(candidates))
-            values = [_values(c, row.epoch, first + n) for n, c in enumerate(candidates)]
-            connection.execute(_UPSERT, values)
-            return f"{row.epoch}:{first + len(candidates) - 1}"
+    def _open_ledgers(
+        self, connection: sa.Connection, writes: Sequence[Write]
+    ) -> dict[str, Ledger]:
+        """Lock the collections that are written and return their ledgers, by name and by alias."""
+        rows = self._lock(connection, {write.collection for write in writes})
+        mine: dict[int, list[Write]] = {row.key: [] for row in rows.values()}
+        for write in writes:
+            if write.collection in rows:
+                mine[rows[write.collection].key].append(write)
+        by_key = {
+            row.key: Ledger(
+                row,
+                self._read_states(connection, row.key, mine[row.key]),
+                self._read_answers(connection, row.key, mine[row.key]),
+            )
+            for row in rows.values()
+        }
+        return {name: by_key[row.key] for name, row in rows.items()}
 
-        return self._once(name, request_id, write)
+    def _lock(self, connection: sa.Connection, names: set[str]) -> dict[str, CollectionRow]:
+        """Lock collections, given by name or alias, and return those that there are."""
+        known = self._database.many(sorted(filter(catalog.is_name, names)))
+        found = connection.execute(self._lock_named, {"names": known})
+        rows = [catalog.row_of(row) for row in found]
+        return {name: row for row in rows for name in (row.name, *row.aliases) if name in names}
 
-    def delete(self, name: str, ids: Sequence[str], request_id: str = "") -> tuple[int, str]:
-        """Mark candidates deleted in one transaction; return how many there were, and its token."""
-
-        def write(connection: sa.Connection, row: CollectionRow) -> str:
-            columns = _candidates.c
-            live = sa.and_(columns.epoch == row.epoch, ~columns.deleted, columns.id.in_(ids))
-            found = connection.scalars(sa.select(columns.id).where(live)).all()
-            first = self._advance(connection, row, len(found))
-            gone = {"deleted": True, "vector": b"", "parts": "[]", "attributes": ""}
-            for n, candidate_id in enumerate(found):
-                one = sa.and_(columns.epoch == row.epoch, columns.id == candidate_id)
-                connection.execute(_candidates.update().where(one).values(seq=first + n, **gone))
-            return f"{len(found)} {row.epoch}:{first + len(found) - 1}"
-
-        count, token = self._once(name, request_id, write).split(" ")
-        return int(count), token
-
-    def _once(
-        self, name: str, request_id: str, write: Callable[[sa.Connection, CollectionRow], str]
-    ) -> str:
-        """Run `write` in one transaction, or return what it returned for this request before."""
-        with self._write() as connection:
-            row = self._lock(connection, name)
-            requests = _requests.c
-            if request_id:
-                same = sa.and_(requests.epoch == row.epoch, requests.request_id == request_id)
-                known = connection.scalar(sa.select(requests.answer).where(same))
-                if known is not None:
-                    return str(known)
-            answer = write(connection, row)
-            if request_id:
-                now = datetime.now(UTC)
-                connection.execute(_requests.delete().where(requests.time < now - REMEMBERED))
-                connection.execute(_requests.insert().values(
-                    epoch=row.epoch, request_id=request_id, answer=answer, time=now
-                ))  # fmt: skip
-            return answer
-
-    def _lock(self, connection: sa.Connection, name: str) -> CollectionRow:
-        row = _find_collection(connection, name, lock=True)
-        if row is None:
+    def _lock_one(self, connection: sa.Connection, name: str) -> CollectionRow:
+        rows = self._lock(connection, {name})
+        if name not in rows:
             raise CollectionNotFound(name)
-        return row
+        return rows[name]
 
-    def _advance(self, connection: sa.Connection, row: CollectionRow, count: int) -> int:
-        """Add `count` to the sequence and return the first new number."""
-        self._set(connection, row, seq=row.seq + count)
-        return row.seq + 1
+    def _read_states(
+        self, connection: sa.Connection, key: int, writes: Sequence[Write]
+    ) -> dict[str, RowState]:
+        ids = [candidate_id for write in writes for candidate_id in ids_of(write)]
+        values = {"key": key, "ids": self._database.many(ids)}
+        found = connection.execute(self._states, values)
+        return {i: RowState(modality, seq, gone is None) for i, modality, seq, gone in found}
 
-    def _set(self, connection: sa.Connection, row: CollectionRow, **values: Any) -> None:
-        one = _collections.c.name == row.name
-        connection.execute(_collections.update().where(one).values(**values))
+    def _read_answers(
+        self, connection: sa.Connection, key: int, writes: Sequence[Write]
+    ) -> dict[str, Written]:
+        ids = [write.request_id for write in writes if write.request_id]
+        ids = [request_id for request_id in ids if "\0" not in request_id]
+        if not ids:
+            return {}
+        values = {"key": key, "ids": self._database.many(ids)}
+        found = connection.execute(self._answers, values)
+        return {request_id: Written(token, count) for request_id, token, count in found}
+
+    def _save(self, connection: sa.Connection, ledgers: dict[int, Ledger]) -> None:
+        rows = [row for ledger in ledgers.values() for row in ledger.rows.values()]
+        if rows:
+            stored = {
+                key: [i for i in ledger.rows if i in ledger.stored]
+                for key, ledger in ledgers.items()
+            }
+            self._database.put(connection, rows, stored)
+        for ledger in ledgers.values():
+            if ledger.has_changed:
+                self._save_collection(connection, ledger)
+        now_s = int(time.time())
+        answers = [
+            {"key": key, "request_id": i, "token": w.token, "count": w.count, "time_s": now_s}
+            for key, ledger in ledgers.items()
+            for i, w in ledger.answers.items()
+            if i not in ledger.remembered
+        ]
+        if answers:
+            connection.execute(requests.insert(), answers)
+
+    def _save_collection(self, connection: sa.Connection, ledger: Ledger) -> None:
+        values: dict[str, Any] = {f"{m.value}_count": n for m, n in ledger.counts.items()}
+        if ledger.attribute_types != ledger.row.attribute_types:
+            values["attribute_types"] = json.dumps(dict(ledger.attribute_types))
+        catalog.update(connection, ledger.row.key, seq=ledger.seq, **values)
 
     # -- reads
 
     def read_after(
-        self, name: str, epoch: str, seq: int, slots: range, limit: int
-    ) -> tuple[list[CandidateRow], int]:
+        self,
+        name: str,
+        epoch: str,
+        seq: int,
+        slots: range,
+        limit: int,
+        dim: int,
+        *,
+        purged: int | None = None,
+    ) -> tuple[Rows, int]:
         """Return rows of `slots` written after `seq`, in order, and how far that reaches.
 
-        The second value is the sequence that a view reflects once it has applied the rows.
+        The second value is the sequence that a view reflects once it has applied the rows. Both
+        come from one snapshot: the head without the rows would tell a view that it reflects what
+        it has never seen.
+
+        `purged` is the collection's `purged` when the view was begun from nothing (it misses no
+        deletion up to there), 0 when it was begun from a snapshot; None leaves it to the caller to
+        see that no deletion after `seq` was purged.
 
         Raises:
-            CollectionNotFound: the collection is gone, or is another of the same name.
+            CollectionNotFound: the collection is gone, or is another of the same name, or a
+                deletion that the view needs was purged: the view must begin anew.
+            DataLoss: the vectors are not of this dim.
         """
-        columns = _candidates.c
-        wanted = sa.and_(columns.epoch == epoch, columns.seq > seq,
-                         columns.slot.between(slots.start, slots.stop - 1))  # fmt: skip
-        query = sa.select(columns.id, columns.slot, columns.modality, columns.attributes,
-                          columns.seq, columns.deleted, columns.vector)  # fmt: skip
-        with self._read() as connection:
-            row = _find_collection(connection, name)
-            if row is None or row.epoch != epoch:
+        with self._database.snapshot() as connection:
+            head = tail.head(connection, name, epoch)
+            if head is None or (purged is not None and head.purged > max(seq, purged)):
                 raise CollectionNotFound(name)
-            found = connection.execute(query.where(wanted).order_by(columns.seq).limit(limit)).all()
-        rows = [_candidate_row(r) for r in found]
-        return rows, rows[-1].seq if len(rows) == limit else row.seq
+            rows = tail.read(connection, head.key, seq, slots, limit, dim)
+        return rows, int(rows.seqs[-1]) if len(rows) == limit else head.seq
 
-    def get(self, name: str, ids: Sequence[str]) -> list[tuple[str, str, str]]:
-        """Return (id, parts, attributes) of the candidates that exist."""
-        epoch = self.collection(name).epoch
-        columns = _candidates.c
-        query = sa.select(columns.id, columns.parts, columns.attributes).where(
-            columns.epoch == epoch, ~columns.deleted, columns.id.in_(ids)
-        )
-        with self._read() as connection:
-            return [(r.id, r.parts, r.attributes) for r in connection.execute(query)]
+    def count_rows(self, key: int, slots: range) -> int:
+        """Return how many candidates about are in these slots: their share of all."""
+        counts = sa.select(*(collections.c[f"{m.value}_count"] for m in MODALITIES))
+        with self._database.statement() as connection:
+            found = connection.execute(counts.where(collections.c.key == key)).one_or_none()
+        return sum(found or ()) * len(slots) // SLOTS
 
-    def page(self, name: str, after: str, limit: int) -> list[tuple[str, str, str]]:
-        """Return (id, parts, attributes) of `limit` candidates with ids after `after`, by id."""
-        epoch = self.collection(name).epoch
-        columns = _candidates.c
-        query = sa.select(columns.id, columns.parts, columns.attributes).where(
-            columns.epoch == epoch, ~columns.deleted, columns.id > after
-        )
-        with self._read() as connection:
-            rows = connection.execute(query.order_by(columns.id).limit(limit))
-            return [(r.id, r.parts, r.attributes) for r in rows]
+    def get(self, name: str, ids: Sequence[str], *, vectors: bool = False) -> list[StoredCandidate]:
+        """Return those of `ids` that exist, in any order.
 
-    # -- transactions
+        Raises:
+            CollectionNotFound: there is no collection of this name or alias.
+        """
+        known = [candidate_id for candidate_id in ids if "\0" not in candidate_id]
+        query = _select_stored(vectors).where(self._by_ids)
+        return self._stored(name, query, {"ids": self._database.many(known)})
+
+    def page(
+        self, name: str, after: str, limit: int, *, vectors: bool = False
+    ) -> list[StoredCandidate]:
+        """Return `limit` candidates with ids after `after`, by the bytes of their ids.
+
+        Raises:
+            CollectionNotFound: there is no collection of this name or alias.
+        """
+        _check_text("after", after)
+        query = _select_stored(vectors).where(self._living, candidates.c.id > after)
+        return self._stored(name, query.order_by(candidates.c.id).limit(limit), {})
+
+    def _stored(
+        self, name: str, query: sa.Select[Any], values: dict[str, Any]
+    ) -> list[StoredCandidate]:
+        with self._database.snapshot() as connection:
+            row = catalog.must_find(connection, name)
+            found = connection.execute(query, {"key": row.key} | values)
+            return [StoredCandidate(*one) for one in found]
+
+    # -- upkeep
+
+    def purge(self, horizon_s: float) -> int:
+        """Forget deletions older than `horizon_s` seconds; return how many.
+
+        Goes with them: old answers to request ids, and the rows of deleted collections. Several
+        processes may purge at once, beside writers.
+        """
+        return purge(self._database, horizon_s)
 
     @contextmanager
-    def _write(self) -> Iterator[sa.Connection]:
-        writing = self._engine.connect().execution_options(writes=True)
-        with _as_our_errors(), writing as connection, connection.begin():
-            yield connection
-
-    @contextmanager
-    def _read(self) -> Iterator[sa.Connection]:
-        with _as_our_errors(), self._engine.connect() as connection, connection.begin():
+    def _names(self) -> Iterator[sa.Connection]:
+        """Begin a transaction that nobody else changes names beside."""
+        with self._database.write() as connection:
+            self._database.lock_names(connection)
             yield connection
 
 
-_new = insert(_candidates)
-_UPSERT = _new.on_conflict_do_update(
-    index_elements=["epoch", "id"],
-    set_={c.name: _new.excluded[c.name] for c in _candidates.c if not c.primary_key},
-)
+_COLLECTIONS = catalog.ROWS.order_by(collections.c.name)
 
 
-def _configure_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # transactions begin where `_begin_sqlite` says
-    connection.execute("PRAGMA busy_timeout = 10000")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
+def _select_stored(vectors: bool) -> sa.Select[Any]:
+    columns = candidates.c
+    query = sa.select(columns.id, columns.parts, columns.attributes, columns.seq)
+    if not vectors:
+        return query
+    return query.add_columns(columns.vector).execution_options(binary=True)
 
 
-def _begin_sqlite(connection: sa.Connection) -> None:
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-@contextmanager
-def _as_our_errors() -> Iterator[None]:
-    try:
-        yield
-    except sa.exc.DBAPIError as error:
-        cause = str(error.orig)
-        if "full" in cause:
-            raise StorageFull("the disk is full; nothing of the request was stored") from error
-        raise LogUnavailable(f"the log cannot be used now: {cause}") from error
-
-
-def _find_collection(
-    connection: sa.Connection, name: str, *, lock: bool = False
-) -> CollectionRow | None:
-    query = sa.select(_collections).where(_collections.c.name == name)
-    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
-    return _collection_row(row) if row else None
-
-
-def _collection_row(row: Any) -> CollectionRow:
-    values = dict(row._mapping)
-    values["attribute_types"] = json.loads(values["attribute_types"])
-    values["create_time"] = values["create_time"].replace(tzinfo=UTC)
-    return CollectionRow(**values)
-
-
-def _candidate_row(row: Any) -> CandidateRow:
-    return CandidateRow(
-        row.id, row.slot, Modality(row.modality), attributes_from_json(row.attributes),
-        row.seq, row.deleted, row.vector,
-    )  # fmt: skip
-
-
-def _values(candidate: NewCandidate, epoch: str, seq: int) -> dict[str, Any]:
-    return {
-        "epoch": epoch, "id": candidate.id, "slot": candidate.slot,
-        "modality": candidate.modality.value, "attributes": candidate.attributes,
-        "parts": candidate.parts, "vector": candidate.vector, "seq": seq, "deleted": False,
-    }  # fmt: skip
+def _check_text(field: str, text: str) -> None:
+    if "\0" in text:
+        raise InvalidField(field, "holds a NUL character; remove it")

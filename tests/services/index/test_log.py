@@ -1,133 +1,201 @@
-import sqlite3
-import threading
+"""What every log promises to one caller, on both engines."""
 
+import sqlite3
+
+import numpy as np
 import pytest
 
 from mmesh.content import Modality
-from mmesh.errors import CollectionExists, CollectionNotFound, InvalidField
-from services.index.log import Log
+from mmesh.errors import (
+    CollectionFull,
+    CollectionNotFound,
+    DimMismatch,
+    InvalidField,
+    ModelMismatch,
+)
 from services.index.rows import NewCandidate
-from services.index.slots import SLOTS, slot_of
-
-ALL = range(SLOTS)
-
-
-def new(candidate_id, modality=Modality.TEXT):
-    return NewCandidate(
-        candidate_id, slot_of(candidate_id), modality, "", '[{"text": "x"}]', b"\0" * 4
-    )
+from services.index.slots import slot_of
+from services.index.writes import Delete, DeleteUnchanged, Upsert, Written
 
 
-def same_types(types):
-    return types
+def columns(rows):
+    return list(zip(rows.ids, rows.seqs.tolist(), rows.deleted.tolist(), strict=True))
 
 
-@pytest.fixture
-def log(tmp_path):
-    log = Log(f"sqlite:///{tmp_path / 'log.db'}")
-    log.create_collection("c", 1, "model")
-    yield log
-    log.close()
-
-
-def rows_after(log, seq, slots=ALL, limit=1000):
-    return log.read_after("c", log.collection("c").epoch, seq, slots, limit)
-
-
-def test_sequences_have_no_gaps_and_follow_the_order_of_writes(log):
-    log.upsert("c", [new("a"), new("b")], same_types)
-    log.delete("c", ["a", "unknown"])
-    log.upsert("c", [new("c")], same_types)
-    rows, through = rows_after(log, 0)
-    written = [(r.id, r.seq, r.deleted) for r in rows]
-    assert written == [("b", 2, False), ("a", 3, True), ("c", 4, False)]
+def test_sequences_have_no_gaps_and_follow_the_order_of_writes(writer):
+    writer.put("a", "b")
+    writer.delete("a", "unknown")
+    writer.put("c")
+    rows, through = writer.after()
+    assert columns(rows) == [("b", 2, False), ("a", 3, True), ("c", 4, False)]
     assert through == 4
 
 
-def test_many_writers_leave_no_gap(tmp_path, log):
-    def write(name):
-        own = Log(f"sqlite:///{tmp_path / 'log.db'}")
-        for number in range(20):
-            own.upsert("c", [new(f"{name}-{number}-{i}") for i in range(3)], same_types)
-        own.close()
-
-    threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    rows, through = rows_after(log, 0)
-    assert [r.seq for r in rows] == list(range(1, 241))
-    assert through == 240
+def test_a_row_comes_back_as_it_was_written(writer, row, upsert):
+    new = row("ä\u4e2d", Modality.IMAGE_TEXT, 0.5, '{"year": 1999}')
+    token = writer.write(upsert([new])).token
+    rows, _ = writer.after()
+    assert (rows.ids[0], rows.modalities[0]) == (new.id, new.modality)
+    assert rows.attributes[0] == new.attributes
+    np.testing.assert_array_equal(rows.vectors, [[0.5, 1.0]])
+    assert rows.vectors.dtype == np.float32
+    [stored] = writer.log.get("c", [new.id], vectors=True)
+    assert (stored.id, stored.parts, stored.attributes) == (new.id, new.parts, new.attributes)
+    assert (stored.seq, stored.vector) == (1, new.vector)
+    assert token == writer.log.collection("c").token
 
 
-def test_a_repeated_request_is_answered_again_and_written_once(log):
-    first = log.upsert("c", [new("a")], same_types, "request-1")
-    log.upsert("c", [new("a")], same_types)
-    assert log.upsert("c", [new("a")], same_types, "request-1") == first
-    assert log.collection("c").seq == 2
-    assert log.delete("c", ["a"], "request-2") == log.delete("c", ["a"], "request-2")
+def test_a_deleted_row_has_no_content(writer):
+    writer.put("a")
+    writer.delete("a")
+    rows, _ = writer.after()
+    assert (rows.attributes[0], rows.deleted.tolist()) == ("", [True])
+    np.testing.assert_array_equal(rows.vectors, [[0, 0]])
 
 
-def test_a_write_that_fails_leaves_no_trace(log):
+def test_a_repeated_request_is_answered_again_and_written_once(writer):
+    first = writer.put("a", request_id="request-1")
+    writer.put("a")
+    assert writer.put("a", request_id="request-1") == first == Written(first.token, 1)
+    assert writer.log.collection("c").seq == 2
+    gone = writer.delete("a", "b", request_id="request-2")
+    assert gone.count == 1
+    assert writer.delete("a", "b", request_id="request-2") == gone
+
+
+def test_the_same_request_id_in_another_collection_is_another_request(writer):
+    writer.create("d")
+    writer.put("a", request_id="one")
+    writer.put("a", collection="d", request_id="one")
+    assert writer.ids("d") == ["a"]
+
+
+def test_a_refused_write_leaves_no_trace(writer, row):
     def refuse(types):
         raise InvalidField("candidates[0]", "does not fit")
 
     with pytest.raises(InvalidField):
-        log.upsert("c", [new("a")], refuse, "request-1")
-    assert log.collection("c").seq == 0
-    log.upsert("c", [new("a")], same_types, "request-1")
-    assert log.collection("c").seq == 1
+        writer.write(Upsert("c", [row("a")], refuse, "request-1"))
+    assert writer.log.collection("c").seq == 0
+    writer.put("a", request_id="request-1")
+    assert writer.log.collection("c").seq == 1
 
 
-def test_reading_by_slots_reaches_the_head_even_without_rows(log):
-    log.upsert("c", [new(f"id{n}") for n in range(100)], same_types)
+def test_types_of_attributes_are_kept_and_given_to_the_next_write(writer, row):
+    seen = []
+
+    def add(types):
+        seen.append(dict(types))
+        return {**types, "year": "integer"}
+
+    for name in "ab":
+        writer.write(Upsert("c", [row(name)], add))
+    assert seen == [{}, {"year": "integer"}]
+    assert writer.log.collection("c").attribute_types == {"year": "integer"}
+
+
+def test_reading_by_slots_reaches_the_head_even_without_rows(writer):
+    ids = [f"id{n}" for n in range(100)]
+    writer.put(*ids)
     left, right = range(100), range(100, 256)
-    rows, through = rows_after(log, 0, left)
-    others, _ = rows_after(log, 0, right)
+    rows, through = writer.after(slots=left)
+    others, _ = writer.after(slots=right)
     assert through == 100
-    assert {r.id for r in rows} | {r.id for r in others} == {f"id{n}" for n in range(100)}
-    assert all(r.slot in left for r in rows)
+    assert sorted([*rows.ids, *others.ids]) == sorted(ids)
+    assert all(slot_of(candidate_id) in left for candidate_id in rows.ids)
+    assert writer.after(100)[0].vectors.shape == (0, 2)
 
 
-def test_a_limited_read_says_how_far_it_reaches(log):
-    log.upsert("c", [new(f"id{n}") for n in range(10)], same_types)
-    rows, through = rows_after(log, 0, limit=4)
-    assert [r.seq for r in rows] == [1, 2, 3, 4]
+def test_a_limited_read_says_how_far_it_reaches(writer):
+    writer.put(*(f"id{n}" for n in range(10)))
+    rows, through = writer.after(limit=4)
+    assert rows.seqs.tolist() == [1, 2, 3, 4]
     assert through == 4
+    rows, through = writer.after(through, limit=100)
+    assert (rows.seqs.tolist(), through) == (list(range(5, 11)), 10)
 
 
-def test_creating_twice_is_harmless_and_creating_otherwise_is_refused(log):
-    assert log.create_collection("c", 1, "model") == log.collection("c")
-    with pytest.raises(CollectionExists):
-        log.create_collection("c", 2, "model")
+def test_counts_are_those_of_living_candidates(writer, row, upsert):
+    writer.write(upsert([row("a"), row("b", Modality.IMAGE), row("c"), row("c")]))
+    writer.write(upsert([row("a", Modality.IMAGE_TEXT)]))
+    writer.delete("c", "c", "unknown")
+    counts = writer.log.collection("c").counts
+    assert counts == {Modality.TEXT: 0, Modality.IMAGE: 1, Modality.IMAGE_TEXT: 1}
+    writer.put("c")
+    assert writer.log.collection("c").counts[Modality.TEXT] == 1
+    assert writer.log.count_rows(writer.log.collection("c").key, range(256)) == 3
+    assert writer.log.count_rows(10_000, range(256)) == 0
 
 
-def test_a_deleted_collection_is_gone_and_a_new_one_has_another_epoch(log):
-    before = log.collection("c")
-    log.upsert("c", [new("a"), new("b")], same_types)
-    assert log.delete_collection("c") == 2
+def test_pages_go_by_the_bytes_of_ids_and_leave_out_what_was_deleted(writer):
+    ids = ["Zebra", "a-b", "a_b", "ab", "ä", "\u4e2d"]
+    writer.put(*reversed(ids))
+    assert writer.ids() == sorted(ids)
+    writer.delete("ab")
+    assert [row.id for row in writer.log.page("c", "a-b", 2)] == ["a_b", "ä"]
+    assert [row.vector for row in writer.log.page("c", "", 1)] == [b""]
+    assert len(writer.log.page("c", "", 1, vectors=True)[0].vector) == 8
+    assert [row.id for row in writer.log.get("c", ["ab", "ä", "unknown", "nul\0"])] == ["ä"]
+
+
+def test_unchanged_candidates_are_deleted_and_changed_ones_stay(writer):
+    writer.put("a", "b", "c")
+    seqs = {row.id: row.seq for row in writer.log.page("c", "", 10)}
+    writer.put("b")
+    written = writer.write(DeleteUnchanged("c", {**seqs, "unknown": 9}, "once"))
+    assert written.count == 2
+    assert writer.ids() == ["b"]
+    assert writer.write(DeleteUnchanged("c", seqs, "once")) == written
+
+
+def test_a_full_collection_takes_replacements_and_says_what_to_do(writer):
+    writer.create("small", most=2)
+    writer.put("a", "b", collection="small")
+    writer.put("a", "b", collection="small")
+    with pytest.raises(CollectionFull, match=r"holds 2 candidates of at most 2.*raise") as full:
+        writer.put("b", "c", collection="small", request_id="again")
+    assert full.value.metadata["limit"] == "2"
+    writer.delete("a", collection="small")
+    writer.put("b", "c", collection="small", request_id="again")
+    assert writer.ids("small") == ["b", "c"]
+
+
+def test_vectors_that_are_not_the_collections_are_refused(writer, row):
+    wide = NewCandidate("a", 0, Modality.TEXT, "", "[]", bytes(12))
+    with pytest.raises(DimMismatch, match="dim 2; that of 'a' is of dim 3"):
+        writer.write(Upsert("c", [wide], dict))
+    with pytest.raises(ModelMismatch, match="'model'; these are of 'other'"):
+        writer.write(Upsert("c", [row("a")], dict, model_fingerprint="other"))
+    writer.write(Upsert("c", [row("a")], dict, model_fingerprint="model"))
+
+
+def test_what_no_text_column_takes_is_refused_or_not_found(writer, row):
+    with pytest.raises(InvalidField, match="request_id"):
+        writer.put("a", request_id="a\0b")
+    for call in (lambda: writer.log.collection("a\0"), lambda: writer.put("a", collection="a\0")):
+        with pytest.raises(CollectionNotFound):
+            call()
+    assert writer.delete("a\0").count == 0
+    with pytest.raises(InvalidField, match="after"):
+        writer.log.page("c", "\0", 1)
+
+
+def test_writes_to_a_collection_that_is_gone_are_refused(writer):
+    epoch = writer.log.collection("c").epoch
+    writer.log.delete_collection("c")
+    for call in (lambda: writer.put("a"), lambda: writer.write(Delete("c", ["a"]))):
+        with pytest.raises(CollectionNotFound):
+            call()
     with pytest.raises(CollectionNotFound):
-        log.collection("c")
-    assert log.create_collection("c", 1, "model").epoch != before.epoch
-    with pytest.raises(CollectionNotFound):
-        log.read_after("c", before.epoch, 0, ALL, 10)
+        writer.log.read_after("c", epoch, 0, range(256), 10, 2)
 
 
-def test_counts_and_pages_leave_out_what_was_deleted(log):
-    log.upsert("c", [new("a"), new("b", Modality.IMAGE), new("c")], same_types)
-    log.delete("c", ["a"])
-    assert log.counts(log.collection("c"))[Modality.TEXT] == 1
-    assert [i for i, *_ in log.page("c", "", 10)] == ["b", "c"]
-    assert [i for i, *_ in log.page("c", "b", 10)] == ["c"]
-    assert [i for i, *_ in log.get("c", ["a", "b"])] == ["b"]
-
-
-def test_writes_are_flushed_to_the_disk_before_they_are_acknowledged(tmp_path, log):
-    log.upsert("c", [new("a")], same_types)
-    connection = log._engine.raw_connection()
-    assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
-    connection.close()
+def test_writes_are_flushed_to_the_disk_before_they_are_acknowledged(tmp_path, open_log):
+    writer = open_log(f"sqlite:///{tmp_path / 'log.db'}")
+    writer.create()
+    writer.put("a")
+    with writer.log._database.statement() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
     other = sqlite3.connect(tmp_path / "log.db")
     assert other.execute("SELECT count(*) FROM candidates").fetchone() == (1,)
     other.close()

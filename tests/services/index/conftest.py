@@ -1,0 +1,112 @@
+"""Logs on both engines, and rows to write into them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from mmesh.candidates import CollectionLimits, CollectionSettings
+from mmesh.content import Modality
+from mmesh.errors import MmeshError
+from services.index.log import Log
+from services.index.rows import CollectionRow, NewCandidate, Rows
+from services.index.slots import SLOTS, slot_of
+from services.index.writes import Delete, Upsert, Write, Written
+
+DIM = 2
+
+
+def new_row(
+    candidate_id: str, modality: Modality = Modality.TEXT, number: float = 0.0, attributes: str = ""
+) -> NewCandidate:
+    vector = np.array([number, 1.0], "<f4").tobytes()
+    parts = f'[{{"text": "{candidate_id}"}}]'
+    return NewCandidate(candidate_id, slot_of(candidate_id), modality, attributes, parts, vector)
+
+
+def same_types(types: Mapping[str, str]) -> Mapping[str, str]:
+    return types
+
+
+class Writer:
+    """The calls of a log as tests make them: one write a time, errors raised."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+
+    def write(self, write: Write) -> Written:
+        [outcome] = self.log.write([write])
+        if isinstance(outcome, MmeshError):
+            raise outcome
+        return outcome
+
+    def create(self, name: str = "c", most: int = 0) -> CollectionRow:
+        settings = CollectionSettings(limits=CollectionLimits(max_candidates=most))
+        return self.log.create_collection(name, DIM, "model", settings)
+
+    def put(self, *ids: str, collection: str = "c", request_id: str = "") -> Written:
+        rows = [new_row(candidate_id) for candidate_id in ids]
+        return self.write(Upsert(collection, rows, same_types, request_id))
+
+    def delete(self, *ids: str, collection: str = "c", request_id: str = "") -> Written:
+        return self.write(Delete(collection, ids, request_id))
+
+    def after(
+        self, seq: int = 0, slots: range = range(SLOTS), limit: int = 1000, collection: str = "c"
+    ) -> tuple[Rows, int]:
+        epoch = self.log.collection(collection).epoch
+        return self.log.read_after(collection, epoch, seq, slots, limit, DIM)
+
+    def ids(self, collection: str = "c") -> list[str]:
+        return [row.id for row in self.log.page(collection, "", 10_000)]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def log_url(request, tmp_path) -> Iterator[str]:
+    """Address of an empty database."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'log.db'}"
+        return
+    server = request.getfixturevalue("postgres")
+    url = server.new_database()
+    yield url
+    server.drop_database(url)
+
+
+@pytest.fixture
+def open_log() -> Iterator[Callable[[str], Writer]]:
+    """Open logs; all are closed at the end."""
+    opened: list[Log] = []
+
+    def open_one(url: str) -> Writer:
+        opened.append(Log(url))
+        return Writer(opened[-1])
+
+    yield open_one
+    for log in opened:
+        log.close()
+
+
+@pytest.fixture
+def writer(open_log, log_url) -> Writer:
+    """A log with the empty collection "c" of dim 2."""
+    writer = open_log(log_url)
+    writer.create()
+    return writer
+
+
+@pytest.fixture(scope="session")
+def row() -> Callable[..., NewCandidate]:
+    return new_row
+
+
+@pytest.fixture(scope="session")
+def upsert() -> Callable[..., Upsert]:
+    """Make an upsert of rows whose attributes nobody looks at."""
+
+    def make(rows: Sequence[NewCandidate], collection: str = "c", request_id: str = "") -> Upsert:
+        return Upsert(collection, rows, same_types, request_id)
+
+    return make
