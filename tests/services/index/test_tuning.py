@@ -1,0 +1,147 @@
+"""Which structure a segment gets, which are refused, and that tuning keeps its word."""
+
+import faiss
+import numpy as np
+import pytest
+
+from mmesh.errors import InvalidField
+from services.index import exact, tuning
+from services.index.structure import Structure
+from services.index.tuning import Sample, automatic_factory, check_factory, wanted_factory
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    exact.single_threaded()  # others wait for each other by spinning, which a busy machine feels
+
+
+@pytest.mark.parametrize(
+    ("rows", "dim", "index_factory"),
+    [
+        (0, 384, "Flat"),
+        (19_999, 384, "Flat"),
+        (20_000, 384, "IVF256,PQ192x4fs,Refine(SQfp16)"),
+        (250_000, 384, "IVF1024,PQ192x4fs,Refine(SQfp16)"),
+        (1_000_000, 1024, "IVF2048,PQ512x4fs,Refine(SQfp16)"),
+        (250_000, 9, "IVF1024,SQ8,Refine(SQfp16)"),
+        (250_000, 385, "IVF1024,SQ8,Refine(SQfp16)"),
+        (250_000, 8, "IVF1024,SQ8,Refine(SQfp16)"),
+    ],
+)
+def test_the_structure_follows_the_number_of_rows(rows, dim, index_factory):
+    assert automatic_factory(rows, dim) == index_factory
+    check_factory(index_factory, dim)
+
+
+def test_a_gpu_gets_structures_that_it_can_search():
+    assert automatic_factory(250_000, 384, "cuda") == "IVF1024,SQfp16"
+
+
+@pytest.mark.parametrize(
+    ("index_factory", "enough"),
+    [
+        ("IVF64,Flat", 64 * 39),
+        ("IVF64,PQ4x4fs", 64 * 39),
+        ("PQ4", 256 * 39),
+        ("OPQ4_8,PQ4x4fs", 16 * 39),
+        ("HNSW16", 1),
+    ],
+)
+def test_too_few_rows_to_train_are_searched_exactly(index_factory, enough):
+    assert wanted_factory(index_factory, enough, 8) == index_factory
+    assert wanted_factory(index_factory, enough - 1, 8) == "Flat"
+
+
+@pytest.mark.parametrize(
+    "index_factory",
+    [
+        "",
+        "Flat",
+        "SQ8",
+        "IVF4096,SQ8",
+        "IVF1024_HNSW32,PQ32x4fs,RFlat",
+        "HNSW32,SQfp16",
+        "RR64,RaBitQfs,Refine(SQfp16)",
+        "OPQ16_64,IVF256,PQ16x4fs,Refine(SQfp16)",
+        "PCAR32,Flat",
+    ],
+)
+def test_structures_that_faiss_can_build_are_accepted(index_factory):
+    check_factory(index_factory, 64)
+
+
+@pytest.mark.parametrize(
+    "index_factory",
+    [
+        "flat",
+        "IVF",
+        "IVF16",
+        "IVF0,Flat",
+        "IVF99999999999999999999,Flat",
+        "IVF1048577,Flat",
+        "IVF16,PQ7",
+        "PQ64x24",
+        "HNSW1000",
+        "HNSW16,RaBitQ",
+        "IDMap,Flat",
+        "IDMap2,HNSW16",
+        "IMI2x12,Flat",
+        "LSH",
+        "Flat,Flat",
+        "RQ8x8",
+        "Flat\0",
+        "Refine(Flat)",
+        "Flat," * 100,
+        "Ünïcode",
+    ],
+)
+def test_other_structures_are_refused(index_factory):
+    with pytest.raises(InvalidField, match=r"settings\.index_factory"):
+        check_factory(index_factory, 64)
+
+
+def sample_of(vectors, queries, own_rows):
+    _, rows = exact.search_all(queries, vectors, tuning.LIMIT + 1)
+    return Sample(queries, own_rows, tuning.without_own(rows, own_rows))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(400, 16))
+    vectors = (centres[rng.integers(400, size=30_000)] + rng.normal(size=(30_000, 16))).astype("f4")
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = faiss.index_factory(16, "IVF128,PQ8x4fs,Refine(SQfp16)", faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors)
+    return index, vectors
+
+
+@pytest.mark.parametrize("target", [0.8, 0.9, 0.97, 0.99])
+def test_other_queries_reach_the_target_too(trained, target):
+    index, vectors = trained
+    rows = np.random.default_rng(1).permutation(len(vectors))
+    samples = [sample_of(vectors, vectors[own], own) for own in (rows[:400], rows[400:2400])]
+    structure = Structure(index)
+    tuned = tuning.tune(structure, samples[0], target)
+    assert tuned.recall > target
+    held_out = tuning.recalls_of(structure, samples[1], tuned.effort).mean()
+    assert target - 0.002 <= held_out
+    assert tuning.recalls_of(structure, samples[1], tuned.effort // 2).mean() < held_out
+
+
+def test_a_target_out_of_reach_is_told_by_the_recall():
+    vectors = np.random.default_rng(0).normal(size=(5_000, 16)).astype(np.float32)
+    index = faiss.index_factory(16, "IVF16,PQ4x4fs", faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors)
+    own = np.arange(100)
+    tuned = tuning.tune(Structure(index), sample_of(vectors, vectors[:100], own), 0.99)
+    assert tuned.effort == 16
+    assert 0.1 < tuned.recall < 0.9
+
+
+def test_a_row_is_no_hit_of_itself():
+    rows = np.array([[3, 1, 2], [0, 1, 2]])
+    found = tuning.without_own(rows, np.array([3, -1])).tolist()
+    assert found == [[1, 2, -1], [0, 1, 2]]
