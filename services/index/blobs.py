@@ -1,42 +1,55 @@
-"""Pictures in a folder, by the SHA-256 of their bytes; on disk before `put` returns."""
+"""Pictures by the SHA-256 of their bytes; durable before `put` returns."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
-import tempfile
+import threading
+from collections import OrderedDict
 from pathlib import Path
+from typing import Protocol
 
-from mmesh.errors import DataLoss, LogUnavailable, StorageFull
+from mmesh.errors import DataLoss, LogUnavailable, StorageFull, Unavailable
+from services.index.objects import Objects, open_objects
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+REMEMBERED = 8192
 
 
-class LocalBlobs:
-    """A content-addressed folder: equal bytes are stored once, and never change."""
+class Blobs(Protocol):
+    """Bytes by the SHA-256 of their content; equal bytes are stored once, and never change."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+    def put(self, data: bytes) -> str:
+        """Store `data` durably and return its hash, in hexadecimal."""
+
+    def get(self, digest: str) -> bytes:
+        """Return the bytes with this hash."""
+
+
+class ContentBlobs:
+    """Blobs among other objects, below `blobs/`. May be used from several threads."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self._lock = threading.Lock()
+        self._stored: OrderedDict[str, None] = OrderedDict()
 
     def put(self, data: bytes) -> str:
         """Store `data` and return its hash, in hexadecimal.
 
         Raises:
-            StorageFull: the disk is full; nothing was stored.
+            StorageFull: there is no room; nothing was stored.
+            LogUnavailable: the store cannot be reached; nothing was stored.
         """
         digest = hashlib.sha256(data).hexdigest()
-        path = self._path(digest)
-        if not path.exists():
-            try:
-                self._write(path, data)
-            except OSError as error:
-                if error.errno in FULL:
-                    raise StorageFull(
-                        "the disk is full; nothing of the request was stored"
-                    ) from error
-                raise LogUnavailable(f"pictures cannot be stored: {error.strerror}") from error
+        if self._is_remembered(digest):
+            return digest
+        try:
+            if self._objects.size(_key(digest)) != len(data):
+                self._objects.put(_key(digest), data)
+        except StorageFull:
+            raise
+        except Unavailable as error:
+            raise LogUnavailable(f"pictures cannot be stored: {error.message}") from error
+        self._remember(digest)
         return digest
 
     def get(self, digest: str) -> bytes:
@@ -44,36 +57,34 @@ class LocalBlobs:
 
         Raises:
             DataLoss: they are missing or changed.
+            Unavailable: the store cannot be reached.
         """
         try:
-            data = self._path(digest).read_bytes()
-        except FileNotFoundError:
+            data = self._objects.get(_key(digest))
+        except DataLoss:
             raise DataLoss("a stored picture is missing", {"sha256": digest}) from None
         if hashlib.sha256(data).hexdigest() != digest:
             raise DataLoss("a stored picture fails its checksum", {"sha256": digest})
         return data
 
-    def _path(self, digest: str) -> Path:
-        return self._folder / digest[:2] / digest[2:]
+    def _is_remembered(self, digest: str) -> bool:
+        with self._lock:
+            if digest not in self._stored:
+                return False
+            self._stored.move_to_end(digest)
+            return True
 
-    def _write(self, path: Path, data: bytes) -> None:
-        path.parent.mkdir(exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
+    def _remember(self, digest: str) -> None:
+        with self._lock:
+            self._stored[digest] = None
+            while len(self._stored) > REMEMBERED:
+                self._stored.popitem(last=False)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def open_blobs(address: str | Path, *, allow_http: bool = False) -> ContentBlobs:
+    """Open the blobs of a data folder or of an S3 address; see `open_objects`."""
+    return ContentBlobs(open_objects(address, allow_http=allow_http))
+
+
+def _key(digest: str) -> str:
+    return f"blobs/{digest[:2]}/{digest[2:]}"
