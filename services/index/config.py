@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from mmesh.serving.settings import ServiceSettings
@@ -18,10 +19,20 @@ class IndexSettings(ServiceSettings):
     shard: int = Field(0, ge=0, description="Number of the shard that this process holds, from 0.")
     shard_count: int = Field(1, ge=1, le=256, description="Shards of the deployment.")
     data_dir: Path = Field(
-        Path(".mmesh"), description="Folder of the log and the pictures; all shards share it."
+        Path(".mmesh"), description="Folder of the log and the blobs, unless these are elsewhere."
     )
-    log_url: str = Field(
-        "", description="SQLAlchemy address of the log; empty: SQLite in the data folder."
+    log_url: SecretStr = Field(
+        SecretStr(""),
+        description="SQLAlchemy address of the log, such as postgresql+psycopg://user@host/mmesh; "
+        "empty: SQLite in the data folder.",
+    )
+    blobs_url: str = Field(
+        "",
+        description="Where pictures and snapshots are: a folder, or s3://bucket/prefix; "
+        "empty: the data folder.",
+    )
+    scratch_dir: Path | None = Field(
+        None, description="Folder for segments, which are disposable; by default the system's."
     )
     poll_s: float = Field(
         0.05, gt=0, description="Seconds between looks at the log for writes of other processes."
@@ -31,12 +42,53 @@ class IndexSettings(ServiceSettings):
         gt=0,
         description="Recent rows that are searched plainly before they become a segment.",
     )
+    quiet_s: float = Field(
+        10.0, ge=0, description="Seconds without a write after which segments are merged into one."
+    )
+    builder_threads: int = Field(
+        1, gt=0, description="Threads of the process that builds segments."
+    )
+    builder_nice: int = Field(19, ge=0, le=19, description="Niceness of that process.")
+    device: Literal["cpu", "cuda", "cuda-build"] = Field(
+        "cpu",
+        description="Where segments are searched and built; cuda-build: built on the GPU, searched "
+        "on the CPU. CUDA needs faiss-gpu.",
+    )
     search_threads: int = Field(2, gt=0, description="Searches at a time; one a core.")
+    inline_s: float = Field(
+        0.001, ge=0,
+        description="Searches that are expected to take less run on the event loop at once.",
+    )  # fmt: skip
     max_waiting_searches: int = Field(
         256, gt=0, description="Searches that may wait before QUEUE_FULL."
+    )
+    max_waiting_writes: int = Field(
+        256, gt=0, description="Writes that may wait before QUEUE_FULL."
+    )
+    memory_limit_bytes: int = Field(
+        0, ge=0,
+        description="Bytes this process may use; collections that would not fit are not loaded. "
+        "0: 90 % of what the container, or the machine, has.",
+    )  # fmt: skip
+    snapshot_s: float = Field(
+        600.0, ge=0, description="Seconds between snapshots of a collection that changes; 0: none."
+    )
+    snapshots_kept: int = Field(3, gt=0, description="Snapshots that are kept of each shard.")
+    tombstone_s: float = Field(
+        7 * 86400.0, gt=0,
+        description="Seconds for which the log remembers deletions; a replica that was away longer "
+        "loads anew.",
+    )  # fmt: skip
+    purge_s: float = Field(
+        3600.0, gt=0, description="Seconds between removals of what the log need not remember."
     )
 
     @property
     def url(self) -> str:
         """Address of the log."""
-        return self.log_url or f"sqlite:///{self.data_dir / 'log.db'}"
+        return self.log_url.get_secret_value() or f"sqlite:///{self.data_dir / 'log.db'}"
+
+    @property
+    def blobs(self) -> str:
+        """Where pictures and snapshots are."""
+        return self.blobs_url or str(self.data_dir)

@@ -1,52 +1,64 @@
-"""The index engine: writes go to the log, searches go to the view, the view follows the log."""
+"""The index engine: writes go to the log, searches go to the views, the views follow the log."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import re
-import time
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
-import faiss
-
-from mmesh.candidates import Candidate, Collection, Consistency
+from mmesh.candidates import Candidate, Collection, CollectionSettings, Consistency
 from mmesh.content import Modality
 from mmesh.errors import (
     CollectionNotFound,
     DimMismatch,
     InvalidField,
+    LogUnavailable,
     ModelMismatch,
-    Overloaded,
-    StaleReplica,
 )
 from mmesh.filters import Filter, check_filter
 from mmesh.serving.deadline import Deadline
 from mmesh.vectors import FloatMatrix, pack, unit_rows
-from services.index import metrics
 from services.index.attributes import attribute_types_with, check_types
-from services.index.blobs import LocalBlobs
+from services.index.blobs import ContentBlobs
+from services.index.committer import Committer
 from services.index.config import IndexSettings
+from services.index.description import ShardState, describe
+from services.index.filters import Columns
+from services.index.follower import Follower
+from services.index.limits import check_candidates, check_depth, check_limit
 from services.index.log import Log
+from services.index.maintainer import Maintainer
+from services.index.memory import Budget
+from services.index.objects import open_objects
 from services.index.rows import (
     CollectionRow,
     NewCandidate,
+    StoredCandidate,
     attributes_to_json,
     candidate_of,
     parts_to_json,
 )
-from services.index.shard import Found, View
+from services.index.scratch import Scratch
+from services.index.searcher import Searched, Searcher, Work
+from services.index.shard import View
 from services.index.slots import slot_of, slots_of
+from services.index.snapshot import Snapshots
+from services.index.tuning import check_factory
+from services.index.writes import Delete, DeleteUnchanged, Upsert
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-TAIL_ROWS = 5000
 FRESH_SHARE = 0.9
 """Share of a search's time that may go by in waiting for a write."""
+START_PAUSE_S = 1.0
+PAGE_ROWS = 1000
 _SEQUENCE = re.compile("[0-9]{1,18}")
 
 
@@ -57,21 +69,11 @@ class SearchOrder:
     collection: str
     queries: FloatMatrix
     model_fingerprint: str
-    modalities: Sequence[Modality]
+    modalities: tuple[Modality, ...]
     limit: int
     filter: Filter | None
     consistency: Consistency
     token: str
-
-
-@dataclass(frozen=True, slots=True)
-class Searched:
-    """Hits by query and modality, the state that was searched, and where the time went."""
-
-    lists: list[list[list[Found]]]
-    token: str
-    search_s: float
-    queue_s: float
 
 
 class IndexEngine:
@@ -79,65 +81,105 @@ class IndexEngine:
 
     def __init__(self, settings: IndexSettings) -> None:
         self._settings = settings
-        self._slots = slots_of(settings.shard, settings.shard_count)
-        self._log = Log(settings.url)
-        self._blobs = LocalBlobs(settings.data_dir / "blobs")
-        self._views: dict[str, View] = {}
-        self._collections: dict[str, CollectionRow] = {}
-        self._writer = ThreadPoolExecutor(1, "log-writer")
+        self.replica = uuid.uuid4().hex[:12]
+        self.is_ready = False
         self._reader = ThreadPoolExecutor(2, "log-reader")
-        self._applier = ThreadPoolExecutor(1, "apply")
-        self._searcher = ThreadPoolExecutor(settings.search_threads, "search")
-        self._waiting_searches = 0
-        self._look = asyncio.Event()
-        self._applied = asyncio.Condition()
-        self._owner: asyncio.Task[None] | None = None
-        faiss.omp_set_num_threads(1)  # threads come from concurrent searches
+        self._preparer = ThreadPoolExecutor(2, "prepare")
+        self._searcher = Searcher(
+            settings.search_threads, settings.max_waiting_searches, settings.inline_s
+        )
+        self._stack = AsyncExitStack()
+        self._log: Log | None = None
 
     async def __aenter__(self) -> Self:
-        """Load the shard from the log and begin to follow it."""
-        await self._catch_up()
-        self._owner = asyncio.create_task(self._follow())
+        """Load the shard, from snapshots and the log, and begin to follow the log."""
+        settings = self._settings
+        self._log = log = await self._open_log()
+        objects = await asyncio.to_thread(open_objects, settings.blobs)
+        self._blobs = ContentBlobs(objects)
+        self._committer = Committer(log, settings.max_waiting_writes)
+        self._budget = Budget.of(settings.memory_limit_bytes)
+        slots = slots_of(settings.shard, settings.shard_count)
+        self._follower = Follower(log, slots, settings.seal_rows, settings.poll_s, self._budget)
+        scratch = Scratch(settings.scratch_dir)
+        self._stack.callback(scratch.close)
+        snapshots = Snapshots(objects, keep=settings.snapshots_kept)
+        self._maintainer = Maintainer(settings, log, self._follower, snapshots, scratch)
+        await self._stack.enter_async_context(self._follower)
+        await self._stack.enter_async_context(self._maintainer)
+        await self._stack.enter_async_context(self._committer)
+        await self._follower.catch_up()
+        self._follower.start()
+        self.is_ready = True
         return self
 
+    async def _open_log(self) -> Log:
+        """Return the log; wait for its database as long as that takes."""
+        while True:
+            try:
+                self._settings.data_dir.mkdir(parents=True, exist_ok=True)
+                return await asyncio.to_thread(Log, self._settings.url)
+            except LogUnavailable as error:
+                logger.warning("waiting for the log", extra={"error": error.message})
+                await asyncio.sleep(START_PAUSE_S)
+
     async def __aexit__(self, *_: object) -> None:
-        if self._owner is not None:
-            self._owner.cancel()
-            await asyncio.gather(self._owner, return_exceptions=True)
-        for pool in (self._writer, self._reader, self._applier, self._searcher):
+        await self._stack.aclose()
+        await self._searcher.close()
+        for pool in (self._preparer, self._reader):
             await asyncio.to_thread(pool.shutdown)
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
 
     # -- collections
 
-    async def create_collection(self, name: str, dim: int, model_fingerprint: str) -> Collection:
+    async def create_collection(
+        self, name: str, dim: int, model_fingerprint: str, settings: CollectionSettings
+    ) -> Collection:
         """Create the collection, or return it if it exists for the same model."""
-        row = await self._run(
-            self._writer, self._log.create_collection, name, dim, model_fingerprint
-        )
-        self._look.set()
-        return await self._describe(row)
+        check_factory(settings.index_factory, dim)
+        row = await self._read(self.log.create_collection, name, dim, model_fingerprint, settings)
+        self._follower.look()
+        return self._describe(row)
+
+    async def update_collection(self, name: str, settings: CollectionSettings) -> Collection:
+        """Replace the collection's settings."""
+        row = await self._read(self.log.collection, name)
+        check_factory(settings.index_factory, row.dim)
+        return self._describe(await self._read(self.log.update_collection, name, settings))
 
     async def get_collection(self, name: str) -> Collection:
         """Return the collection."""
-        return await self._describe(await self._run(self._reader, self._log.collection, name))
+        return self._describe(await self._read(self.log.collection, name))
 
     async def list_collections(self, after: str, limit: int) -> list[Collection]:
         """Return collections with names after `after`."""
-        rows = await self._run(self._reader, self._log.collections, after, limit)
-        return [await self._describe(row) for row in rows]
+        rows = await self._read(self.log.collections, after, limit)
+        return [self._describe(row) for row in rows]
 
     async def delete_collection(self, name: str) -> int:
         """Delete the collection and return how many candidates it had."""
-        count = await self._run(self._writer, self._log.delete_collection, name)
-        self._look.set()
+        row = await self._read(self.log.collection, name)
+        count = await self._read(self.log.delete_collection, name)
+        self._follower.look()
+        await self._maintainer.drop_snapshots(row.epoch)
         return count
 
-    async def _describe(self, row: CollectionRow) -> Collection:
-        counts = await self._run(self._reader, self._log.counts, row)
+    async def set_alias(self, alias: str, collection: str) -> str:
+        """Let `alias` name the collection; return what it named before."""
+        previous = await self._read(self.log.set_alias, alias, collection)
+        self._follower.look()
+        return previous
+
+    async def delete_alias(self, alias: str) -> None:
+        """Delete the alias."""
+        await self._read(self.log.delete_alias, alias)
+        self._follower.look()
+
+    def _describe(self, row: CollectionRow) -> Collection:
         return Collection(
-            row.name, row.dim, row.model_fingerprint, counts,
-            self._settings.shard_count, row.create_time, row.token,
+            row.name, row.dim, row.model_fingerprint, row.counts, self._settings.shard_count,
+            row.create_time, row.token, row.settings, row.aliases,
         )  # fmt: skip
 
     # -- candidates
@@ -151,22 +193,24 @@ class IndexEngine:
         request_id: str,
     ) -> str:
         """Store candidates durably, all or none, and return the token of the write."""
-        row = await self._run(self._reader, self._log.collection, collection)
-        _check_model(row, vectors.shape[1], model_fingerprint)
+        row = await self._row_of(collection)
+        check_model(row, vectors.shape[1], model_fingerprint)
         if len(vectors) != len(candidates):
             problem = f"has {len(vectors)} rows for {len(candidates)} candidates"
             raise InvalidField("vectors", problem)
+        check_candidates(candidates, row.settings.limits)
+        rows = await self._run(self._preparer, self._new_rows, candidates, vectors)
+        types = attribute_types_with(candidates)
+        write = Upsert(collection, rows, types, request_id, model_fingerprint)
+        written = await self._committer.write(write, len(rows))
+        self._follower.look()
+        return written.token
+
+    def _new_rows(
+        self, candidates: Sequence[Candidate], vectors: FloatMatrix
+    ) -> list[NewCandidate]:
         unit = unit_rows(vectors)
-        start = time.perf_counter()
-
-        def write() -> str:
-            rows = [self._new_row(c, v) for c, v in zip(candidates, unit, strict=True)]
-            types = attribute_types_with(candidates)
-            return self._log.upsert(collection, rows, types, request_id)
-
-        token = await self._run(self._writer, write)
-        self._wrote(len(candidates), time.perf_counter() - start)
-        return token
+        return [self._new_row(c, v) for c, v in zip(candidates, unit, strict=True)]
 
     def _new_row(self, candidate: Candidate, vector: FloatMatrix) -> NewCandidate:
         return NewCandidate(
@@ -180,29 +224,51 @@ class IndexEngine:
 
     async def delete(self, collection: str, ids: Sequence[str], request_id: str) -> tuple[int, str]:
         """Delete candidates durably; return how many there were, and the token."""
-        start = time.perf_counter()
-        answer = await self._run(self._writer, self._log.delete, collection, ids, request_id)
-        self._wrote(answer[0], time.perf_counter() - start)
-        return answer
+        written = await self._committer.write(Delete(collection, ids, request_id), len(ids))
+        self._follower.look()
+        return written.count, written.token
 
-    def _wrote(self, count: int, seconds: float) -> None:
-        metrics.write_seconds.observe(seconds)
-        metrics.written_total.inc(count)
-        self._look.set()
+    async def delete_by_filter(self, collection: str, condition: Filter) -> tuple[int, str]:
+        """Delete those for which the filter holds now; return how many, and the last token."""
+        row = await self._read(self.log.collection, collection)
+        self._check_filter(condition, row)
+        count, token, after = 0, row.token, ""
+        while True:
+            page = await self._read(self.log.page, row.name, after, PAGE_ROWS)
+            old = [stored for stored in page if stored.seq <= row.seq]
+            holds = Columns.of(stored.attributes for stored in old).mask(condition)
+            seqs = {one.id: one.seq for one, held in zip(old, holds, strict=True) if held}
+            if seqs:
+                written = await self._committer.write(DeleteUnchanged(row.name, seqs), len(seqs))
+                count, token = count + written.count, written.token
+                self._follower.look()
+            if len(page) < PAGE_ROWS:
+                return count, token
+            after = page[-1].id
 
     async def get(self, collection: str, ids: Sequence[str]) -> list[Candidate]:
         """Return those of `ids` that exist, in their order, with their pictures."""
 
         def read() -> list[Candidate]:
-            rows = {row[0]: row for row in self._log.get(collection, ids)}
-            return [candidate_of(*rows[i], self._blobs) for i in ids if i in rows]
+            rows = {stored.id: stored for stored in self.log.get(collection, ids)}
+            return [candidate_of(rows[i], self._blobs) for i in ids if i in rows]
 
-        return await self._run(self._reader, read)
+        return await self._read(read)
 
-    async def page(self, collection: str, after: str, limit: int) -> list[Candidate]:
-        """Return `limit` candidates with ids after `after`, without the bytes of pictures."""
-        rows = await self._run(self._reader, self._log.page, collection, after, limit)
-        return [candidate_of(*row, None) for row in rows]
+    async def page(
+        self, collection: str, after: str, limit: int, *, vectors: bool = False
+    ) -> tuple[CollectionRow, list[StoredCandidate]]:
+        """Return `limit` candidates with ids after `after`, as they are stored."""
+        row = await self._read(self.log.collection, collection)
+
+        def read() -> list[StoredCandidate]:
+            return self.log.page(row.name, after, limit, vectors=vectors)
+
+        return row, await self._read(read)
+
+    async def candidate(self, stored: StoredCandidate, *, images: bool) -> Candidate:
+        """Return a stored candidate as users know it, with or without the bytes of pictures."""
+        return await self._read(candidate_of, stored, self._blobs if images else None)
 
     # -- search
 
@@ -212,126 +278,84 @@ class IndexEngine:
         Raises:
             StaleReplica: the state asked for was not reached in time.
             Overloaded: too many searches wait already.
+            MemoryFull: this shard refused to load the collection.
         """
         row = await self._row_for_search(order)
-        _check_model(row, order.queries.shape[1], order.model_fingerprint or row.model_fingerprint)
+        check_model(row, order.queries.shape[1], order.model_fingerprint or row.model_fingerprint)
+        check_limit(order.limit, row.settings.limits)
         if order.filter is not None:
-            check_filter(order.filter)
-            check_types(order.filter, row.attribute_types)
-        await self._wait_for(row, order, deadline)
-        view = self._views.get(order.collection)
-        if view is None:
-            raise CollectionNotFound(order.collection)
-        if self._waiting_searches >= self._settings.max_waiting_searches:
-            raise Overloaded(f"{self._waiting_searches} searches wait already")
-        return await self._search_view(view, order)
-
-    async def _search_view(self, view: View, order: SearchOrder) -> Searched:
+            self._check_filter(order.filter, row)
         queries = unit_rows(order.queries, "queries")
-        token, asked = f"{view.epoch}:{view.applied}", time.perf_counter()
-
-        def search() -> Searched:
-            begun = time.perf_counter()
-            lists = view.search(queries, order.modalities, order.limit, order.filter)
-            return Searched(lists, token, time.perf_counter() - begun, begun - asked)
-
-        self._waiting_searches += 1
-        try:
-            result = await self._run(self._searcher, search)
-        finally:
-            self._waiting_searches -= 1
-        metrics.search_seconds.observe(result.search_s)
-        metrics.queue_seconds.observe(result.queue_s)
-        return result
-
-    async def _row_for_search(self, order: SearchOrder) -> CollectionRow:
-        known = self._collections.get(order.collection)
-        if known is None or order.consistency is Consistency.STRONG:
-            known = await self._run(self._reader, self._log.collection, order.collection)
-            self._look.set()
-        return known
-
-    async def _wait_for(self, row: CollectionRow, order: SearchOrder, deadline: Deadline) -> None:
         wanted = row.seq if order.consistency is Consistency.STRONG else 0
         if order.consistency is Consistency.SESSION:
             wanted = _seq_of(order.token, row)
+        view = await self._known.wait_for(row, wanted, deadline.share(FRESH_SHARE))
+        return await self._searcher.search(
+            Work(view, queries, order.modalities, order.limit, order.filter)
+        )
 
-        def is_fresh() -> bool:
-            view = self._views.get(order.collection)
-            return view is not None and view.epoch == row.epoch and view.applied >= wanted
+    def _check_filter(self, condition: Filter, row: CollectionRow) -> None:
+        check_filter(condition)
+        check_depth(condition, row.settings.limits)
+        check_types(condition, row.attribute_types)
 
-        if is_fresh():
-            return
-        self._look.set()
-        try:
-            waiting = asyncio.timeout(deadline.share(FRESH_SHARE).remaining())
-            async with waiting, self._applied:
-                await self._applied.wait_for(is_fresh)
-        except TimeoutError:
-            raise StaleReplica("the shard has not applied the write that the token names") from None
+    async def _row_for_search(self, order: SearchOrder) -> CollectionRow:
+        if order.consistency is not Consistency.STRONG:
+            return await self._row_of(order.collection)
+        self._follower.look()
+        return await self._read(self.log.collection, order.collection)
 
-    # -- following the log
+    async def _row_of(self, collection: str) -> CollectionRow:
+        """Return the collection as last seen, or from the log when it was not seen yet."""
+        known = self._known.row(collection)
+        if known is None:
+            known = await self._read(self.log.collection, collection)
+            self._follower.look()
+        return known
 
-    async def _follow(self) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(self._settings.poll_s):
-                    await self._look.wait()
-            except TimeoutError:
-                pass
-            self._look.clear()
-            try:
-                await self._catch_up()
-            except Exception:  # whatever it is, the next look may succeed, and searches go on
-                metrics.tail_failures_total.inc()
-                logger.exception("the log cannot be followed")
-                await asyncio.sleep(10 * self._settings.poll_s)
+    # -- the shard
 
-    async def _catch_up(self) -> None:
-        rows = {row.name: row for row in await self._run(self._reader, self._log.collections)}
-        self._collections = rows
-        for name in [
-            n for n, v in self._views.items() if n not in rows or rows[n].epoch != v.epoch
-        ]:
-            del self._views[name]
-        for row in rows.values():
-            if row.name not in self._views or self._views[row.name].applied < row.seq:
-                await self._catch_up_with(row)
+    def describe_shard(self) -> ShardState:
+        """Return what this process holds and how far it is."""
+        return describe(self._known, self._budget)
 
-    async def _catch_up_with(self, row: CollectionRow) -> None:
-        view = self._views.get(row.name)
+    async def compact(self, collection: str) -> ShardState:
+        """Merge what this process holds of a collection into as few segments as it can be."""
+        row = await self._read(self.log.collection, collection)
+        await self._maintainer.compact(self._view_of(row.name), row)
+        return self.describe_shard().only(row.name)
+
+    async def snapshot(self, collection: str) -> tuple[int, str]:
+        """Store a snapshot of a collection; return its number and the token of its state."""
+        return await self._maintainer.snapshot(self._view_of(collection))
+
+    def _view_of(self, collection: str) -> View:
+        row = self._known.row(collection)
+        view = self._known.views.get(row.name) if row else None
         if view is None:
-            view = View(row.name, row.epoch, row.dim, self._settings.seal_rows)
-        try:
-            while view.applied < row.seq:
-                metrics.lag.labels(row.name).set(row.seq - view.applied)
-                rows, through = await self._run(
-                    self._reader, self._log.read_after,
-                    row.name, row.epoch, view.applied, self._slots, TAIL_ROWS,
-                )  # fmt: skip
-                await self._run(self._applier, view.apply, rows, through)
-                await self._publish(view)
-            await self._publish(view)
-        except CollectionNotFound:
-            self._views.pop(row.name, None)
+            raise CollectionNotFound(collection)
+        return view
 
-    async def _publish(self, view: View) -> None:
-        self._views[view.name] = view
-        metrics.lag.labels(view.name).set(0)
-        for modality, count in view.counts().items():
-            metrics.candidates.labels(view.name, modality.value).set(count)
-        metrics.vector_bytes.set(sum(v.vector_bytes() for v in self._views.values()))
-        async with self._applied:
-            self._applied.notify_all()
+    # -- threads
 
-    def describe_shard(self) -> tuple[int, int, int]:
-        """Return candidates that can be found, bytes of vectors, and writes not applied yet."""
-        views = self._views.values()
-        behind = [
-            self._collections[v.name].seq - v.applied for v in views if v.name in self._collections
-        ]
-        found = sum(sum(view.counts().values()) for view in views)
-        return found, sum(view.vector_bytes() for view in views), sum(behind)
+    @property
+    def log(self) -> Log:
+        """The log.
+
+        Raises:
+            LogUnavailable: its database was not reached yet.
+        """
+        if self._log is None:
+            raise LogUnavailable("this process is starting and has not reached the log yet")
+        return self._log
+
+    @property
+    def _known(self) -> Follower:
+        self.log  # noqa: B018  # raises until there is one
+        return self._follower
+
+    async def _read(self, work: Callable[..., Result], *arguments: object) -> Result:
+        return await self._run(self._reader, work, *arguments)
 
     async def _run(
         self, pool: ThreadPoolExecutor, work: Callable[..., Result], *arguments: object
@@ -339,7 +363,8 @@ class IndexEngine:
         return await asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
 
 
-def _check_model(row: CollectionRow, dim: int, model_fingerprint: str) -> None:
+def check_model(row: CollectionRow, dim: int, model_fingerprint: str) -> None:
+    """Raise `DimMismatch` or `ModelMismatch` unless vectors fit the collection."""
     if dim != row.dim:
         raise DimMismatch(
             f"vectors are {dim} wide; collection {row.name!r} has {row.dim}",

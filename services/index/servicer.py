@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
-
-import numpy as np
 
 from mmesh import wire
 from mmesh.api.index.v1 import collection_pb2, collection_pb2_grpc, index_pb2, index_pb2_grpc
-from mmesh.candidates import Candidate, Consistency, check_candidate
+from mmesh.api.vector.v1 import vector_pb2
+from mmesh.candidates import (
+    Candidate,
+    CollectionSettings,
+    Consistency,
+    check_candidate,
+    check_settings,
+)
 from mmesh.content import Modality, check_id
 from mmesh.errors import InvalidField
 from mmesh.serving.deadline import Context, Deadline
-from mmesh.vectors import MAX_DIM
+from mmesh.vectors import MAX_DIM, unpack
 from mmesh.wire import page_size_of
 from services.index.config import IndexSettings
+from services.index.description import SegmentState
 from services.index.engine import IndexEngine, SearchOrder
+from services.index.rows import StoredCandidate, attributes_from_json
 from services.index.shard import Found
 
 DEFAULT_DEADLINE_S = 30.0
 MAX_CANDIDATES = 1000
 MAX_QUERIES = 1024
-MAX_LIMIT = 1000
+PAGE_SHARE = 0.9
+"""Share of a message that a page fills before it is cut short."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
@@ -41,7 +52,7 @@ class CollectionServicer(collection_pb2_grpc.CollectionServiceServicer):
         if not 1 <= len(request.model_fingerprint.encode()) <= 512:
             raise InvalidField("model_fingerprint", "must have 1 to 512 bytes")
         made = await self._engine.create_collection(
-            request.name, request.dim, request.model_fingerprint
+            request.name, request.dim, request.model_fingerprint, _settings_of(request)
         )
         return collection_pb2.CreateCollectionResponse(collection=wire.collection_to_pb(made))
 
@@ -61,11 +72,30 @@ class CollectionServicer(collection_pb2_grpc.CollectionServiceServicer):
             next_page_token=found[-1].name if len(found) == size else "",
         )
 
+    async def UpdateCollection(
+        self, request: collection_pb2.UpdateCollectionRequest, context: Context
+    ) -> collection_pb2.UpdateCollectionResponse:
+        changed = await self._engine.update_collection(request.name, _settings_of(request))
+        return collection_pb2.UpdateCollectionResponse(collection=wire.collection_to_pb(changed))
+
     async def DeleteCollection(
         self, request: collection_pb2.DeleteCollectionRequest, context: Context
     ) -> collection_pb2.DeleteCollectionResponse:
         count = await self._engine.delete_collection(request.name)
         return collection_pb2.DeleteCollectionResponse(deleted_candidates=count)
+
+    async def SetAlias(
+        self, request: collection_pb2.SetAliasRequest, context: Context
+    ) -> collection_pb2.SetAliasResponse:
+        _check_name(request.alias, "alias")
+        previous = await self._engine.set_alias(request.alias, request.collection)
+        return collection_pb2.SetAliasResponse(previous_collection=previous)
+
+    async def DeleteAlias(
+        self, request: collection_pb2.DeleteAliasRequest, context: Context
+    ) -> collection_pb2.DeleteAliasResponse:
+        await self._engine.delete_alias(request.alias)
+        return collection_pb2.DeleteAliasResponse()
 
 
 class IndexServicer(index_pb2_grpc.IndexServiceServicer):
@@ -97,6 +127,15 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
         count, token = await self._engine.delete(request.collection, ids, request.request_id)
         return index_pb2.DeleteCandidatesResponse(deleted=count, token=token)
 
+    async def DeleteCandidatesByFilter(
+        self, request: index_pb2.DeleteCandidatesByFilterRequest, context: Context
+    ) -> index_pb2.DeleteCandidatesByFilterResponse:
+        if not request.HasField("filter"):
+            raise InvalidField("filter", "is not set; `all_of` without filters deletes everything")
+        condition = wire.filter_from_pb(request.filter)
+        count, token = await self._engine.delete_by_filter(request.collection, condition)
+        return index_pb2.DeleteCandidatesByFilterResponse(deleted=count, token=token)
+
     async def BatchGetCandidates(
         self, request: index_pb2.BatchGetCandidatesRequest, context: Context
     ) -> index_pb2.BatchGetCandidatesResponse:
@@ -109,10 +148,25 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
         self, request: index_pb2.ListCandidatesRequest, context: Context
     ) -> index_pb2.ListCandidatesResponse:
         size = page_size_of(request.page_size)
-        found = await self._engine.page(request.collection, request.page_token, size)
+        row, stored = await self._engine.page(
+            request.collection, request.page_token, size, vectors=request.include_vectors
+        )
+        room = int(PAGE_SHARE * self._settings.max_message_bytes)
+        messages: list[index_pb2.Candidate] = []
+        for one in stored:
+            candidate = await self._engine.candidate(one, images=request.include_images)
+            message = wire.candidate_to_pb(candidate)
+            room -= message.ByteSize() + len(one.vector)
+            if room < 0 and messages:  # one alone always fits
+                break
+            messages.append(message)
+        shown = stored[: len(messages)]
+        is_last = len(messages) == len(stored) < size
         return index_pb2.ListCandidatesResponse(
-            candidates=[wire.candidate_to_pb(candidate) for candidate in found],
-            next_page_token=found[-1].id if len(found) == size else "",
+            candidates=messages,
+            next_page_token="" if is_last or not shown else shown[-1].id,
+            vectors=_vectors_to_pb(shown, row.dim) if request.include_vectors else None,
+            model_fingerprint=row.model_fingerprint,
         )
 
     async def Search(
@@ -135,14 +189,47 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
     async def GetShard(
         self, request: index_pb2.GetShardRequest, context: Context
     ) -> index_pb2.GetShardResponse:
-        candidates, vector_bytes, lag = self._engine.describe_shard()
+        state = self._engine.describe_shard()
         return index_pb2.GetShardResponse(
             shard=self._settings.shard,
             shard_count=self._settings.shard_count,
-            candidates=candidates,
-            vector_bytes=vector_bytes,
-            lag=lag,
+            candidates=state.candidates,
+            vector_bytes=state.memory.get("vectors", 0) + state.memory.get("delta", 0),
+            lag=state.lag,
+            ready=self._engine.is_ready,
+            replica=self._engine.replica,
+            segments=map(_segment_to_pb, state.segments),
+            memory=[index_pb2.MemoryPart(name=n, bytes=b) for n, b in state.memory.items()],
+            refused_collections=state.refused,
         )
+
+    async def Compact(
+        self, request: index_pb2.CompactRequest, context: Context
+    ) -> index_pb2.CompactResponse:
+        state = await self._engine.compact(request.collection)
+        return index_pb2.CompactResponse(segments=map(_segment_to_pb, state.segments))
+
+    async def CreateSnapshot(
+        self, request: index_pb2.CreateSnapshotRequest, context: Context
+    ) -> index_pb2.CreateSnapshotResponse:
+        number, token = await self._engine.snapshot(request.collection)
+        return index_pb2.CreateSnapshotResponse(number=number, token=token)
+
+
+def _settings_of(request: Any) -> CollectionSettings:
+    settings = wire.settings_from_pb(request.settings)
+    check_settings(settings)
+    return settings
+
+
+def _vectors_to_pb(stored: Sequence[StoredCandidate], dim: int) -> vector_pb2.Vectors:
+    rows = unpack(b"".join(one.vector for one in stored), dim)
+    return wire.vectors_to_pb(rows)
+
+
+def _segment_to_pb(state: SegmentState) -> index_pb2.Segment:
+    values = asdict(state) | {"modality": wire.modality_to_pb(state.modality)}
+    return index_pb2.Segment(**values)
 
 
 def _candidates_of(messages: Any) -> list[Candidate]:
@@ -163,8 +250,6 @@ def _candidates_of(messages: Any) -> list[Candidate]:
 def _order_of(request: index_pb2.SearchRequest) -> SearchOrder:
     queries = wire.vectors_from_pb(request.queries)
     _check_count("queries", len(queries), MAX_QUERIES)
-    if not 1 <= request.limit <= MAX_LIMIT:
-        raise InvalidField("limit", f"is {request.limit}; 1 to {MAX_LIMIT} are allowed")
     given = [wire.modality_from_pb(value, "modalities") for value in request.modalities]
     condition = wire.filter_from_pb(request.filter) if request.HasField("filter") else None
     default = Consistency.SESSION if request.token else Consistency.EVENTUAL
@@ -172,7 +257,7 @@ def _order_of(request: index_pb2.SearchRequest) -> SearchOrder:
         collection=request.collection,
         queries=queries,
         model_fingerprint=request.model_fingerprint,
-        modalities=[modality for modality in given if modality] or list(Modality),
+        modalities=tuple(modality for modality in given if modality) or tuple(Modality),
         limit=request.limit,
         filter=condition,
         consistency=wire.consistency_from_pb(request.consistency) or default,
@@ -180,21 +265,26 @@ def _order_of(request: index_pb2.SearchRequest) -> SearchOrder:
     )
 
 
-def _list_to_pb(modality: Modality, found: list[Found]) -> index_pb2.HitList:
-    message = index_pb2.HitList(
+def _list_to_pb(modality: Modality, found: Found) -> index_pb2.HitList:
+    return index_pb2.HitList(
         modality=wire.modality_to_pb(modality),
-        ids=[hit.id for hit in found],
-        scores=np.array([hit.score for hit in found], "<f4").tobytes(),
+        ids=found.ids,
+        scores=found.scores.astype("<f4", copy=False).tobytes(),
+        attributes=map(_attributes_to_pb, found.attributes),
     )
-    for hit in found:
-        wire.attributes_to_pb(hit.attributes, message.attributes.add().values)
+
+
+@lru_cache(maxsize=1 << 15)
+def _attributes_to_pb(text: str) -> index_pb2.AttributeMap:
+    message = index_pb2.AttributeMap()
+    wire.attributes_to_pb(attributes_from_json(text), message.values)
     return message
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, path: str = "name") -> None:
     if not _NAME.fullmatch(name):
         problem = f"is {name[:80]!r}; use 1 to 63 of a-z 0-9 _ -, first a letter or digit"
-        raise InvalidField("name", problem)
+        raise InvalidField(path, problem)
 
 
 def _check_count(path: str, count: int, most: int) -> None:

@@ -1,135 +1,281 @@
 """A shard's view of one collection: what the log says, ready to be searched.
 
-The view is disposable and knows the sequence that it reflects. One thread applies rows; searches
-run beside it on whatever tuple of blocks they find.
+The view is disposable and knows the sequence that it reflects. One thread changes it (it applies
+rows and puts new segments in place of old ones); searches run beside it on whatever tuple of blocks
+they find.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mmesh.content import Attributes, Modality
+from mmesh.content import Modality
 from mmesh.filters import Filter
 from mmesh.vectors import FloatMatrix
-from services.index.rows import CandidateRow
-from services.index.segment import Block, Delta, FlatSegment, seal
+from services.index.delta import Delta
+from services.index.ids import hashes_of
+from services.index.rows import Rows
+from services.index.segment import Segment
+
+RowNumbers = NDArray[np.int64]
+
+
+Block = Segment | Delta
+"""Rows that can be searched."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A candidate near a query."""
+    """The candidates nearest to one query, best first."""
 
-    id: str
-    score: float
-    attributes: Attributes
+    ids: Sequence[str]
+    scores: NDArray[np.float32]
+    attributes: Sequence[str]
+    """As JSON; see `rows.attributes_to_json`."""
 
 
 class Partition:
-    """The candidates of one modality: sealed segments and a delta."""
+    """The candidates of one modality: sealed segments, full deltas, and the growing delta."""
 
-    def __init__(self, dim: int, seal_rows: int) -> None:
-        self._dim, self._seal_rows = dim, seal_rows
-        self._delta = Delta(dim, seal_rows)
-        self.blocks: tuple[Block, ...] = (self._delta,)
-        """Sealed segments, then the delta; a search takes the tuple once."""
+    def __init__(self, dim: int, delta_rows: int, segments: Sequence[Segment] = ()) -> None:
+        self._dim, self._delta_rows = dim, delta_rows
+        self.segments: tuple[Segment, ...] = tuple(segments)
+        self._full: tuple[Delta, ...] = ()
+        self._delta: Delta | None = None
+        self.blocks: tuple[Block, ...] = self.segments
+        """What a search goes through; it takes the tuple once."""
 
-    def append(self, row: CandidateRow, vector: FloatMatrix) -> tuple[Block, int]:
-        """Add a row to the delta and return where it is."""
-        return self._delta, self._delta.append(row.id, vector, row.attributes)
+    @property
+    def full_deltas(self) -> tuple[Delta, ...]:
+        """Deltas that wait to be sealed."""
+        return self._full
 
-    def seal_full_delta(self) -> FlatSegment | None:
-        """Turn a full delta into a segment, merged with segments of its size; return it."""
-        if not self._delta.is_full:
-            return None
-        merged: list[Block] = [self._delta]
-        segments = list(self.blocks[:-1])
-        while segments and len(segments[-1]) <= 2 * sum(map(len, merged)):
-            merged.append(segments.pop())
-        new = seal(merged)
-        self._delta = Delta(self._dim, self._seal_rows)
-        self.blocks = (*segments, new, self._delta)
-        return new
+    def append(
+        self,
+        ids: Sequence[str],
+        hashes: NDArray[np.uint64],
+        attributes: Sequence[str],
+        vectors: FloatMatrix,
+    ) -> None:
+        """Add rows to the delta, and to further ones as they fill up."""
+        start = 0
+        while start < len(ids):
+            delta = self._growing_delta()
+            end = min(len(ids), start + self._delta_rows - len(delta))
+            part = slice(start, end)
+            delta.append_many(ids[part], hashes[part], attributes[part], vectors[part])
+            start = end
 
-    def search(
-        self, queries: FloatMatrix, limit: int, condition: Filter | None
-    ) -> list[list[Found]]:
-        """Return the `limit` nearest living candidates of each query (m, dim), best first."""
-        answers: list[list[Found]] = [[] for _ in queries]
-        for block in self.blocks:
-            if len(block):
-                _collect(answers, block, *block.search(queries, limit, condition))
-        return [_best(found, limit) for found in answers]
+    def _growing_delta(self) -> Delta:
+        if self._delta is not None and self._delta.is_full:
+            self.seal_delta()
+        if self._delta is None:
+            self._delta = Delta(self._dim, self._delta_rows)
+            self._publish()
+        return self._delta
+
+    def seal_delta(self) -> None:
+        """Let the growing delta take no more rows, so that it can become a segment."""
+        if self._delta is not None and len(self._delta):
+            self._full = (*self._full, self._delta)
+            self._delta = None
+            self._publish()
+
+    def replace(
+        self, sources: Sequence[Block], kept: Sequence[RowNumbers], new: Segment | None
+    ) -> None:
+        """Put `new`, made from the rows `kept` of `sources`, in their place; None: of no rows.
+
+        Rows that died since then are dead in `new` too.
+        """
+        start = 0
+        for source, rows in zip(sources, kept, strict=True):
+            if new is not None:
+                died = np.flatnonzero(~alive_rows(source)[rows])
+                new.kill(start + died)
+            start += len(rows)
+        gone = set(map(id, sources))
+        added = () if new is None else (new,)
+        self.segments = (*(s for s in self.segments if id(s) not in gone), *added)
+        self._full = tuple(d for d in self._full if id(d) not in gone)
+        self._publish()
+
+    def _publish(self) -> None:
+        growing = () if self._delta is None else (self._delta,)
+        self.blocks = (*self.segments, *self._full, *growing)
+
+    @property
+    def living(self) -> int:
+        """Candidates that can be found."""
+        return sum(len(block) - block.dead for block in self.blocks)
+
+    def search(self, queries: FloatMatrix, limit: int, condition: Filter | None) -> list[Found]:
+        """Return the `limit` nearest living candidates of each query (m, dim)."""
+        blocks = [block for block in self.blocks if len(block)]
+        answers = [block.search(queries, limit, condition) for block in blocks]
+        if not answers:
+            return [_NOTHING for _ in queries]
+        if len(answers) == 1:
+            scores, rows = answers[0]
+            ids, attributes = blocks[0].ids(rows.ravel()), blocks[0].attributes(rows.ravel())
+            return _by_query(scores, rows, ids, attributes)
+        return _joined(blocks, answers, limit)
 
 
-def _collect(
-    answers: list[list[Found]], block: Block, scores: FloatMatrix, rows: np.ndarray
-) -> None:
-    for found, row_scores, row_numbers in zip(answers, scores.tolist(), rows.tolist(), strict=True):
-        for score, row in zip(row_scores, row_numbers, strict=True):
-            if row >= 0:
-                found.append(Found(block.ids[row], score, block.attributes[row]))
+_NOTHING = Found((), np.empty(0, np.float32), ())
 
 
-def _best(found: list[Found], limit: int) -> list[Found]:
-    found.sort(key=lambda hit: (-hit.score, hit.id))
-    seen: set[str] = set()  # a row that is being replaced may be found in both places
-    unique = [hit for hit in found if not (hit.id in seen or seen.add(hit.id))]  # type: ignore[func-returns-value]  # adds on the way
-    return unique[:limit]
+def _by_query(
+    scores: FloatMatrix, rows: RowNumbers, ids: Sequence[str], attributes: Sequence[str]
+) -> list[Found]:
+    """Return the hits of each query of what is given for all: rows (m, k), -1 in the end."""
+    starts = np.arange(len(rows)) * rows.shape[1]
+    ends = starts + np.count_nonzero(rows >= 0, axis=1)
+    return [
+        Found(ids[start:end], query_scores[: end - start], attributes[start:end])
+        for query_scores, start, end in zip(scores, starts.tolist(), ends.tolist(), strict=True)
+    ]
 
 
-@dataclass
+def _joined(
+    blocks: Sequence[Block], answers: Sequence[tuple[FloatMatrix, RowNumbers]], limit: int
+) -> list[Found]:
+    """Return the best hits of each query among those of all blocks."""
+    scores = np.hstack([scores for scores, _ in answers])
+    rows = np.hstack([rows for _, rows in answers])
+    scores[rows < 0] = -np.inf
+    order = np.argsort(-scores, axis=1, kind="stable")
+    owners = np.repeat(np.arange(len(blocks)), [rows.shape[1] for _, rows in answers])[order]
+    scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+    best = _materialised(blocks, scores, rows, owners, limit)
+    if any(len(set(found.ids)) < len(found.ids) for found in best):
+        # A row that is being replaced was found twice.
+        every = _materialised(blocks, scores, rows, owners, rows.shape[1])
+        return [_without_doubles(found, limit) for found in every]
+    return best
+
+
+def _materialised(
+    blocks: Sequence[Block],
+    scores: FloatMatrix,
+    rows: RowNumbers,
+    owners: NDArray[np.int64],
+    limit: int,
+) -> list[Found]:
+    rows, owners = rows[:, :limit], owners[:, :limit]
+    ids, attributes = np.full(rows.shape, "", object), np.full(rows.shape, "", object)
+    for number, block in enumerate(blocks):
+        own = (owners == number) & (rows >= 0)
+        if own.any():
+            ids[own] = block.ids(rows[own])
+            attributes[own] = block.attributes(rows[own])
+    return _by_query(scores, rows, ids.ravel().tolist(), attributes.ravel().tolist())
+
+
+def _without_doubles(found: Found, limit: int) -> Found:
+    first = {candidate_id: place for place, candidate_id in reversed([*enumerate(found.ids)])}
+    places = sorted(first.values())[:limit]
+    return Found(
+        [found.ids[p] for p in places],
+        found.scores[places],
+        [found.attributes[p] for p in places],
+    )
+
+
+def _find_in(block: Block, hashes: NDArray[np.uint64], ids: Sequence[str]) -> RowNumbers:
+    """Return the row of each id, -1 where it is absent."""
+    if isinstance(block, Segment):
+        return block.find(hashes, ids)
+    return np.fromiter(map(block.find, ids), np.int64, len(ids))
+
+
+def alive_rows(block: Block) -> NDArray[np.bool_]:
+    """Return which rows of a block are alive, as booleans (n,)."""
+    packed = np.frombuffer(block.alive_bits(), np.uint8)
+    return np.unpackbits(packed, bitorder="little")[: len(block)].astype(np.bool_)
+
+
+def living_rows(block: Block) -> RowNumbers:
+    """Return the numbers of the rows that are alive, rising."""
+    return np.flatnonzero(alive_rows(block))
+
+
+@dataclass(eq=False)
 class View:
     """One collection as this shard sees it, up to sequence `applied`."""
 
     name: str
     epoch: str
     dim: int
-    seal_rows: int
+    delta_rows: int
     applied: int = 0
+    segments: Mapping[Modality, Sequence[Segment]] = field(default_factory=dict)
+    """What a snapshot brought, if the view began with one."""
+    purged: int = 0
+    """Deletions up to here were gone from the log when the view began with nothing."""
     partitions: dict[Modality, Partition] = field(init=False)
+    cost_s: float = 0.0
+    """Seconds that one query without a filter took lately; 0 until one was asked."""
 
     def __post_init__(self) -> None:
-        """Make an empty partition for each modality."""
-        self.partitions = {m: Partition(self.dim, self.seal_rows) for m in Modality}
-        self._places: dict[str, tuple[Block, int]] = {}
+        """Make a partition for each modality."""
+        self.partitions = {
+            m: Partition(self.dim, self.delta_rows, self.segments.get(m, ())) for m in Modality
+        }
 
-    def apply(self, rows: Sequence[CandidateRow], through: int) -> None:
+    @property
+    def token(self) -> str:
+        """Names the state that the view reflects."""
+        return f"{self.epoch}:{self.applied}"
+
+    def lacks_deletions(self, purged: int) -> bool:
+        """Tell whether the log, purged so far, cannot bring this view up to date any more."""
+        return purged > max(self.applied, self.purged)
+
+    def apply(self, rows: Rows, through: int) -> None:
         """Apply rows in order of sequence; afterwards the view reflects `through`."""
-        for row in rows:
-            if row.deleted:
-                self._kill(self._places.pop(row.id, None))
-            else:
-                self._put(row)
+        hashes = hashes_of(rows.ids)
+        before = self._find(rows.ids, hashes)
+        for modality, partition in self.partitions.items():
+            own = np.flatnonzero(
+                ~rows.deleted & np.fromiter((m is modality for m in rows.modalities), np.bool_)
+            )
+            if len(own):
+                ids = [rows.ids[n] for n in own.tolist()]
+                attributes = [rows.attributes[n] for n in own.tolist()]
+                partition.append(ids, hashes[own], attributes, rows.vectors[own])
+        for block, places in before:  # after the new rows are there: a search never finds neither
+            block.kill(places)
         self.applied = through
 
-    def _put(self, row: CandidateRow) -> None:
-        partition = self.partitions[row.modality]
-        sealed = partition.seal_full_delta()
-        if sealed is not None:
-            self._places.update((c, (sealed, n)) for n, c in enumerate(sealed.ids))
-        old = self._places.get(row.id)
-        self._places[row.id] = partition.append(row, np.frombuffer(row.vector, "<f4"))
-        self._kill(old)  # after the new row is there, so that a search never finds neither
+    def _find(
+        self, ids: Sequence[str], hashes: NDArray[np.uint64]
+    ) -> list[tuple[Block, RowNumbers]]:
+        """Return where the ids are now, as rows by block."""
+        blocks = [block for partition in self.partitions.values() for block in partition.blocks]
+        found = [(block, _find_in(block, hashes, ids)) for block in blocks if len(block)]
+        return [(block, rows[rows >= 0]) for block, rows in found if (rows >= 0).any()]
 
-    def _kill(self, place: tuple[Block, int] | None) -> None:
-        if place is not None:
-            block, row = place
-            block.alive[row] = False
+    def gains_from_batches(self, modalities: Iterable[Modality]) -> bool:
+        """Tell whether several queries cost less in one call than one by one."""
+        return all(s.gains_from_batches for m in modalities for s in self.partitions[m].segments)
 
     def counts(self) -> dict[Modality, int]:
         """Return the living candidates by modality."""
-        return {
-            modality: sum(int(np.count_nonzero(block.alive)) for block in partition.blocks)
-            for modality, partition in self.partitions.items()
-        }
+        return {modality: partition.living for modality, partition in self.partitions.items()}
 
-    def vector_bytes(self) -> int:
-        """Return the bytes of the vectors of all rows, dead ones included."""
-        blocks = (block for partition in self.partitions.values() for block in partition.blocks)
-        return sum(len(block) for block in blocks) * self.dim * 4
+    def memory(self) -> Counter[str]:
+        """Return bytes by part."""
+        total: Counter[str] = Counter()
+        for partition in self.partitions.values():
+            for block in partition.blocks:
+                total.update(block.memory())
+        return total
 
     def search(
         self,
@@ -137,7 +283,7 @@ class View:
         modalities: Iterable[Modality],
         limit: int,
         condition: Filter | None,
-    ) -> list[list[list[Found]]]:
+    ) -> list[list[Found]]:
         """Return hits by query and modality: `result[q][m]`."""
         lists = [self.partitions[m].search(queries, limit, condition) for m in modalities]
         return [list(of_query) for of_query in zip(*lists, strict=True)]

@@ -6,89 +6,111 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmesh.content import Modality
-from mmesh.filters import AllOf, AnyOf, Compare, In, Not, Operator
-from services.index.filters import Columns
-from services.index.rows import CandidateRow
-from services.index.shard import View
+from mmesh.filters import Compare, Operator
+from services.index.build import build
+from services.index.rows import Rows, attributes_to_json
+from services.index.segment import Segment
+from services.index.shard import View, living_rows
 from services.index.slots import SLOTS, slot_of, slots_of
 
 DIM = 8
 TOPICS = ["cats", "dogs", "birds"]
 
 
-def row(number, seq, *, deleted=False, rng):
-    vector = rng.normal(size=DIM).astype(np.float32)
-    vector /= np.linalg.norm(vector)
-    modality = list(Modality)[int(rng.integers(3))]
-    attributes = {"topic": TOPICS[int(rng.integers(3))], "year": int(rng.integers(10))}
-    return CandidateRow(
-        f"id{number}", 0, modality, attributes, seq, deleted, b"" if deleted else vector.tobytes()
-    )
+class Writer:
+    """Applies writes to a view and to a dict."""
+
+    def __init__(self, seed, delta_rows=16):
+        self.random = np.random.default_rng(seed)
+        self.view = View("c", "e", DIM, delta_rows)
+        self.alive = {}
+        self.seq = 0
+
+    def write(self, numbers, deleted=()):
+        """Write candidates by number, all in one batch; those in `deleted` are deleted."""
+        numbers = list(dict.fromkeys(numbers))
+        vectors = self.random.normal(size=(len(numbers), DIM)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        modalities = [list(Modality)[int(m)] for m in self.random.integers(3, size=len(numbers))]
+        attributes = [
+            {"topic": TOPICS[int(self.random.integers(3))], "year": int(self.random.integers(10))}
+            for _ in numbers
+        ]
+        gone = np.array([n in deleted for n in numbers], np.bool_)
+        vectors[gone] = 0
+        ids = [f"id{n}" for n in numbers]
+        seqs = np.arange(self.seq + 1, self.seq + 1 + len(numbers))
+        texts = ["" if g else attributes_to_json(a) for a, g in zip(attributes, gone, strict=True)]
+        self.seq += len(numbers)
+        self.view.apply(Rows(ids, modalities, texts, seqs, gone, vectors), self.seq)
+        for n, candidate_id in enumerate(ids):
+            self.alive.pop(candidate_id, None)
+            if not gone[n]:
+                self.alive[candidate_id] = (vectors[n], modalities[n], attributes[n])
+
+    def expected(self, query, modality, limit, holds):
+        scored = [
+            (-float(vector @ query), candidate_id)
+            for candidate_id, (vector, own, attributes) in self.alive.items()
+            if own is modality and holds(attributes)
+        ]
+        return [candidate_id for _, candidate_id in sorted(scored)[:limit]]
+
+    def check(self):
+        query = self.random.normal(size=(2, DIM)).astype(np.float32)
+        for condition, holds in (
+            (None, lambda a: True),
+            (Compare("topic", Operator.EQUAL, "cats"), lambda a: a["topic"] == "cats"),
+            (Compare("year", Operator.LESS, 2), lambda a: a["year"] < 2),
+        ):
+            lists = self.view.search(query, list(Modality), 7, condition)
+            for row, of_query in enumerate(lists):
+                for modality, found in zip(Modality, of_query, strict=True):
+                    assert list(found.ids) == self.expected(query[row], modality, 7, holds)
+                    assert len(found.scores) == len(found.attributes) == len(found.ids)
+        assert sum(self.view.counts().values()) == len(self.alive)
 
 
-def expected(alive, query, modality, limit, holds=lambda attributes: True):
-    scored = [
-        (-float(np.frombuffer(r.vector, "<f4") @ query), r.id)
-        for r in alive.values()
-        if r.modality is modality and holds(r.attributes)
-    ]
-    return [candidate_id for _, candidate_id in sorted(scored)[:limit]]
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    st.integers(0, 2**32 - 1),
-    st.lists(st.tuples(st.integers(0, 60), st.booleans()), min_size=1, max_size=300),
+WRITES = st.lists(
+    st.lists(st.tuples(st.integers(0, 60), st.booleans()), min_size=1, max_size=20), max_size=20
 )
-def test_a_view_finds_what_a_dict_finds_after_any_writes(seed, writes):
-    rng = np.random.default_rng(seed)
-    view, alive = View("c", "e", DIM, seal_rows=16), {}
-    for seq, (number, deleted) in enumerate(writes, start=1):
-        new = row(number, seq, deleted=deleted and f"id{number}" in alive, rng=rng)
-        view.apply([new], seq)
-        alive.pop(new.id, None)
-        if not new.deleted:
-            alive[new.id] = new
-    query = rng.normal(size=(1, DIM)).astype(np.float32)
-    for condition, holds in (
-        (None, lambda a: True),
-        (Compare("topic", Operator.EQUAL, "cats"), lambda a: a["topic"] == "cats"),
-        (Compare("year", Operator.LESS, 2), lambda a: a["year"] < 2),
-    ):
-        (lists,) = view.search(query, list(Modality), 7, condition)
-        for modality, found in zip(Modality, lists, strict=True):
-            ids = [hit.id for hit in found]
-            assert ids == expected(alive, query[0], modality, 7, holds)
-    assert sum(view.counts().values()) == len(alive)
 
 
-ROWS = [
-    {"topic": "cats", "year": 1990, "tags": ("a", "b")},
-    {"topic": "dogs", "score": 0.5, "shown": True},
-    {"year": 1969, "tags": ()},
-    {},
-]
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), WRITES)
+def test_a_view_finds_what_a_dict_finds_after_any_writes(seed, batches):
+    writer = Writer(seed)
+    for batch in batches:
+        gone = {n for n, deleted in batch if deleted and f"id{n}" in writer.alive}
+        writer.write([n for n, _ in batch], gone)
+    assert writer.view.token == f"e:{writer.seq}"
+    writer.check()
 
 
-@pytest.mark.parametrize(
-    ("condition", "rows"),
-    [
-        (Compare("topic", Operator.EQUAL, "cats"), [0]),
-        (Compare("topic", Operator.NOT_EQUAL, "cats"), [1]),
-        (Not(Compare("topic", Operator.EQUAL, "cats")), [1, 2, 3]),
-        (Compare("year", Operator.GREATER_OR_EQUAL, 1969.0), [0, 2]),
-        (Compare("tags", Operator.EQUAL, "b"), [0]),
-        (In("tags", ("x", "a")), [0]),
-        (In("year", (1969, 1990)), [0, 2]),
-        (Compare("shown", Operator.EQUAL, True), [1]),
-        (Compare("unknown", Operator.EQUAL, 1), []),
-        (AllOf(()), [0, 1, 2, 3]),
-        (AnyOf(()), []),
-        (AnyOf((Compare("score", Operator.LESS, 1), Compare("year", Operator.LESS, 1980))), [1, 2]),
-    ],
-)
-def test_a_condition_holds_for_the_rows_it_names(condition, rows):
-    assert np.flatnonzero(Columns(ROWS).mask(condition)).tolist() == rows
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_that_die_while_a_segment_is_built_are_dead_in_it(seed, tmp_path):
+    writer = Writer(seed)
+    writer.write(range(60))
+    partition = writer.view.partitions[Modality.TEXT]
+    partition.seal_delta()
+    sources = list(partition.full_deltas)
+    kept = [living_rows(source) for source in sources]
+    inputs = []
+    for number, source in enumerate(sources):
+        folder = tmp_path / f"delta-{number}"
+        folder.mkdir()
+        source.save(folder)
+        inputs.append({"folder": str(folder)})
+    writer.write(range(0, 60, 2), deleted=range(0, 60, 4))  # meanwhile
+    writer.check()
+    build({"inputs": inputs, "output": str(tmp_path / "new")})
+    new = Segment.open(tmp_path / "new")
+    partition.replace(sources, kept, new)
+    assert partition.segments == (new,)
+    assert new.dead > 0
+    writer.check()
+    writer.write(range(60), deleted=range(30))
+    writer.check()
 
 
 @pytest.mark.parametrize("shard_count", [1, 2, 3, 7, 100, 256])

@@ -1,0 +1,71 @@
+"""A folder of this process' own for segments: disposable, and removed when nobody owns it."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+PREFIX = "mmesh-index-"
+LOCK = "owner.lock"
+
+
+class Scratch:
+    """A folder that is removed on close; those that killed processes left are removed at start."""
+
+    def __init__(self, parent: Path | None) -> None:
+        root = parent or Path(tempfile.gettempdir())
+        root.mkdir(parents=True, exist_ok=True)
+        _remove_orphans(root)
+        self.folder, self._lock = _owned_folder(root)
+        self._numbers = itertools.count(1)
+
+    def new(self, kind: str) -> Path:
+        """Return a path in the folder that is not used yet."""
+        return self.folder / f"{kind}-{next(self._numbers)}"
+
+    def remove(self, folders: Sequence[Path]) -> None:
+        """Remove folders inside this one; others, and those that are gone, are left alone."""
+        for folder in folders:
+            if folder.is_relative_to(self.folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
+
+
+def _owned_folder(root: Path) -> tuple[Path, IO[str]]:
+    """Make a folder and lock it; between the two another process may take it for an orphan."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
+        lock = _lock(folder)
+        if lock is not None and folder.exists():
+            return folder, lock
+
+
+def _remove_orphans(root: Path) -> None:
+    for folder in root.glob(f"{PREFIX}*"):
+        lock = _lock(folder)
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.close()
+
+
+def _lock(folder: Path) -> IO[str] | None:
+    """Lock a folder for this process and return what holds the lock, or None if another has it."""
+    try:
+        file = (folder / LOCK).open("w")
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file

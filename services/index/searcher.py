@@ -1,0 +1,197 @@
+"""Runs searches: short ones at once on the event loop, the others on threads, in natural batches.
+
+No search waits for company. Those that came in one turn of the event loop, or queued while all
+threads were busy, share a call of FAISS where that makes them cheaper; see docs/adr/0011.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from mmesh.content import Modality
+from mmesh.errors import Overloaded
+from mmesh.filters import Filter
+from mmesh.vectors import FloatMatrix
+from services.index import metrics
+from services.index.exact import single_threaded
+from services.index.shard import Found, View
+
+MAX_BATCH = 64
+"""Queries in one call of FAISS: more gain little and delay those that come after."""
+WORTH_A_THREAD = 32
+"""Queries from which on a second batch runs beside the first of its view, where a single query is
+long and batches gain: two halves at a time cost more CPU than the whole after one another."""
+_SMOOTHING = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """Hits by query and modality, the state that was searched, and where the time went."""
+
+    lists: list[list[Found]]
+    token: str
+    search_s: float
+    queue_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A search of one view; `queries` are unit rows (m, dim)."""
+
+    view: View
+    queries: FloatMatrix
+    modalities: tuple[Modality, ...]
+    limit: int
+    filter: Filter | None
+
+    @property
+    def shares_with(self) -> tuple[object, ...]:
+        """What two searches must have in common to share a call."""
+        return (id(self.view), self.modalities, self.limit, self.filter)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    work: Work
+    outcome: asyncio.Future[Searched]
+    since: float
+
+
+class Searcher:
+    """Answers searches with at most `threads` at a time besides the event loop."""
+
+    def __init__(self, threads: int, max_waiting: int, inline_s: float) -> None:
+        self._threads, self._max_waiting, self._inline_s = threads, max_waiting, inline_s
+        self._pool = ThreadPoolExecutor(threads, "search", initializer=single_threaded)
+        self._waiting: list[_Waiting] = []
+        self._running: Counter[View] = Counter()
+        self._is_due = False
+        single_threaded()
+
+    async def close(self) -> None:
+        """Let running searches end."""
+        await asyncio.to_thread(self._pool.shutdown)
+
+    async def search(self, work: Work) -> Searched:
+        """Answer one search.
+
+        Raises:
+            Overloaded: too many searches wait already.
+        """
+        if len(self._waiting) >= self._max_waiting:
+            raise Overloaded(f"{len(self._waiting)} searches wait already")
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(work, loop.create_future(), time.perf_counter())
+        self._waiting.append(waiting)
+        self._make_due(loop)
+        return await waiting.outcome
+
+    def _make_due(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._is_due:
+            self._is_due = True
+            loop.call_soon(self._start, loop)
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start as much of what waits as there is room for."""
+        self._is_due = False
+        self._waiting = [w for w in self._waiting if not w.outcome.done()]
+        while self._running.total() < self._threads and (batch := self._take()):
+            if not self._running and self._is_short(batch):
+                _settle(batch, *_run(batch))
+                continue
+            self._running[batch[0].work.view] += 1
+            running = loop.run_in_executor(self._pool, _run, batch)
+            running.add_done_callback(partial(self._end, loop, batch))
+
+    def _end(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        batch: list[_Waiting],
+        done: asyncio.Future[tuple[list[Searched], Exception | None]],
+    ) -> None:
+        self._running -= Counter([batch[0].work.view])
+        _settle(batch, *done.result())
+        self._make_due(loop)
+
+    def _take(self) -> list[_Waiting]:
+        """Remove and return the oldest search that may run, with those that share its call."""
+        tried: set[tuple[object, ...]] = set()
+        for first in self._waiting:
+            if first.work.shares_with in tried:
+                continue
+            batch = self._batch_of(first)
+            if self._is_worth_a_thread(batch):
+                taken = set(map(id, batch))
+                self._waiting = [w for w in self._waiting if id(w) not in taken]
+                return batch
+            tried.add(first.work.shares_with)
+        return []
+
+    def _batch_of(self, first: _Waiting) -> list[_Waiting]:
+        batch, rows = [first], len(first.work.queries)
+        if not first.work.view.gains_from_batches(first.work.modalities):
+            return batch
+        for other in self._waiting:
+            more = len(other.work.queries)
+            fits = other is not first and rows + more <= MAX_BATCH
+            if fits and other.work.shares_with == first.work.shares_with:
+                batch.append(other)
+                rows += more
+        return batch
+
+    def _is_worth_a_thread(self, batch: list[_Waiting]) -> bool:
+        view, modalities = batch[0].work.view, batch[0].work.modalities
+        if not self._running[view] or view.cost_s <= self._inline_s:
+            return True
+        enough = sum(len(w.work.queries) for w in batch) >= WORTH_A_THREAD
+        return enough or not view.gains_from_batches(modalities)
+
+    def _is_short(self, batch: list[_Waiting]) -> bool:
+        view, queries = batch[0].work.view, sum(len(w.work.queries) for w in batch)
+        plain = batch[0].work.filter is None
+        return plain and 0 < view.cost_s * queries <= self._inline_s
+
+
+def _run(batch: list[_Waiting]) -> tuple[list[Searched], Exception | None]:
+    """Search for all of a batch in one call."""
+    begun = time.perf_counter()
+    works = [waiting.work for waiting in batch]
+    first, view = works[0], works[0].view
+    token = view.token
+    try:
+        queries = first.queries if len(works) == 1 else np.vstack([w.queries for w in works])
+        lists = view.search(queries, first.modalities, first.limit, first.filter)
+    except Exception as error:
+        return [], error
+    search_s = time.perf_counter() - begun
+    if first.filter is None:
+        cost = search_s / len(queries)
+        view.cost_s = cost if not view.cost_s else view.cost_s + _SMOOTHING * (cost - view.cost_s)
+    results, start = [], 0
+    for waiting in batch:
+        end = start + len(waiting.work.queries)
+        results.append(Searched(lists[start:end], token, search_s, begun - waiting.since))
+        start = end
+    return results, None
+
+
+def _settle(batch: Sequence[_Waiting], results: list[Searched], error: Exception | None) -> None:
+    metrics.search_batch.observe(len(batch))
+    for number, waiting in enumerate(batch):
+        if waiting.outcome.done():
+            continue
+        if error is not None:
+            waiting.outcome.set_exception(error)
+            continue
+        result = results[number]
+        metrics.search_seconds.observe(result.search_s)
+        metrics.queue_seconds.observe(result.queue_s)
+        waiting.outcome.set_result(result)

@@ -1,0 +1,42 @@
+import subprocess
+import sys
+from pathlib import Path
+
+from services.index.scratch import LOCK, PREFIX, Scratch
+
+
+def test_the_folder_goes_away_with_its_owner(tmp_path):
+    scratch = Scratch(tmp_path)
+    folder = scratch.new("segment")
+    folder.mkdir()
+    (folder / "file").write_text("x")
+    scratch.close()
+    assert not scratch.folder.exists()
+
+
+def test_names_are_never_used_twice_and_foreign_folders_are_left_alone(tmp_path):
+    scratch = Scratch(tmp_path / "scratch")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    assert scratch.new("a") != scratch.new("a")
+    scratch.remove([foreign, scratch.folder / "gone"])
+    assert foreign.exists()
+    scratch.close()
+
+
+def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_are_not(tmp_path):
+    code = (
+        "import sys, os, pathlib; from services.index.scratch import Scratch;"
+        "print(Scratch(pathlib.Path(sys.argv[1])).folder, flush=True); os.kill(os.getpid(), 9)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    dead = Path(done.stdout.strip())
+    assert dead.exists()
+    living = Scratch(tmp_path)
+    assert not dead.exists()
+    other = Scratch(tmp_path)
+    assert (living.folder / LOCK).exists()
+    assert len([*tmp_path.glob(f"{PREFIX}*")]) == 2
+    other.close()
+    living.close()

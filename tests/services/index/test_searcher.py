@@ -1,0 +1,148 @@
+"""Natural batches: who shares a call, who runs at once, and what happens to those who leave."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from mmesh.content import Modality
+from mmesh.errors import Overloaded
+from mmesh.filters import Compare, Operator
+from services.index.searcher import MAX_BATCH, Searcher, Work
+from services.index.shard import Found
+
+TEXT = (Modality.TEXT,)
+
+
+class FakeView:
+    """Answers with the queries themselves; may be held up; notes the size of each call."""
+
+    def __init__(self, gains=True, cost_s=0.0):
+        self.token, self.cost_s, self._gains = "e:1", cost_s, gains
+        self.calls, self.threads, self.go = [], [], threading.Event()
+        self.go.set()
+        self.failure = None
+
+    def gains_from_batches(self, modalities):
+        return self._gains
+
+    def search(self, queries, modalities, limit, condition):
+        self.calls.append(len(queries))
+        self.threads.append(threading.current_thread().name)
+        assert self.go.wait(10)
+        if self.failure:
+            raise self.failure
+        return [[Found([str(q[0])], np.ones(1, np.float32), [""])] for q in queries]
+
+
+def work(view, number, rows=1, condition=None, limit=10):
+    return Work(view, np.full((rows, 2), number, np.float32), TEXT, limit, condition)
+
+
+@pytest.fixture
+async def searcher():
+    searcher = Searcher(threads=1, max_waiting=100, inline_s=0.001)
+    yield searcher
+    await searcher.close()
+
+
+async def start(searcher, *works):
+    tasks = [asyncio.create_task(searcher.search(one)) for one in works]
+    await asyncio.sleep(0.05)
+    return tasks
+
+
+async def test_searches_that_come_together_share_a_call_and_get_their_own_hits(searcher):
+    view = FakeView()
+    results = await asyncio.gather(*(searcher.search(work(view, n)) for n in range(8)))
+    assert view.calls == [8]
+    assert [r.lists[0][0].ids for r in results] == [[f"{n}.0"] for n in range(8)]
+    assert {r.token for r in results} == {"e:1"}
+
+
+async def test_those_that_come_while_all_threads_are_busy_wait_for_one_and_share_it(searcher):
+    view = FakeView()
+    view.go.clear()
+    tasks = await start(searcher, work(view, 0))
+    tasks += await start(searcher, *(work(view, n, rows=n % 3 + 1) for n in range(1, 6)))
+    view.go.set()
+    results = await asyncio.gather(*tasks)
+    assert view.calls == [1, 2 + 3 + 1 + 2 + 3]
+    assert [len(r.lists) for r in results] == [1, 2, 3, 1, 2, 3]
+
+
+async def test_what_differs_or_does_not_gain_runs_by_itself(searcher):
+    view, alone = FakeView(), FakeView(gains=False)
+    cats = Compare("topic", Operator.EQUAL, "cats")
+    works = [work(view, 0), work(view, 1, condition=cats), work(view, 2, limit=5), work(view, 3)]
+    await asyncio.gather(*map(searcher.search, works + [work(alone, n) for n in range(3)]))
+    assert sorted(view.calls) == [1, 1, 2]
+    assert alone.calls == [1, 1, 1]
+
+
+async def test_a_batch_has_at_most_so_many_queries(searcher):
+    view = FakeView()
+    await asyncio.gather(*(searcher.search(work(view, n, rows=20)) for n in range(7)))
+    assert sum(view.calls) == 140
+    assert max(view.calls) <= MAX_BATCH
+
+
+async def test_short_searches_run_on_the_event_loop_and_long_or_filtered_ones_do_not(searcher):
+    short, long = FakeView(cost_s=0.0001), FakeView(cost_s=0.1)
+    cats = Compare("topic", Operator.EQUAL, "cats")
+    await searcher.search(work(short, 0))
+    await searcher.search(work(short, 0, rows=50))
+    await searcher.search(work(short, 0, condition=cats))
+    await searcher.search(work(long, 0))
+    loop = threading.current_thread().name
+    assert [name == loop for name in short.threads] == [True, False, False]
+    assert long.threads[0] != loop
+
+
+async def test_an_error_reaches_those_who_share_the_call_and_nobody_else(searcher):
+    view, sound = FakeView(), FakeView()
+    view.failure = ValueError("broken")
+    works = [work(view, 0), work(view, 1), work(sound, 2)]
+    outcomes = await asyncio.gather(*map(searcher.search, works), return_exceptions=True)
+    assert [type(o).__name__ for o in outcomes] == ["ValueError", "ValueError", "Searched"]
+    view.failure = None
+    assert (await searcher.search(work(view, 3))).lists[0][0].ids == ["3.0"]
+
+
+async def test_a_search_whose_caller_went_away_is_not_run(searcher):
+    view = FakeView()
+    view.go.clear()
+    tasks = await start(searcher, work(view, 0))
+    gone, kept = await start(searcher, work(view, 1), work(view, 2))
+    gone.cancel()
+    view.go.set()
+    await asyncio.gather(*tasks, kept)
+    assert view.calls == [1, 1]
+
+
+async def test_too_many_waiting_searches_are_refused():
+    searcher = Searcher(threads=1, max_waiting=2, inline_s=0)
+    view = FakeView(gains=False)
+    view.go.clear()
+    tasks = await start(searcher, *(work(view, n) for n in range(2)))
+    tasks += await start(searcher, *(work(view, n) for n in range(1)))
+    with pytest.raises(Overloaded, match="2 searches wait"):
+        await searcher.search(work(view, 9))
+    view.go.set()
+    await asyncio.gather(*tasks)
+    await searcher.close()
+
+
+async def test_a_second_batch_runs_beside_a_long_one_only_where_it_is_worth_a_thread():
+    searcher = Searcher(threads=2, max_waiting=100, inline_s=0.001)
+    exact, other = FakeView(cost_s=0.02), FakeView(gains=False, cost_s=0.02)
+    exact.go.clear()
+    tasks = await start(searcher, work(exact, 0))
+    tasks += await start(searcher, *(work(exact, n) for n in range(5)), work(other, 0))
+    assert (exact.calls, other.calls) == ([1], [1])  # five wait for the first; others need not
+    tasks += await start(searcher, *(work(exact, n, rows=10) for n in range(3)))
+    assert exact.calls == [1, 35]
+    exact.go.set()
+    await asyncio.gather(*tasks)
+    await searcher.close()
