@@ -14,17 +14,22 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
 import grpc
 
-from mmesh.aio import DEFAULT_ADDRESS
+from mmesh.aio import DEFAULT_ADDRESS, AsyncClient
+from mmesh.errors import MmeshError
 
 DEFAULT_PORT = int(DEFAULT_ADDRESS.rpartition(":")[2])
 START_S = 120.0
+LOAD_S = 3600.0
+"""Longest time that index processes may take to load when the mesh is scaled."""
+SWITCH_S = 60.0
+"""Longest time that the gateway may take to notice new index processes, or that some are gone."""
 _LOOK_S = 0.1
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _CALM_S = 0.2, 5.0, 30.0
 
@@ -47,6 +52,12 @@ class LocalSettings:
     encoder: str = "lite"
     metrics: bool = True
     """Serve /metrics of every service; `mesh.json` in the data folder says where."""
+    replicas: int = 1
+    """Processes that hold each shard."""
+    log_url: str = ""
+    """SQLAlchemy address of the log; empty: in the data folder."""
+    blobs_url: str = ""
+    """Where pictures and snapshots are; empty: in the data folder."""
 
 
 @dataclass(slots=True)
@@ -60,6 +71,12 @@ class Service:
     arguments: Sequence[str]
     metrics: str | None = None
     """Where its /metrics are, if anywhere."""
+    shard_count: int = 0
+    """Shards of the set that it belongs to, if it is an index process."""
+    shard: int = 0
+    replica: int = 0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that it gets besides those of this process."""
     process: asyncio.subprocess.Process | None = None
     restarts: int = 0
     started_at: float = 0.0
@@ -89,7 +106,8 @@ class LocalMesh:
     def __post_init__(self) -> None:
         """Plan the services; nothing is started yet."""
         self.services: list[Service] = []
-        self._watchers: list[asyncio.Task[None]] = []
+        self._watchers: dict[str, asyncio.Task[None]] = {}
+        self._scaling = asyncio.Lock()
         self._lock: IO[str] | None = None
 
     @property
@@ -105,15 +123,18 @@ class LocalMesh:
         """
         self._take_folder()
         self.services = plan_services(self.settings)
+        self._write_addresses(self.index)
         self._write_description()
         try:
             for service in self.services:
                 await self._start(service)
-            await asyncio.gather(*(self._wait_ready(service) for service in self.services))
+            await asyncio.gather(*(self._wait_ready(one, START_S) for one in self.services))
+            wanted = _StatusOf(self.settings.shards, self.settings.replicas)
+            await self._wait_for_gateway(wanted.is_in_use, "does not find the index")
         except BaseException:
             await self._stop_all()
             raise
-        self._watchers = [asyncio.create_task(self._watch(service)) for service in self.services]
+        self._watch(self.services)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -130,13 +151,105 @@ class LocalMesh:
                 f"another mesh runs on {folder}; stop it or choose another --data"
             ) from None
 
+    @property
+    def index(self) -> list[Service]:
+        """The index processes."""
+        return [service for service in self.services if service.shard_count]
+
+    async def scale(
+        self, shards: int, replicas: int, tell: Callable[[str], None] | None = None
+    ) -> None:
+        """Change the number of shards and replicas while the mesh goes on answering.
+
+        New processes load beside the old ones, which are stopped once the gateway uses the new
+        ones. When that fails the mesh stays as it was. `tell` gets a line for every step.
+
+        Raises:
+            MeshFailed: new processes do not come up, or the gateway does not take them.
+        """
+        async with self._scaling:
+            tell = tell or self.say
+            old = self.index
+            kept = [s for s in old if s.shard_count == shards and s.replica < replicas]
+            tag = kept[0].name.removeprefix(f"index-{kept[0].shard}") if kept else f"-of-{shards}"
+            planned = _plan_index(replace(self.settings, shards=shards, replicas=replicas), tag)
+            places = {_place(service) for service in kept}
+            added = [service for service in planned if _place(service) not in places]
+            await self._add(old, added, _StatusOf(shards, replicas), tell)
+            self.settings = replace(self.settings, shards=shards, replicas=replicas)
+            gone = [service for service in old if service not in kept]
+            await self._take_out(gone, _StatusOf(shards, replicas), tell)
+            tell(f"the mesh has {_words(shards, replicas)}")
+
+    async def _add(
+        self,
+        old: Sequence[Service],
+        added: Sequence[Service],
+        wanted: _StatusOf,
+        tell: Callable[[str], None],
+    ) -> None:
+        """Start processes and wait until the gateway searches them; on failure they are gone."""
+        if not added:
+            return
+        tell(f"loading {', '.join(service.name for service in added)}")
+        self.services[-1:-1] = added  # the gateway stays the last
+        self._write_description()
+        try:
+            for service in added:
+                await self._start(service)
+            await asyncio.gather(*(self._wait_ready(service, LOAD_S) for service in added))
+            self._watch(added)
+            self._write_addresses([*old, *added])
+            await self._wait_for_gateway(wanted.is_in_use, "does not use the new processes")
+        except BaseException:
+            self._write_addresses(old)
+            await self._end(added)
+            raise
+        tell("the gateway uses them")
+
+    async def _take_out(
+        self, gone: Sequence[Service], wanted: _StatusOf, tell: Callable[[str], None]
+    ) -> None:
+        """Stop processes, as soon as the gateway has forgotten them."""
+        left = [service for service in self.index if service not in gone]
+        self._write_addresses(sorted(left, key=lambda s: (s.replica, s.shard)))
+        if not gone:
+            return
+        try:
+            await self._wait_for_gateway(wanted.is_all, "still knows the old processes")
+        finally:
+            tell(f"stopping {', '.join(service.name for service in gone)}")
+            await self._end(gone)
+
+    async def _end(self, services: Sequence[Service]) -> None:
+        watchers = [self._watchers.pop(s.name) for s in services if s.name in self._watchers]
+        await _cancel(watchers)
+        await self._stop(services)
+        self.services = [service for service in self.services if service not in services]
+        self._write_description()
+
+    async def _wait_for_gateway(self, holds: Callable[[set[str]], bool], problem: str) -> None:
+        until = time.monotonic() + SWITCH_S
+        async with AsyncClient(self.address) as client:
+            while True:
+                with contextlib.suppress(MmeshError):
+                    status = await client.get_status(timeout=5.0)
+                    if holds({one.name for one in status.services if one.serving}):
+                        return
+                if time.monotonic() > until:
+                    raise MeshFailed(f"after {SWITCH_S:.0f} s the gateway {problem}")
+                await asyncio.sleep(_LOOK_S)
+
+    def _write_addresses(self, index: Sequence[Service]) -> None:
+        """Tell the gateway where index processes are; it looks at the file all the time."""
+        _write_json(self.settings.data / "index.json", [service.address for service in index])
+
     def _write_description(self) -> None:
         described = {
             service.name: {"address": service.address, "metrics": service.metrics}
             for service in self.services
         }
-        description = {"services": described}
-        (self.settings.data / "mesh.json").write_text(json.dumps(description, indent=2) + "\n")
+        _write_json(self.settings.data / "mesh.json", {"services": described})
 
     async def _start(self, service: Service) -> None:
         module = service.name.partition("-")[0]
@@ -144,19 +257,20 @@ class LocalMesh:
         with (self.settings.data / "logs" / f"{service.name}.log").open("ab") as log:
             service.process = await asyncio.create_subprocess_exec(
                 *command, stdout=log, stderr=log, stdin=asyncio.subprocess.DEVNULL,
-                env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}, start_new_session=True,
+                env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **service.environment},
+                start_new_session=True,
             )  # fmt: skip
         service.started_at = time.monotonic()
 
-    async def _wait_ready(self, service: Service) -> None:
-        until = time.monotonic() + START_S
+    async def _wait_ready(self, service: Service, patience_s: float) -> None:
+        until = time.monotonic() + patience_s
         while not await is_serving(service.address, service.health):
             if service.pid is None:
                 raise MeshFailed(
                     f"{service.name} ended while it started: {self._last_words(service)}"
                 )
             if time.monotonic() > until:
-                raise MeshFailed(f"{service.name} is not ready after {START_S:.0f} s")
+                raise MeshFailed(f"{service.name} is not ready after {patience_s:.0f} s")
             await asyncio.sleep(_LOOK_S)
 
     def _last_words(self, service: Service) -> str:
@@ -164,7 +278,11 @@ class LocalMesh:
         lines = path.read_text(errors="replace").strip().splitlines()
         return (lines[-1][:500] if lines else "it said nothing") + f" (see {path})"
 
-    async def _watch(self, service: Service) -> None:
+    def _watch(self, services: Sequence[Service]) -> None:
+        for service in services:
+            self._watchers[service.name] = asyncio.create_task(self._keep_up(service))
+
+    async def _keep_up(self, service: Service) -> None:
         pause = _FIRST_PAUSE_S
         while True:
             assert service.process is not None
@@ -176,14 +294,12 @@ class LocalMesh:
             service.restarts += 1
             await self._start(service)
             with contextlib.suppress(MeshFailed):
-                await self._wait_ready(service)
+                await self._wait_ready(service, START_S)
                 self.say(f"{service.name} is back")
 
     async def _stop_all(self) -> None:
         """Drain in the order of the calls: the gateway first, what it calls afterwards."""
-        for watcher in self._watchers:  # first, or one of them starts a service again
-            watcher.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
+        await _cancel(self._watchers.values())  # first, or one of them starts a service again
         await self._stop(self.services[-1:])
         await self._stop(self.services[:-1])
         if self._lock is not None:
@@ -202,21 +318,81 @@ class LocalMesh:
                 service.process.kill()  # type: ignore[union-attr]
 
 
+class _StatusOf:
+    """What the gateway's status says of index processes when these are the shards in use."""
+
+    def __init__(self, shards: int, replicas: int) -> None:
+        self._after_last = f"index-{shards}"
+        self._names = {
+            f"index-{shard}" + _replica_suffix(replica)
+            for shard in range(shards)
+            for replica in range(replicas)
+        }
+
+    def is_in_use(self, serving: set[str]) -> bool:
+        """Tell whether these shards and replicas are searched, whatever else there is."""
+        return self._names <= serving and self._after_last not in serving
+
+    def is_all(self, serving: set[str]) -> bool:
+        """Tell whether there is nothing else."""
+        return self._names == {name for name in serving if name.startswith("index-")}
+
+
 def plan_services(settings: LocalSettings) -> list[Service]:
     """Return the services of a mesh in the order in which they start, the gateway last."""
     encoder = _service(settings, "encoder", ["--model", settings.encoder])
-    data = ["--data-dir", str(settings.data.resolve()), "--shard-count", str(settings.shards)]
-    shards = [
-        _service(settings, f"index-{shard}", [*data, "--shard", str(shard)])
-        for shard in range(settings.shards)
-    ]
     judges = []
     if settings.reranker != "none":
         judges = [_service(settings, "reranker", ["--model", settings.reranker])]
     calls = ["--encoder", encoder.address]
-    calls += ["--index", json.dumps([shard.address for shard in shards])]
+    calls += ["--index", json.dumps([f"file:{settings.data.resolve() / 'index.json'}"])]
     calls += ["--reranker", judges[0].address] if judges else []
-    return [encoder, *shards, *judges, _service(settings, "gateway", calls, settings.port)]
+    gateway = _service(settings, "gateway", calls, settings.port)
+    index = _plan_index(settings, "")
+    return [encoder, *index, *judges, gateway]
+
+
+def _plan_index(settings: LocalSettings, tag: str) -> list[Service]:
+    """Return the index processes; `tag` tells their names from those of a set that runs already."""
+    flags = ["--data-dir", str(settings.data.resolve()), "--shard-count", str(settings.shards)]
+    flags += ["--blobs-url", settings.blobs_url] if settings.blobs_url else []
+    # Not a flag: everybody on the machine may read those, and there may be a password in it.
+    secrets = {"MMESH_INDEX_LOG_URL": settings.log_url} if settings.log_url else {}
+    planned = []
+    for replica in range(settings.replicas):
+        for shard in range(settings.shards):
+            name = f"index-{shard}{tag}{_replica_suffix(replica)}"
+            service = _service(settings, name, [*flags, "--shard", str(shard)])
+            service.shard_count, service.shard, service.replica = settings.shards, shard, replica
+            service.environment = secrets
+            planned.append(service)
+    return planned
+
+
+def _replica_suffix(replica: int) -> str:
+    return f"-r{replica}" if replica else ""
+
+
+def _place(service: Service) -> tuple[int, int]:
+    return service.shard, service.replica
+
+
+def _words(shards: int, replicas: int) -> str:
+    return f"{shards} shard{'s'[: shards > 1]}, {replicas} process{'es'[: 2 * (replicas > 1)]} each"
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _write_json(path: Path, content: object) -> None:
+    """Write a file so that a reader finds the old content or the new, never a part."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(content, indent=2) + "\n")
+    new.replace(path)
 
 
 _HEALTH = {

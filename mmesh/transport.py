@@ -21,6 +21,11 @@ REPEATABLE = (
     ),
 )
 """Calls that do no harm when repeated (the gateway's writes to the index carry a request id)."""
+UNREPEATED = tuple(
+    {"service": "mmesh.api.index.v1.IndexService", "method": method}
+    for method in ("Search", "GetShard")
+)
+"""Calls that go on to another replica instead, or to nobody."""
 _RETRY = {
     "maxAttempts": 3,
     "initialBackoff": "0.05s",
@@ -32,7 +37,10 @@ _RETRY = {
 
 def service_config() -> str:
     """Return the gRPC service config: round robin, and retries of what may be repeated."""
-    methods = [{"name": list(REPEATABLE), "retryPolicy": _RETRY}]
+    methods = [
+        {"name": list(REPEATABLE), "retryPolicy": _RETRY},
+        {"name": list(UNREPEATED)},
+    ]
     return json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": methods})
 
 

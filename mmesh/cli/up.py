@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from mmesh.local import DEFAULT_PORT, LocalMesh, LocalSettings, MeshFailed
+from mmesh.scaling import carry_out_orders
 
 
 @click.command()
@@ -22,7 +23,23 @@ from mmesh.local import DEFAULT_PORT, LocalMesh, LocalSettings, MeshFailed
               help="Port of the gateway on 127.0.0.1; 0 takes a free one.")  # fmt: skip
 @click.option("--reranker", default="maxsim", show_default=True,
               metavar="maxsim|none|vllm:MODEL_DIR", help="Who judges the first hits.")  # fmt: skip
-def up(data: Path, shards: int, port: int, reranker: str) -> None:
+@click.option("--replicas", type=click.IntRange(1, 16), default=1, show_default=True,
+              help="Index processes that hold each shard.")  # fmt: skip
+@click.option("--log-url", default="", metavar="URL",
+              help="SQLAlchemy address of the log, such as postgresql+psycopg://user@host/mmesh; "
+              "by default SQLite in the data folder.")  # fmt: skip
+@click.option("--blobs-url", default="", metavar="URL",
+              help="Where pictures and snapshots are: a folder, or s3://bucket/prefix; by default "
+              "the data folder.")  # fmt: skip
+def up(
+    data: Path,
+    shards: int,
+    port: int,
+    reranker: str,
+    replicas: int,
+    log_url: str,
+    blobs_url: str,
+) -> None:
     """Start encoder, index, reranker and gateway, and keep them running.
 
     Prints "ready 127.0.0.1:PORT" once the mesh answers. A service that dies is restarted. Ctrl-C
@@ -31,7 +48,10 @@ def up(data: Path, shards: int, port: int, reranker: str) -> None:
     if reranker not in ("maxsim", "none") and not reranker.startswith("vllm:"):
         raise click.BadParameter("use maxsim, none or vllm:MODEL_DIR", param_hint="--reranker")
     try:
-        asyncio.run(_run(LocalSettings(data, shards, port, reranker)))
+        settings = LocalSettings(
+            data, shards, port, reranker, replicas=replicas, log_url=log_url, blobs_url=blobs_url
+        )
+        asyncio.run(_run(settings))
     except MeshFailed as failure:
         raise click.ClickException(str(failure)) from None
 
@@ -42,5 +62,8 @@ async def _run(settings: LocalSettings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with LocalMesh(settings, say=lambda line: click.echo(line, err=True)) as mesh:
         click.echo(f"ready {mesh.address}")
+        orders = asyncio.create_task(carry_out_orders(mesh))
         await stop.wait()
         click.echo("draining", err=True)
+        orders.cancel()
+        await asyncio.gather(orders, return_exceptions=True)

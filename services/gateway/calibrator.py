@@ -12,7 +12,7 @@ from mmesh.content import Modality
 from mmesh.errors import MmeshError
 from mmesh.serving.deadline import Deadline
 from services.gateway.calibration import QUERIES, TAIL, Calibration, fit
-from services.gateway.fanout import search_shards, seq_of
+from services.gateway.fanout import epoch_of, search_shards, seq_of
 from services.gateway.ports import Encoder, Index, ShardOrder
 from services.gateway.ranking import Lists
 
@@ -22,6 +22,7 @@ FIT_S = 10.0
 VERBATIM = 0.98
 """Score above which a query is taken to be in the collection itself."""
 Key = tuple[str, str, Modality]
+"""A collection by name or alias, its epoch, and the modality of the queries."""
 
 
 class Calibrator:
@@ -42,7 +43,7 @@ class Calibrator:
         self, collection: str, token: str, query_modality: Modality, deadline: Deadline
     ) -> Calibration | None:
         """Return the calibration; None when there is none and none can be fitted in time."""
-        epoch, seq = token.rpartition(":")[0], seq_of(token)
+        epoch, seq = epoch_of(token), seq_of(token)
         key = (collection, epoch, query_modality)
         known = self._known.get(key)
         if known is not None and not known.is_outgrown(seq):
@@ -58,9 +59,9 @@ class Calibrator:
             return None
 
     async def _fit(self, key: Key, seq: int) -> Calibration | None:
-        collection, _, query_modality = key
+        collection = key[0]
         try:
-            calibration = await self._measure(collection, query_modality, seq)
+            calibration = await self._measure(key, seq)
         except MmeshError as error:
             extra = {"collection": collection, "error": error.message}
             logger.warning("calibration failed", extra=extra)
@@ -69,9 +70,8 @@ class Calibrator:
             self._known[key] = calibration
         return calibration
 
-    async def _measure(
-        self, collection: str, query_modality: Modality, seq: int
-    ) -> Calibration | None:
+    async def _measure(self, key: Key, seq: int) -> Calibration | None:
+        collection, epoch, query_modality = key
         deadline = Deadline.after(FIT_S)
         model = await self._encoder.model(deadline)
         queries = model.calibration.get(query_modality)
@@ -82,6 +82,8 @@ class Calibrator:
             Consistency.EVENTUAL, "",
         )  # fmt: skip
         found = await search_shards(self._index, order, deadline)
+        if epoch_of(found.token) != epoch:  # an alias, which names another collection by now
+            return None
         foreign = [lists for lists in found.lists if not _is_verbatim(lists)] or found.lists
         tails = {
             modality: np.array([h.retrieval_score for lists in foreign for h in lists[modality]])

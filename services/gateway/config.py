@@ -16,7 +16,9 @@ class GatewaySettings(ServiceSettings):
 
     encoder: str = Field("127.0.0.1:50551", description="Address of the encoder.")
     index: list[str] = Field(
-        ["127.0.0.1:50553"], description="Addresses of the index shards, in order of shard number."
+        ["127.0.0.1:50553"],
+        description="Where the index processes are, of any shard and replica: host:port, "
+        "dns:///name:port for all addresses of a name, or file:PATH of a JSON list of addresses.",
     )
     reranker: str = Field("", description="Address of the reranker; empty: nothing is reranked.")
     merge: MergePolicy = Field(

@@ -1,13 +1,18 @@
-"""A search of all shards at once: what answers in time counts, what does not is said."""
+"""A search of all shards at once: what answers in time counts, what does not is said.
+
+Each shard looks up by itself what an alias names. While an alias moves, two shards may for a moment
+answer from two collections; the epochs of their tokens tell, and such lists are never merged.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmesh.content import Modality
 from mmesh.errors import (
+    Cancelled,
     DeadlineExceeded,
     MmeshError,
     ResourceExhausted,
@@ -16,11 +21,15 @@ from mmesh.errors import (
     Unavailable,
 )
 from mmesh.serving.deadline import Deadline
-from services.gateway.ports import Index, ShardAnswer, ShardOrder
+from services.gateway.ports import Index, ShardAnswer, ShardOrder, ShardSearch
 from services.gateway.ranking import Scored, join_shards
 
-_SHARD_TROUBLE = (Unavailable, DeadlineExceeded, ResourceExhausted)
+_SHARD_TROUBLE = (Unavailable, DeadlineExceeded, ResourceExhausted, Cancelled)
 """Errors of one shard that the others make up for; all others are about the request."""
+MORE_ATTEMPTS, PAUSE_S = 2, 0.05
+"""Further searches when shards disagree, and the pause after each, in which they read the log."""
+Answers = Mapping[int, ShardAnswer]
+Missing = Mapping[int, MmeshError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,43 +39,80 @@ class Gathered:
     lists: Sequence[Mapping[Modality, list[Scored]]]
     token: str
     answered: int
-    missing: Mapping[int, MmeshError]
+    total: int
+    """Shards of the set that was searched."""
+    missing: Missing
     service_s: float
 
 
 async def search_shards(index: Index, order: ShardOrder, deadline: Deadline) -> Gathered:
-    """Search every shard; those that fail are left out and listed.
+    """Search every shard of one set; those that fail are left out and listed.
 
     Raises:
         ShardUnavailable: no shard answered.
         MmeshError: the request is wrong, whatever the shard.
     """
-    calls = (index.search(shard, order, deadline) for shard in range(index.shard_count))
+    search = await index.prepare(order, deadline)
+    answers, missing = await _ask_all(search, deadline)
+    if len(_epochs(answers)) > 1:
+        search, answers, missing = await _until_they_agree(index, order, deadline)
+    if not answers:
+        raise _worst(missing)
+    return _gather(order, answers, missing, search.shard_count)
+
+
+async def _ask_all(search: ShardSearch, deadline: Deadline) -> tuple[Answers, Missing]:
+    calls = (search.search(shard, deadline) for shard in range(search.shard_count))
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
-    answers: list[ShardAnswer] = []
+    answers: dict[int, ShardAnswer] = {}
     missing: dict[int, MmeshError] = {}
     for shard, outcome in enumerate(outcomes):
         if isinstance(outcome, ShardAnswer):
-            answers.append(outcome)
+            answers[shard] = outcome
         elif isinstance(outcome, _SHARD_TROUBLE):
             missing[shard] = outcome
         else:
             raise outcome
-    if not answers:
-        raise _worst(missing)
-    return _gather(order, answers, missing)
+    return answers, missing
 
 
-def _worst(missing: Mapping[int, MmeshError]) -> MmeshError:
+async def _until_they_agree(
+    index: Index, order: ShardOrder, deadline: Deadline
+) -> tuple[ShardSearch, Answers, Missing]:
+    """Search again by the name that the log gives the collection; keep the answers that are of it.
+
+    Raises:
+        MmeshError: the log cannot say which collection is meant.
+    """
+    for _ in range(MORE_ATTEMPTS):
+        collection = await index.get_collection(order.collection, deadline)
+        search = await index.prepare(replace(order, collection=collection.name), deadline)
+        answers, missing = await _ask_all(search, deadline)
+        if len(_epochs(answers)) <= 1:
+            return search, answers, missing
+        await asyncio.sleep(min(PAUSE_S, deadline.remaining()))
+    epoch = epoch_of(collection.token)
+    late = StaleReplica("the shard answered from a collection that has been replaced")
+    others = {n: late for n, answer in answers.items() if epoch_of(answer.token) != epoch}
+    kept = {n: answer for n, answer in answers.items() if n not in others}
+    return search, kept, {**missing, **others}
+
+
+def _epochs(answers: Answers) -> set[str]:
+    return {epoch_of(answer.token) for answer in answers.values()}
+
+
+def _worst(missing: Missing) -> MmeshError:
+    if not missing:
+        return ShardUnavailable("no index process answers")
     first = next(iter(missing.values()))
     if isinstance(first, StaleReplica | ResourceExhausted | DeadlineExceeded):
         return first
     return ShardUnavailable(f"no shard answered: {first.message}")
 
 
-def _gather(
-    order: ShardOrder, answers: Sequence[ShardAnswer], missing: Mapping[int, MmeshError]
-) -> Gathered:
+def _gather(order: ShardOrder, by_shard: Answers, missing: Missing, total: int) -> Gathered:
+    answers = list(by_shard.values())
     lists = [
         {
             modality: join_shards([answer.lists[query][m] for answer in answers], order.limit)
@@ -76,7 +122,12 @@ def _gather(
     ]
     newest = max((answer.token for answer in answers), key=seq_of)
     slowest = max(answer.service_s for answer in answers)
-    return Gathered(lists, newest, len(answers), missing, slowest)
+    return Gathered(lists, newest, len(answers), total, missing, slowest)
+
+
+def epoch_of(token: str) -> str:
+    """Return what a token says of the collection: one that was made anew has another epoch."""
+    return token.rpartition(":")[0]
 
 
 def seq_of(token: str) -> int:

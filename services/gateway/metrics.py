@@ -23,3 +23,16 @@ ingested_total = Counter("mmesh_gateway_ingested_total", "Candidates stored by i
 rejected_total = Counter(
     "mmesh_gateway_rejected_total", "Candidates refused by ingest streams, by reason.", ["reason"]
 )
+shard_sets = Gauge(
+    "mmesh_gateway_shard_sets",
+    "Shard sets that are whole: one, or two while one replaces the other.",
+)
+replicas = Gauge(
+    "mmesh_gateway_replicas", "Processes that can be searched, of the set in use.", ["shard"]
+)
+shard_set_switches_total = Counter(
+    "mmesh_gateway_shard_set_switches_total", "Times that searches moved to another shard set."
+)
+replica_retries_total = Counter(
+    "mmesh_gateway_replica_retries_total", "Searches of a shard that went on to another replica."
+)

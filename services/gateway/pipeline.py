@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
@@ -21,7 +22,13 @@ from mmesh.candidates import (
     Search,
     SearchResult,
 )
-from mmesh.errors import InvalidRequest, MmeshError, Overloaded, ShardUnavailable
+from mmesh.errors import (
+    InvalidField,
+    InvalidRequest,
+    MmeshError,
+    Overloaded,
+    ShardUnavailable,
+)
 from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
@@ -112,18 +119,28 @@ class Pipeline:
 
     async def _search_alike(self, runs: Sequence[Run]) -> None:
         """Search the shards once for runs that differ in their query only."""
-        order = _order_for(runs)
-        deadline = runs[0].deadline.share(SHARDS_SHARE)
         try:
-            found = await search_shards(self._index, order, deadline)
+            found = await self._search_shards(runs)
         except MmeshError as error:
             for run in runs:
                 run.error = error
             return
         for run, lists in zip(runs, found.lists, strict=True):
-            run.lists, run.token, run.shards_answered = lists, found.token, found.answered
+            run.lists, run.token = lists, found.token
+            run.coverage = Coverage(found.answered, found.total)
             run.watch.lap("search", found.service_s)
             self._note_missing(run, found)
+
+    async def _search_shards(self, runs: Sequence[Run]) -> Gathered:
+        """Search as deep as judging wants, or as the collection allows."""
+        order, asked = _order_for(runs), max(run.search.limit for run in runs)
+        deadline = runs[0].deadline.share(SHARDS_SHARE)
+        try:
+            return await search_shards(self._index, order, deadline)
+        except InvalidField as error:
+            if error.field != "limit" or order.limit == asked:
+                raise
+            return await search_shards(self._index, replace(order, limit=asked), deadline)
 
     def _note_missing(self, run: Run, found: Gathered) -> None:
         for shard, error in found.missing.items():
@@ -213,10 +230,9 @@ class Pipeline:
             self._hit(run, rank, entry)
             for rank, entry in enumerate(run.ranked[: run.search.limit], start=1)
         )
-        coverage = Coverage(run.shards_answered, self._index.shard_count)
         run.watch.lap("answer")
         receipt = _receipt(run)
-        run.result = SearchResult(hits, coverage, tuple(run.degradations), receipt, run.token)
+        run.result = SearchResult(hits, run.coverage, tuple(run.degradations), receipt, run.token)
         _measure(run.result)
 
     def _hit(self, run: Run, rank: int, entry: Ranked) -> Hit:

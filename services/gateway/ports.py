@@ -1,6 +1,6 @@
 """What the gateway's own logic needs of the other services, without how they are called.
 
-`services.gateway.backends` has the implementations over gRPC.
+The implementations over gRPC are in `encoder_backend`, `index_backend` and `reranker_backend`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mmesh.candidates import Candidate, Consistency
+from mmesh.candidates import Candidate, Collection, Consistency
 from mmesh.content import Content, Modality, Role
 from mmesh.errors import MmeshError
 from mmesh.filters import Filter
@@ -61,6 +61,7 @@ class ShardAnswer:
 
     lists: list[list[list[Scored]]]
     token: str
+    """The state of the log that was searched, as "epoch:seq"; see `fanout.epoch_of`."""
     service_s: float
 
 
@@ -81,15 +82,25 @@ class Encoder(Protocol):
         """Encode (content, instruction) pairs; candidates are bulk work, queries are not."""
 
 
-class Index(Protocol):
-    """Stores candidates, and searches them shard by shard."""
+class ShardSearch(Protocol):
+    """One search of one shard set: whatever happens to the mesh meanwhile, the set stays."""
 
     @property
     def shard_count(self) -> int:
-        """Shards of the deployment."""
+        """Shards of the set; 0 when no index process has been heard of."""
 
-    async def search(self, shard: int, order: ShardOrder, deadline: Deadline) -> ShardAnswer:
+    async def search(self, shard: int, deadline: Deadline) -> ShardAnswer:
         """Search one shard."""
+
+
+class Index(Protocol):
+    """Stores candidates, and searches them shard by shard."""
+
+    async def prepare(self, order: ShardOrder, deadline: Deadline) -> ShardSearch:
+        """Return a search of the shard set that is in use now."""
+
+    async def get_collection(self, name: str, deadline: Deadline) -> Collection:
+        """Return the collection that a name or an alias stands for."""
 
     async def get(self, collection: str, ids: Sequence[str], deadline: Deadline) -> list[Candidate]:
         """Return the candidates that exist, with content."""

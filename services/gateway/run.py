@@ -6,7 +6,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mmesh.candidates import Degradation, MergePolicy, RerankOutcome, Search, SearchResult, Stage
+from mmesh.candidates import (
+    Coverage,
+    Degradation,
+    MergePolicy,
+    RerankOutcome,
+    Search,
+    SearchResult,
+    Stage,
+)
 from mmesh.content import Content, Modality
 from mmesh.errors import MmeshError
 from mmesh.serving.deadline import Deadline
@@ -15,6 +23,8 @@ from services.gateway.calibration import Calibration
 from services.gateway.plan import Plan
 from services.gateway.ranking import Ranked, Scored
 from services.gateway.rerank import Verdict
+
+NOTHING_COVERED = Coverage(0, 0)
 
 
 class Stopwatch:
@@ -60,7 +70,7 @@ class Run:
     plan: Plan = field(default_factory=lambda: Plan((), ""))
     embedding: QueryEmbedding | None = None
     lists: Mapping[Modality, Sequence[Scored]] = field(default_factory=dict)
-    shards_answered: int = 0
+    coverage: Coverage = NOTHING_COVERED
     token: str = ""
     calibration: Calibration | None = None
     ranked: list[Ranked] = field(default_factory=list)

@@ -17,6 +17,7 @@ async def serve(settings: GatewaySettings) -> None:
         servicer = RetrievalServicer(mesh, settings, host.draining)
         name = "mmesh.api.gateway.v1.RetrievalService"
         host.add(add_RetrievalServiceServicer_to_server, servicer, name)
+        await mesh.index.start()
         await host.start()
         await host.run()
 

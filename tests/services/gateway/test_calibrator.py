@@ -30,7 +30,10 @@ class Index:
     def __init__(self, *scores_by_query, failures=0):
         self.scores, self.failures, self.searches = scores_by_query, failures, 0
 
-    async def search(self, shard, order, deadline):
+    async def prepare(self, order, deadline):
+        return self
+
+    async def search(self, shard, deadline):
         self.searches += 1
         await asyncio.sleep(0.01)
         if self.failures:

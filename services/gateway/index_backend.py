@@ -1,0 +1,202 @@
+"""Calls to the index, in plain Python; each has a deadline, failures are MmeshErrors."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+from mmesh import wire
+from mmesh.api.index.v1 import collection_pb2, index_pb2
+from mmesh.candidates import Candidate, Collection, CollectionSettings, Page, ServiceStatus
+from mmesh.errors import DeadlineExceeded, LogUnavailable, Unavailable
+from mmesh.filters import Filter
+from mmesh.serving.deadline import Deadline
+from mmesh.vectors import FloatMatrix
+from services.gateway.calls import answer_of, options_for
+from services.gateway.ports import EncoderModel, ShardOrder
+from services.gateway.processes import describe
+from services.gateway.replica import Replica
+from services.gateway.shard_search import ReplicatedSearch
+from services.gateway.topology import Topology
+
+MOST_PARTS = 3
+"""However many processes are left to be tried, the next one gets a third of the time at least."""
+_COLLECTIONS, _INDEX = "collections", "index"
+
+
+class IndexBackend:
+    """The index. A search goes to every shard; the log is one: writes and reads go to any process.
+
+    `sources` say where the processes are; see `addresses.AddressBook`.
+    """
+
+    def __init__(self, sources: Sequence[str]) -> None:
+        self._topology = Topology(sources)
+        self._turn = count()
+
+    async def start(self) -> None:
+        """Find out which processes there are, and keep watching them."""
+        await self._topology.start()
+
+    async def close(self) -> None:
+        """End the watching and close all channels."""
+        await self._topology.close()
+
+    async def prepare(self, order: ShardOrder, deadline: Deadline) -> ReplicatedSearch:
+        """Return a search of the shard set that is in use now."""
+        if not self._topology.current.shard_count:
+            await self._topology.ask_all(deadline)
+        return ReplicatedSearch(self._topology, order, next(self._turn))
+
+    async def describe(self, deadline: Deadline) -> list[ServiceStatus]:
+        """Return the state of every process that is known, and of shards that none holds."""
+        await self._topology.ask_all(deadline)
+        return describe(self._topology)
+
+    async def _any(self, service: str, method: str, request: Any, deadline: Deadline) -> Any:
+        """Call one process, and the next when it does not answer; the calls are safe to repeat.
+
+        Processes that are not trusted come last, and each but the last gets only its part of the
+        time, so that one that hangs is not waited for to the end.
+        """
+        order = self._in_turn()
+        for left, replica in zip(range(len(order), 0, -1), order, strict=True):
+            call = getattr(getattr(replica, service), method)
+            part = deadline if left == 1 else deadline.share(1 / min(left, MOST_PARTS))
+            try:
+                return await answer_of(call(request, **options_for(part)), "the index")
+            except (Unavailable, DeadlineExceeded) as error:
+                # Time may run out because the log is slow, so that alone takes no trust away.
+                replica.blame(error, 0.0)
+                log_is_away = isinstance(error, LogUnavailable) and replica.is_usable
+                if left == 1 or log_is_away or deadline.remaining() <= 0:
+                    raise
+        raise Unavailable("no index process is known")
+
+    def _in_turn(self) -> list[Replica]:
+        replicas = self._topology.replicas
+        first = next(self._turn) % max(1, len(replicas))
+        return sorted(replicas[first:] + replicas[:first], key=lambda r: not r.is_usable)
+
+    async def create_collection(
+        self, name: str, model: EncoderModel, settings: CollectionSettings, deadline: Deadline
+    ) -> Collection:
+        """Create a collection for `model`, or return it as it is if it exists."""
+        request = collection_pb2.CreateCollectionRequest(
+            name=name,
+            dim=model.dim,
+            model_fingerprint=model.fingerprint,
+            settings=wire.settings_to_pb(settings),
+        )
+        reply = await self._any(_COLLECTIONS, "CreateCollection", request, deadline)
+        return wire.collection_from_pb(reply.collection)
+
+    async def get_collection(self, name: str, deadline: Deadline) -> Collection:
+        """Return the collection."""
+        request = collection_pb2.GetCollectionRequest(name=name)
+        reply = await self._any(_COLLECTIONS, "GetCollection", request, deadline)
+        return wire.collection_from_pb(reply.collection)
+
+    async def list_collections(
+        self, page_size: int, page_token: str, deadline: Deadline
+    ) -> tuple[list[Collection], str]:
+        """Return a page of collections and the token of the next."""
+        request = collection_pb2.ListCollectionsRequest(page_size=page_size, page_token=page_token)
+        reply = await self._any(_COLLECTIONS, "ListCollections", request, deadline)
+        return [wire.collection_from_pb(c) for c in reply.collections], reply.next_page_token
+
+    async def update_collection(
+        self, name: str, settings: CollectionSettings, deadline: Deadline
+    ) -> Collection:
+        """Replace all settings of a collection; return it."""
+        request = collection_pb2.UpdateCollectionRequest(
+            name=name, settings=wire.settings_to_pb(settings)
+        )
+        reply = await self._any(_COLLECTIONS, "UpdateCollection", request, deadline)
+        return wire.collection_from_pb(reply.collection)
+
+    async def set_alias(self, alias: str, collection: str, deadline: Deadline) -> str:
+        """Let an alias name a collection; return the name of the one before, or ""."""
+        request = collection_pb2.SetAliasRequest(alias=alias, collection=collection)
+        reply = await self._any(_COLLECTIONS, "SetAlias", request, deadline)
+        return str(reply.previous_collection)
+
+    async def delete_alias(self, alias: str, deadline: Deadline) -> None:
+        """Delete an alias."""
+        request = collection_pb2.DeleteAliasRequest(alias=alias)
+        await self._any(_COLLECTIONS, "DeleteAlias", request, deadline)
+
+    async def delete_collection(self, name: str, deadline: Deadline) -> int:
+        """Delete the collection; return how many candidates it had."""
+        request = collection_pb2.DeleteCollectionRequest(name=name)
+        reply = await self._any(_COLLECTIONS, "DeleteCollection", request, deadline)
+        return int(reply.deleted_candidates)
+
+    async def upsert(
+        self,
+        collection: str,
+        candidates: Sequence[Candidate],
+        vectors: FloatMatrix,
+        fingerprint: str,
+        request_id: str,
+        deadline: Deadline,
+    ) -> str:
+        """Store candidates durably, all or none; return the token."""
+        request = index_pb2.UpsertCandidatesRequest(
+            collection=collection,
+            candidates=[wire.candidate_to_pb(candidate) for candidate in candidates],
+            vectors=wire.vectors_to_pb(vectors),
+            model_fingerprint=fingerprint,
+            request_id=request_id or uuid.uuid4().hex,
+        )
+        reply = await self._any(_INDEX, "UpsertCandidates", request, deadline)
+        return str(reply.token)
+
+    async def delete(
+        self, collection: str, ids: Sequence[str], request_id: str, deadline: Deadline
+    ) -> tuple[int, str]:
+        """Delete candidates durably; return how many existed, and the token."""
+        request = index_pb2.DeleteCandidatesRequest(
+            collection=collection, ids=ids, request_id=request_id or uuid.uuid4().hex
+        )
+        reply = await self._any(_INDEX, "DeleteCandidates", request, deadline)
+        return int(reply.deleted), str(reply.token)
+
+    async def delete_by_filter(
+        self, collection: str, condition: Filter, deadline: Deadline
+    ) -> tuple[int, str]:
+        """Delete the candidates for which a filter holds; return how many, and the token."""
+        request = index_pb2.DeleteCandidatesByFilterRequest(
+            collection=collection, filter=wire.filter_to_pb(condition)
+        )
+        reply = await self._any(_INDEX, "DeleteCandidatesByFilter", request, deadline)
+        return int(reply.deleted), str(reply.token)
+
+    async def get(self, collection: str, ids: Sequence[str], deadline: Deadline) -> list[Candidate]:
+        """Return the candidates that exist, with content."""
+        request = index_pb2.BatchGetCandidatesRequest(collection=collection, ids=ids)
+        reply = await self._any(_INDEX, "BatchGetCandidates", request, deadline)
+        return [wire.candidate_from_pb(message) for message in reply.candidates]
+
+    async def page(
+        self,
+        collection: str,
+        page_size: int,
+        page_token: str,
+        deadline: Deadline,
+        *,
+        include_images: bool = False,
+        include_vectors: bool = False,
+    ) -> Page:
+        """Return a page of candidates, with the bytes of pictures and the vectors if asked for."""
+        request = index_pb2.ListCandidatesRequest(
+            collection=collection,
+            page_size=page_size,
+            page_token=page_token,
+            include_images=include_images,
+            include_vectors=include_vectors,
+        )
+        reply = await self._any(_INDEX, "ListCandidates", request, deadline)
+        return wire.page_from_pb(reply)

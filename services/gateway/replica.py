@@ -1,0 +1,143 @@
+"""One index process: what it said of itself when last asked, and whether it is to be trusted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mmesh.api.index.v1 import collection_pb2_grpc, index_pb2, index_pb2_grpc
+from mmesh.errors import DeadlineExceeded, LogUnavailable, MmeshError, StaleReplica, Unavailable
+from mmesh.serving.deadline import Deadline
+from mmesh.transport import open_channel
+from services.gateway.calls import answer_of, options_for
+
+logger = logging.getLogger(__name__)
+
+ASK_S = 1.0
+"""Seconds that a process may take to say what it holds."""
+LOOK_S, LOOK_AGAIN_S = 1.0, 0.2
+"""Seconds between questions to a process that is well, and to one that is not."""
+SPACING_S = 0.02
+"""Seconds between questions, however many searches wish to know."""
+LINGER_S = 30.0
+"""Seconds for which searches that began before a process was taken out may still call it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a process says of itself."""
+
+    shard: int
+    shard_count: int
+    ready: bool
+    replica: str
+    """Names the process for as long as it runs."""
+    candidates: int
+    lag: int
+
+
+class Replica:
+    """An index process at one address; `watch` keeps what is known of it fresh.
+
+    `on_change` is called when it may or may no longer be searched, or holds another shard.
+    """
+
+    def __init__(self, address: str, on_change: Callable[[], None]) -> None:
+        self.address = address
+        self._channel = open_channel(address)
+        self.index = index_pb2_grpc.IndexServiceStub(self._channel)
+        self.collections = collection_pb2_grpc.CollectionServiceStub(self._channel)
+        self.facts: Facts | None = None
+        """What it said last, even if it is silent by now."""
+        self.error: MmeshError | None = Unavailable("it was not asked yet")
+        """Why it is not trusted; None when it is."""
+        self._on_change = on_change
+        self._asking: asyncio.Task[None] | None = None
+        self._asked_at = -SPACING_S
+        self._look = asyncio.Event()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it answers, and holds all of its shard."""
+        return self.error is None and self.facts is not None and self.facts.ready
+
+    @property
+    def place(self) -> tuple[int, int] | None:
+        """Its shard and the number of shards, as it said last; None if it never did."""
+        return (self.facts.shard, self.facts.shard_count) if self.facts else None
+
+    async def close(self) -> None:
+        """Close the channel; calls that still run are cut off."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+        await self._channel.close()
+
+    async def retire(self) -> None:
+        """Close the channel once nobody that knew the process before can need it."""
+        try:
+            await asyncio.sleep(LINGER_S)
+        finally:
+            await self.close()
+
+    async def watch(self) -> None:
+        """Ask from time to time, and at once when a call has failed; without end."""
+        while True:
+            await asyncio.wait({self.ask()})
+            with contextlib.suppress(TimeoutError):
+                pause = LOOK_S if self.is_usable else LOOK_AGAIN_S
+                await asyncio.wait_for(self._look.wait(), pause)
+            self._look.clear()
+
+    def ask(self) -> asyncio.Task[None]:
+        """Return the task, shared by all who wait for it, that asks the process what it holds."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        return self._asking
+
+    async def _ask(self) -> None:
+        await asyncio.sleep(max(0.0, self._asked_at + SPACING_S - time.monotonic()))
+        request = index_pb2.GetShardRequest()
+        try:
+            call = self.index.GetShard(request, **options_for(Deadline.after(ASK_S)))
+            facts = _facts_of(await answer_of(call, f"the index process at {self.address}"))
+        except MmeshError as error:
+            self._know(self.facts, error)
+        else:
+            self._know(facts, None)
+        finally:
+            self._asked_at = time.monotonic()
+
+    def blame(self, error: MmeshError, given_s: float) -> None:
+        """Take note that a call failed which had `given_s` seconds.
+
+        A process that does not answer is not trusted until it does again. One that was only given
+        a moment is asked first.
+        """
+        if isinstance(error, StaleReplica | LogUnavailable):
+            return
+        is_late = isinstance(error, DeadlineExceeded)
+        if isinstance(error, Unavailable) or (is_late and given_s >= ASK_S):
+            self._know(self.facts, error)
+        if isinstance(error, Unavailable) or is_late:
+            self._look.set()
+
+    def _know(self, facts: Facts | None, error: MmeshError | None) -> None:
+        before = (self.is_usable, self.place)
+        self.facts, self.error = facts, error
+        if (self.is_usable, self.place) != before:
+            extra = {"address": self.address, "usable": self.is_usable, "place": self.place}
+            logger.info("index process changed", extra=extra)
+            self._on_change()
+
+
+def _facts_of(reply: index_pb2.GetShardResponse) -> Facts:
+    if not 0 <= reply.shard < reply.shard_count:
+        raise Unavailable(f"it says that it holds shard {reply.shard} of {reply.shard_count}")
+    return Facts(
+        reply.shard, reply.shard_count, reply.ready, reply.replica, reply.candidates, reply.lag
+    )
