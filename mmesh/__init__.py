@@ -4,9 +4,12 @@ from mmesh.aio import AsyncClient
 from mmesh.candidates import (
     Candidate,
     Collection,
+    CollectionLimits,
+    CollectionSettings,
     Consistency,
     Coverage,
     Degradation,
+    Embedded,
     Hit,
     IngestReport,
     MergePolicy,
@@ -26,16 +29,21 @@ from mmesh.content import Content, Image, Modality
 from mmesh.errors import MmeshError
 from mmesh.filters import parse_filter
 from mmesh.ingest import Progress
+from mmesh.vectors import DataType
 
 __all__ = [
     "AsyncClient",
     "Candidate",
     "Client",
     "Collection",
+    "CollectionLimits",
+    "CollectionSettings",
     "Consistency",
     "Content",
     "Coverage",
+    "DataType",
     "Degradation",
+    "Embedded",
     "Hit",
     "Image",
     "IngestReport",

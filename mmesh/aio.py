@@ -8,6 +8,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from typing import Any, Self, TypeVar
 
 import grpc
+import numpy as np
+from numpy.typing import ArrayLike
 
 from mmesh import wire
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
@@ -15,6 +17,8 @@ from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
 from mmesh.candidates import (
     Candidate,
     Collection,
+    CollectionSettings,
+    Embedded,
     IngestReport,
     MeshStatus,
     Page,
@@ -23,17 +27,22 @@ from mmesh.candidates import (
     ServiceStatus,
     check_candidate,
     check_search,
+    check_settings,
+    check_vectors,
 )
 from mmesh.content import Content, Image, Part
 from mmesh.errors import MmeshError
+from mmesh.filters import Filter, check_filter
 from mmesh.ingest import Ingest, Progress
 from mmesh.searches import result_from_pb, search_to_pb
 from mmesh.status import error_of
 from mmesh.transport import open_channel
+from mmesh.vectors import DataType
 
 DEFAULT_ADDRESS = "127.0.0.1:50550"
 DEFAULT_TIMEOUT_S = 30.0
 Answer = TypeVar("Answer")
+Item = TypeVar("Item")
 Query = Content | Part | bytes | Sequence[Part | bytes]
 
 
@@ -107,17 +116,30 @@ class AsyncClient:
         collection: str,
         candidates: Sequence[Candidate],
         *,
+        vectors: ArrayLike | None = None,
+        model_fingerprint: str = "",
+        data_type: DataType = DataType.FLOAT32,
         request_id: str = "",
         timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> str:
-        """Encode and store up to 256 candidates, all or none; return the token of the write."""
+        """Encode and store up to 256 candidates, all or none; return the token of the write.
+
+        Nothing is encoded when `vectors` (n, dim) are given, one row for each candidate (int8
+        stands for value / 127); `model_fingerprint` names their model, which must be the
+        collection's. They travel as `data_type`; the index brings them to unit length.
+        """
         for number, candidate in enumerate(candidates):
             check_candidate(candidate, f"candidates[{number}]")
         request = pb.UpsertCandidatesRequest(
             collection=collection,
             candidates=[wire.candidate_to_pb(candidate) for candidate in candidates],
             request_id=request_id,
+            model_fingerprint=model_fingerprint,
         )
+        if vectors is not None:
+            matrix = np.asarray(vectors)
+            check_vectors(matrix, len(candidates))
+            request.vectors.CopyFrom(wire.directions_to_pb(matrix, data_type))
         reply = await _answer(self._stub.UpsertCandidates(request, timeout=timeout))
         return reply.token
 
@@ -132,6 +154,21 @@ class AsyncClient:
         """Delete candidates; return how many existed, and the token of the write."""
         request = pb.DeleteCandidatesRequest(collection=collection, ids=ids, request_id=request_id)
         reply = await _answer(self._stub.DeleteCandidates(request, timeout=timeout))
+        return reply.deleted, reply.token
+
+    async def delete_candidates_by_filter(
+        self, collection: str, filter: Filter, *, timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> tuple[int, str]:
+        """Delete the candidates for which a filter holds; return how many, and the token.
+
+        A candidate that is written meanwhile stays. When the call fails some may be gone; it is
+        safe to repeat. `parse_filter` reads a filter from an expression.
+        """
+        check_filter(filter)
+        request = pb.DeleteCandidatesByFilterRequest(
+            collection=collection, filter=wire.filter_to_pb(filter)
+        )
+        reply = await _answer(self._stub.DeleteCandidatesByFilter(request, timeout=timeout))
         return reply.deleted, reply.token
 
     async def batch_get_candidates(
@@ -152,21 +189,31 @@ class AsyncClient:
         *,
         page_size: int = 0,
         page_token: str = "",
+        include_images: bool = False,
+        include_vectors: bool = False,
         timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> Page:
-        """Return a page of candidates by id, without the bytes of pictures."""
+        """Return a page of candidates by id, without the bytes of pictures unless asked for.
+
+        A page with pictures may be shorter than `page_size`, to fit in a message.
+        """
         request = pb.ListCandidatesRequest(
-            collection=collection, page_size=page_size, page_token=page_token
+            collection=collection,
+            page_size=page_size,
+            page_token=page_token,
+            include_images=include_images,
+            include_vectors=include_vectors,
         )
         reply = await _answer(self._stub.ListCandidates(request, timeout=timeout))
-        candidates = tuple(wire.candidate_from_pb(message) for message in reply.candidates)
-        return Page(candidates, reply.next_page_token)
+        return wire.page_from_pb(reply)
 
     async def ingest(
         self,
         collection: str,
-        candidates: Iterable[Candidate] | AsyncIterable[Candidate],
+        candidates: Iterable[Candidate | Embedded] | AsyncIterable[Candidate | Embedded],
         *,
+        model_fingerprint: str = "",
+        data_type: DataType = DataType.FLOAT32,
         batch_size: int = 64,
         patience_s: float = 60.0,
         on_progress: Callable[[Progress], None] | None = None,
@@ -175,18 +222,47 @@ class AsyncClient:
 
         Goes on by itself after broken connections, where the last acknowledgement left off, for
         up to `patience_s` seconds without any progress.
+
+        `Embedded` candidates are not encoded; `model_fingerprint` names the model of their
+        vectors, which must be the collection's, and the vectors travel as `data_type`.
         """
-        ingest = Ingest(self._stub, collection, _aiter(candidates), batch_size, patience_s)
+        source = _aiter(candidates)
+        ingest = Ingest(
+            self._stub, collection, source, batch_size, patience_s, model_fingerprint, data_type
+        )
         return await ingest.run(on_progress or (lambda _: None))
 
     # -- collections
 
     async def create_collection(
-        self, name: str, *, timeout: float | None = DEFAULT_TIMEOUT_S
+        self,
+        name: str,
+        settings: CollectionSettings | None = None,
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> Collection:
-        """Create a collection for the model that the mesh serves, or return it if it exists."""
+        """Create a collection for the model that the mesh serves, or return it if it exists.
+
+        The settings of a collection that exists are left as they are.
+        """
         request = pb.CreateCollectionRequest(name=name)
+        if settings is not None:
+            check_settings(settings)
+            request.settings.CopyFrom(wire.settings_to_pb(settings))
         reply = await _answer(self._stub.CreateCollection(request, timeout=timeout))
+        return wire.collection_from_pb(reply.collection)
+
+    async def update_collection(
+        self,
+        name: str,
+        settings: CollectionSettings,
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+    ) -> Collection:
+        """Replace all settings of a collection; return it."""
+        check_settings(settings)
+        request = pb.UpdateCollectionRequest(name=name, settings=wire.settings_to_pb(settings))
+        reply = await _answer(self._stub.UpdateCollection(request, timeout=timeout))
         return wire.collection_from_pb(reply.collection)
 
     async def get_collection(
@@ -213,10 +289,25 @@ class AsyncClient:
     async def delete_collection(
         self, name: str, *, timeout: float | None = DEFAULT_TIMEOUT_S
     ) -> int:
-        """Delete a collection; return how many candidates it had."""
+        """Delete a collection and its aliases; return how many candidates it had."""
         request = pb.DeleteCollectionRequest(name=name)
         reply = await _answer(self._stub.DeleteCollection(request, timeout=timeout))
         return reply.deleted_candidates
+
+    async def set_alias(
+        self, alias: str, collection: str, *, timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> str:
+        """Let an alias name a collection at once; return the name of the one before, or "".
+
+        Every call but `delete_collection` takes an alias for its collection.
+        """
+        request = pb.SetAliasRequest(alias=alias, collection=collection)
+        reply = await _answer(self._stub.SetAlias(request, timeout=timeout))
+        return reply.previous_collection
+
+    async def delete_alias(self, alias: str, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
+        """Delete an alias; its collection stays."""
+        await _answer(self._stub.DeleteAlias(pb.DeleteAliasRequest(alias=alias), timeout=timeout))
 
     async def get_status(self, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> MeshStatus:
         """Return the state of every service of the mesh."""
@@ -238,7 +329,7 @@ def _outcome(result: pb.SearchResult) -> SearchResult | MmeshError:
     return result_from_pb(result.response)
 
 
-async def _aiter(items: Iterable[Candidate] | AsyncIterable[Candidate]) -> AsyncIterator[Candidate]:
+async def _aiter(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[Item]:
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item

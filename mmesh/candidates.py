@@ -8,6 +8,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mmesh.content import (
     Attributes,
@@ -18,8 +22,9 @@ from mmesh.content import (
     check_id,
     check_instruction,
 )
-from mmesh.errors import InvalidField, MmeshError
-from mmesh.filters import Filter, check_filter
+from mmesh.errors import InvalidField, InvalidVector, MmeshError
+from mmesh.filters import MAX_DEPTH, Filter, check_filter
+from mmesh.vectors import FloatMatrix
 
 MAX_LIMIT = 1000
 MAX_RERANK = 256
@@ -27,6 +32,7 @@ MAX_RERANK_S = 3600.0
 MAX_ATTRIBUTES = 64
 MAX_STRING_BYTES = 4096
 MAX_LIST = 256
+MAX_FACTORY_BYTES = 256
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 
 
@@ -39,11 +45,30 @@ class Candidate:
     attributes: Attributes = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedded:
+    """A candidate with a vector that the model of its collection made of it elsewhere."""
+
+    candidate: Candidate
+    vector: NDArray[Any]
+    """(dim,) numbers of any length but zero; int8 stands for value / 127."""
+
+
 def check_candidate(candidate: Candidate, path: str) -> None:
     """Raise `InvalidField`, naming the part under `path`, unless all of it is within the limits."""
     check_id(candidate.id, f"{path}.id")
     check_content(candidate.content, f"{path}.content")
     check_attributes(candidate.attributes, f"{path}.attributes")
+
+
+def check_vectors(vectors: NDArray[Any], count: int, path: str = "vectors") -> None:
+    """Raise `InvalidField` unless `vectors` is (count, dim), and `InvalidVector` for a bad row."""
+    if vectors.ndim != 2 or len(vectors) != count:
+        problem = f"has the shape {vectors.shape}; one row for each of {count} candidates is due"
+        raise InvalidField(path, problem)
+    bad = ~np.isfinite(vectors).all(axis=1)
+    if bad.any():
+        raise InvalidVector(f"{path}[{int(bad.argmax())}]", "is not finite")
 
 
 def check_attributes(attributes: Attributes, path: str) -> None:
@@ -81,6 +106,54 @@ def _check_value(value: AttributeValue, path: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class CollectionLimits:
+    """What a collection may hold and be asked; 0 means the default. See `collection.proto`."""
+
+    max_candidates: int = 0
+    max_candidate_bytes: int = 0
+    max_attributes: int = 0
+    max_filter_depth: int = 0
+    max_limit: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionSettings:
+    """How a collection is indexed and what it may hold; see `collection.proto`."""
+
+    index_factory: str = ""
+    recall_target: float = 0.0
+    limits: CollectionLimits = field(default_factory=CollectionLimits)
+
+
+def check_settings(settings: CollectionSettings, path: str = "settings") -> None:
+    """Raise `InvalidField`, naming the setting under `path`, unless all are within bounds.
+
+    Whether `index_factory` can be built is for the index to say.
+    """
+    factory = settings.index_factory
+    if len(factory.encode()) > MAX_FACTORY_BYTES or (factory and not factory.isprintable()):
+        problem = f"must be at most {MAX_FACTORY_BYTES} bytes that can be printed"
+        raise InvalidField(f"{path}.index_factory", problem)
+    recall = settings.recall_target
+    if recall and not 0.5 <= recall <= 1:  # also refuses NaN
+        raise InvalidField(f"{path}.recall_target", f"is {recall}; 0, or 0.5 to 1, is allowed")
+    for name, most in _GREATEST.items():
+        value = getattr(settings.limits, name)
+        if not 0 <= value <= most:
+            problem = f"is {value}; 0 to {most} are allowed"
+            raise InvalidField(f"{path}.limits.{name}", problem)
+
+
+_GREATEST = {
+    "max_candidates": 2**63 - 1,
+    "max_candidate_bytes": 2**63 - 1,
+    "max_attributes": MAX_ATTRIBUTES,
+    "max_filter_depth": MAX_DEPTH,
+    "max_limit": MAX_LIMIT,
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Collection:
     """A named set of candidates that share one model."""
 
@@ -91,6 +164,8 @@ class Collection:
     shards: int
     create_time: datetime
     token: str
+    settings: CollectionSettings = field(default_factory=CollectionSettings)
+    aliases: tuple[str, ...] = ()
 
 
 class MergePolicy(enum.Enum):
@@ -259,6 +334,10 @@ class Page:
 
     candidates: tuple[Candidate, ...]
     next_token: str
+    vectors: FloatMatrix | None = field(default=None, repr=False, compare=False)
+    """Unit rows (n, dim), one for each candidate; None unless asked for."""
+    model_fingerprint: str = ""
+    """Model of the vectors."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,14 @@ import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Self, TypeVar
 
+from numpy.typing import ArrayLike
+
 from mmesh.aio import DEFAULT_TIMEOUT_S, AsyncClient, Query
 from mmesh.candidates import (
     Candidate,
     Collection,
+    CollectionSettings,
+    Embedded,
     IngestReport,
     MeshStatus,
     Page,
@@ -18,7 +22,9 @@ from mmesh.candidates import (
     SearchResult,
 )
 from mmesh.errors import MmeshError
+from mmesh.filters import Filter
 from mmesh.ingest import Progress
+from mmesh.vectors import DataType
 
 Answer = TypeVar("Answer")
 
@@ -85,13 +91,22 @@ class Client:
         collection: str,
         candidates: Sequence[Candidate],
         *,
+        vectors: ArrayLike | None = None,
+        model_fingerprint: str = "",
+        data_type: DataType = DataType.FLOAT32,
         request_id: str = "",
         timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> str:
-        """Encode and store up to 256 candidates, all or none; return the token of the write."""
+        """Encode and store up to 256 candidates; see `AsyncClient.upsert_candidates`."""
         return self._wait(
             self._client.upsert_candidates(
-                collection, candidates, request_id=request_id, timeout=timeout
+                collection,
+                candidates,
+                vectors=vectors,
+                model_fingerprint=model_fingerprint,
+                data_type=data_type,
+                request_id=request_id,
+                timeout=timeout,
             )
         )
 
@@ -108,6 +123,14 @@ class Client:
             self._client.delete_candidates(collection, ids, request_id=request_id, timeout=timeout)
         )
 
+    def delete_candidates_by_filter(
+        self, collection: str, filter: Filter, *, timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> tuple[int, str]:
+        """Delete the candidates for which a filter holds; return how many, and the token."""
+        return self._wait(
+            self._client.delete_candidates_by_filter(collection, filter, timeout=timeout)
+        )
+
     def batch_get_candidates(
         self, collection: str, ids: Sequence[str], *, timeout: float | None = DEFAULT_TIMEOUT_S
     ) -> list[Candidate]:
@@ -120,20 +143,29 @@ class Client:
         *,
         page_size: int = 0,
         page_token: str = "",
+        include_images: bool = False,
+        include_vectors: bool = False,
         timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> Page:
-        """Return a page of candidates by id, without the bytes of pictures."""
+        """Return a page of candidates by id, without the bytes of pictures unless asked for."""
         return self._wait(
             self._client.list_candidates(
-                collection, page_size=page_size, page_token=page_token, timeout=timeout
+                collection,
+                page_size=page_size,
+                page_token=page_token,
+                include_images=include_images,
+                include_vectors=include_vectors,
+                timeout=timeout,
             )
         )
 
     def ingest(
         self,
         collection: str,
-        candidates: Iterable[Candidate],
+        candidates: Iterable[Candidate | Embedded],
         *,
+        model_fingerprint: str = "",
+        data_type: DataType = DataType.FLOAT32,
         batch_size: int = 64,
         patience_s: float = 60.0,
         on_progress: Callable[[Progress], None] | None = None,
@@ -143,6 +175,8 @@ class Client:
             self._client.ingest(
                 collection,
                 candidates,
+                model_fingerprint=model_fingerprint,
+                data_type=data_type,
                 batch_size=batch_size,
                 patience_s=patience_s,
                 on_progress=on_progress,
@@ -150,10 +184,24 @@ class Client:
         )
 
     def create_collection(
-        self, name: str, *, timeout: float | None = DEFAULT_TIMEOUT_S
+        self,
+        name: str,
+        settings: CollectionSettings | None = None,
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> Collection:
         """Create a collection for the model that the mesh serves, or return it if it exists."""
-        return self._wait(self._client.create_collection(name, timeout=timeout))
+        return self._wait(self._client.create_collection(name, settings, timeout=timeout))
+
+    def update_collection(
+        self,
+        name: str,
+        settings: CollectionSettings,
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+    ) -> Collection:
+        """Replace all settings of a collection; return it."""
+        return self._wait(self._client.update_collection(name, settings, timeout=timeout))
 
     def get_collection(self, name: str, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> Collection:
         """Return one collection."""
@@ -164,8 +212,18 @@ class Client:
         return self._wait(self._client.list_collections(timeout=timeout))
 
     def delete_collection(self, name: str, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> int:
-        """Delete a collection; return how many candidates it had."""
+        """Delete a collection and its aliases; return how many candidates it had."""
         return self._wait(self._client.delete_collection(name, timeout=timeout))
+
+    def set_alias(
+        self, alias: str, collection: str, *, timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> str:
+        """Let an alias name a collection at once; return the name of the one before, or ""."""
+        return self._wait(self._client.set_alias(alias, collection, timeout=timeout))
+
+    def delete_alias(self, alias: str, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
+        """Delete an alias; its collection stays."""
+        self._wait(self._client.delete_alias(alias, timeout=timeout))
 
     def get_status(self, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> MeshStatus:
         """Return the state of every service of the mesh."""

@@ -6,25 +6,30 @@ import asyncio
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
 from mmesh import wire
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
 from mmesh.api.index.v1 import index_pb2
-from mmesh.candidates import Candidate, IngestReport, Rejected, check_candidate
+from mmesh.candidates import Candidate, Embedded, IngestReport, Rejected, check_candidate
 from mmesh.errors import (
+    CollectionFull,
     Draining,
+    InvalidVector,
     MessageTooLarge,
     MmeshError,
     ResourceExhausted,
     Unavailable,
 )
 from mmesh.status import error_of
+from mmesh.vectors import DataType
 
 MAX_BATCH_BYTES = 8 << 20
 """Bytes after which a batch is sent."""
@@ -100,9 +105,13 @@ class Ingest:
 
     stub: rpc.RetrievalServiceAsyncStub
     collection: str
-    candidates: AsyncIterator[Candidate]
+    candidates: AsyncIterator[Candidate | Embedded]
     batch_size: int
     patience_s: float
+    model_fingerprint: str = ""
+    """Model of the vectors of `Embedded` candidates."""
+    data_type: DataType = DataType.FLOAT32
+    """What their vectors travel as."""
     ingest_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
@@ -116,7 +125,7 @@ class Ingest:
         self._token = ""
         self._rejected: dict[tuple[int, int], Rejected] = {}
         self._refused_here: list[Rejected] = []
-        self._carried: Candidate | None = None  # taken from the source, not yet in a batch
+        self._carried: _Item | None = None  # taken from the source, not yet in a batch
         self._progress_at = time.monotonic()
 
     async def run(self, on_progress: Callable[[Progress], None]) -> IngestReport:
@@ -134,7 +143,8 @@ class Ingest:
             try:
                 await self._stream(on_progress)
             except MmeshError as error:
-                if not isinstance(error, Unavailable | ResourceExhausted):
+                passing = isinstance(error, Unavailable | ResourceExhausted)
+                if not passing or isinstance(error, CollectionFull):
                     raise
                 if time.monotonic() - self._progress_at > self.patience_s:
                     raise
@@ -213,32 +223,45 @@ class Ingest:
 
     async def _next_batch(self) -> _Batch | None:
         """Return the next candidates that can be sent at all; note those that cannot."""
-        message = pb.IngestRequest(batch=pb.IngestBatch(sequence=self._sequence + 1))
-        chosen, size = message.batch.candidates, 0
+        chosen: list[_Item] = []
+        size = 0
         while len(chosen) < self.batch_size and size < MAX_BATCH_BYTES:
-            candidate = await self._next_candidate()
-            if candidate is None:
+            item = await self._next_item()
+            if item is None:
                 break
-            try:
-                chosen.append(self._message_of(candidate))
-            except MmeshError as error:
-                self._refused_here.append(Rejected(candidate.id, error))
-                continue
-            size += chosen[-1].ByteSize()
-            if size > self._max_bytes:  # too much in one message: keep the last for the next
-                self._carried = candidate
-                del chosen[-1]
+            size += item.size
+            if chosen and (size > self._max_bytes or item.form != chosen[0].form):
+                self._carried = item  # for the next batch
                 break
+            chosen.append(item)
         if not chosen:
             return None
         self._sequence += 1
         through = self._taken - (self._carried is not None)
-        return _Batch(self._sequence, message, through)
+        return _Batch(self._sequence, self._request_of(chosen), through)
 
-    async def _next_candidate(self) -> Candidate | None:
+    def _request_of(self, chosen: Sequence[_Item]) -> pb.IngestRequest:
+        batch = pb.IngestBatch(sequence=self._sequence, candidates=[i.message for i in chosen])
+        rows = [item.vector for item in chosen if item.vector is not None]
+        if rows:
+            batch.vectors.CopyFrom(wire.directions_to_pb(np.stack(rows), self.data_type))
+            batch.model_fingerprint = self.model_fingerprint
+        return pb.IngestRequest(batch=batch)
+
+    async def _next_item(self) -> _Item | None:
+        """Return the next candidate that can be sent, or None after the last."""
         if self._carried is not None:
-            candidate, self._carried = self._carried, None
-            return candidate
+            item, self._carried = self._carried, None
+            return item
+        while (taken := await self._take_candidate()) is not None:
+            candidate = taken.candidate if isinstance(taken, Embedded) else taken
+            try:
+                return self._item_of(candidate, taken)
+            except MmeshError as error:
+                self._refused_here.append(Rejected(candidate.id, error))
+        return None
+
+    async def _take_candidate(self) -> Candidate | Embedded | None:
         try:
             following = await anext(self.candidates, None)
         except Exception as failure:  # whatever the caller's source raises, it gets back
@@ -249,10 +272,30 @@ class Ingest:
             self._taken += 1
         return following
 
-    def _message_of(self, candidate: Candidate) -> index_pb2.Candidate:
+    def _item_of(self, candidate: Candidate, taken: Candidate | Embedded) -> _Item:
         check_candidate(candidate, "candidate")
-        message = wire.candidate_to_pb(candidate)
-        if message.ByteSize() > self._max_bytes:
-            size = message.ByteSize()
+        message, vector = wire.candidate_to_pb(candidate), None
+        size = message.ByteSize()
+        if isinstance(taken, Embedded):
+            vector = np.asarray(taken.vector)
+            if vector.ndim != 1 or not np.isfinite(vector).all():
+                raise InvalidVector("vector", "is not a row of finite numbers")
+            size += len(vector) * self.data_type.width
+        if size > self._max_bytes:
             raise MessageTooLarge(f"is {size} bytes; at most {self._max_bytes} fit into a message")
-        return message
+        return _Item(message, vector, size)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Item:
+    """A candidate that can be sent."""
+
+    message: index_pb2.Candidate
+    vector: NDArray[Any] | None
+    size: int
+    """Bytes on the wire."""
+
+    @property
+    def form(self) -> tuple[int, str]:
+        """Width and element type of its vector, which are the same all over a batch."""
+        return (0, "") if self.vector is None else (len(self.vector), self.vector.dtype.name)

@@ -10,15 +10,25 @@ from collections.abc import Mapping
 from datetime import UTC
 from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mmesh.api.content.v1 import content_pb2
 from mmesh.api.index.v1 import collection_pb2, filter_pb2, index_pb2
 from mmesh.api.problem.v1 import problem_pb2
 from mmesh.api.vector.v1 import vector_pb2
-from mmesh.candidates import Candidate, Collection, Consistency
+from mmesh.candidates import (
+    Candidate,
+    Collection,
+    CollectionLimits,
+    CollectionSettings,
+    Consistency,
+    Page,
+)
 from mmesh.content import Attributes, AttributeValue, Content, Image, Modality, Part
 from mmesh.errors import InvalidField, InvalidFilter, InvalidVector, MmeshError, error_class
 from mmesh.filters import MAX_DEPTH, AllOf, AnyOf, Compare, Filter, In, Not, Operator
-from mmesh.vectors import DataType, FloatMatrix, pack, unpack
+from mmesh.vectors import INT8_SCALE, DataType, FloatMatrix, pack, unpack
 
 _MODALITIES = {
     Modality.TEXT: content_pb2.MODALITY_TEXT,
@@ -111,6 +121,20 @@ def vectors_to_pb(
     """Return the message of `matrix` (n, dim)."""
     values = pack(matrix, data_type)
     return vector_pb2.Vectors(dim=matrix.shape[1], data_type=_DATA_TYPES[data_type], values=values)
+
+
+def directions_to_pb(matrix: NDArray[Any], data_type: DataType) -> vector_pb2.Vectors:
+    """Return the message of `matrix` (n, dim) for who looks at the directions of its rows only.
+
+    That lets rows be stretched to the whole range of a narrower `data_type`, so that little is lost
+    by rounding. A matrix of int8 stands for value / 127.
+    """
+    if matrix.dtype == np.int8:
+        matrix = matrix / np.float32(INT8_SCALE)
+    elif data_type is not DataType.FLOAT32 and matrix.dtype != data_type.value:
+        largest = np.abs(matrix).max(axis=1, keepdims=True, initial=0)
+        matrix = matrix / np.where(largest > 0, largest, 1)
+    return vectors_to_pb(matrix, data_type)
 
 
 def vectors_from_pb(message: vector_pb2.Vectors) -> FloatMatrix:
@@ -263,6 +287,38 @@ def make_error(code: int, reason: str, message: str, metadata: dict[str, str]) -
     return error
 
 
+def settings_to_pb(settings: CollectionSettings) -> collection_pb2.CollectionSettings:
+    """Return the message of `settings`."""
+    limits = settings.limits
+    return collection_pb2.CollectionSettings(
+        index_factory=settings.index_factory,
+        recall_target=settings.recall_target,
+        limits=collection_pb2.CollectionLimits(
+            max_candidates=limits.max_candidates,
+            max_candidate_bytes=limits.max_candidate_bytes,
+            max_attributes=limits.max_attributes,
+            max_filter_depth=limits.max_filter_depth,
+            max_limit=limits.max_limit,
+        ),
+    )
+
+
+def settings_from_pb(message: collection_pb2.CollectionSettings) -> CollectionSettings:
+    """Return the settings of `message`; their bounds are checked by `check_settings`."""
+    limits = message.limits
+    return CollectionSettings(
+        message.index_factory,
+        message.recall_target,
+        CollectionLimits(
+            limits.max_candidates,
+            limits.max_candidate_bytes,
+            limits.max_attributes,
+            limits.max_filter_depth,
+            limits.max_limit,
+        ),
+    )
+
+
 def collection_to_pb(collection: Collection) -> collection_pb2.Collection:
     """Return the message of `collection`."""
     message = collection_pb2.Collection(
@@ -275,6 +331,8 @@ def collection_to_pb(collection: Collection) -> collection_pb2.Collection:
         ],
         shard_count=collection.shards,
         token=collection.token,
+        settings=settings_to_pb(collection.settings),
+        aliases=collection.aliases,
     )
     message.create_time.FromDatetime(collection.create_time)
     return message
@@ -291,6 +349,18 @@ def collection_from_pb(message: collection_pb2.Collection) -> Collection:
         message.shard_count,
         message.create_time.ToDatetime(UTC),
         message.token,
+        settings_from_pb(message.settings),
+        tuple(message.aliases),
+    )
+
+
+def page_from_pb(message: Any) -> Page:
+    """Return the page of a ListCandidatesResponse, of the public API or of the index's."""
+    return Page(
+        tuple(candidate_from_pb(candidate) for candidate in message.candidates),
+        message.next_page_token,
+        vectors_from_pb(message.vectors) if message.HasField("vectors") else None,
+        message.model_fingerprint,
     )
 
 

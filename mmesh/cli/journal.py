@@ -17,12 +17,19 @@ class Journal:
     """Remembers how many leading candidates of an ingest are settled.
 
     It belongs to the collection as it was created and to the sources as they are on disk: when one
-    of them changes, an ingest begins at the beginning.
+    of them changes, an ingest begins at the beginning. So do two commands that read them otherwise.
     """
 
-    def __init__(self, collection: Collection, address: str, sources: tuple[Path, ...]) -> None:
+    def __init__(
+        self,
+        collection: Collection,
+        address: str,
+        sources: tuple[Path, ...],
+        command: str = "ingest",
+    ) -> None:
         stamps = [_stamp(source) for source in sources]
-        key = json.dumps([address, collection.name, collection.create_time.isoformat(), stamps])
+        created = collection.create_time.isoformat()
+        key = json.dumps([command, address, collection.name, created, stamps])
         name = hashlib.sha256(key.encode()).hexdigest()[:24]
         self._path = _folder() / f"{name}.json"
         self._written_at = 0.0

@@ -6,30 +6,40 @@ import sys
 
 import click
 
+from mmesh.cli.alias import alias
 from mmesh.cli.candidates import delete, show
 from mmesh.cli.collection import collection
+from mmesh.cli.index import index
 from mmesh.cli.ingest import ingest
+from mmesh.cli.scale import scale
 from mmesh.cli.search import search
 from mmesh.cli.status import status
+from mmesh.cli.transfer import export, import_
 from mmesh.cli.up import up
 from mmesh.errors import MmeshError, Unavailable
 
+_HELP = """Find texts, pictures and illustrated texts with words, pictures or both.
+
+\b
+mmesh up                                   start a mesh on this machine
+mmesh ingest photos ~/Pictures             put a folder of pictures in
+mmesh search photos "a cat on a sofa"      find
+"""
+
 
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MMESH"}
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MMESH"},
+    help=_HELP,
 )
 @click.version_option(package_name="mmesh")
 def cli() -> None:
-    r"""Find texts, pictures and illustrated texts with words, pictures or both.
-
-    \b
-    mmesh up                                   start a mesh on this machine
-    mmesh ingest photos ~/Pictures             put a folder of pictures in
-    mmesh search photos "a cat on a sofa"      find
-    """
+    """Hold the commands."""
 
 
-for command in (up, collection, ingest, search, delete, show, status):
+COMMANDS = (
+    up, scale, collection, alias, ingest, search, delete, show, export, import_, index, status,
+)  # fmt: skip
+for command in COMMANDS:
     cli.add_command(command)
 
 

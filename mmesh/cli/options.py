@@ -1,4 +1,4 @@
-"""What several commands share: the address, and a client for it."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -19,4 +19,14 @@ address_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.optio
 )
 json_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON instead of a table."
+)
+batch_size_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+    "--batch-size",
+    type=click.IntRange(1, 256),
+    default=64,
+    show_default=True,
+    help="Candidates in a batch.",
+)
+restart_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+    "--restart", is_flag=True, help="Begin at the beginning, whatever was done before."
 )

@@ -47,4 +47,6 @@ def collection_row(collection: Collection) -> dict[str, Any]:
         "model_fingerprint": collection.model_fingerprint,
         "create_time": collection.create_time.isoformat(),
         "token": collection.token,
+        "aliases": list(collection.aliases),
+        "settings": asdict(collection.settings),
     }

@@ -12,11 +12,12 @@ from typing import Any
 import click
 
 from mmesh.candidates import Candidate
+from mmesh.cli.parquet import batches_of
 from mmesh.content import AttributeValue, Content, Image, Part
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
 ROW_FILES = {".jsonl", ".ndjson", ".csv", ".parquet"}
-_OURS = ("id", "text", "image", "attributes", "instruction", "target")
+_OURS = ("id", "text", "image", "attributes", "instruction", "target", "vector")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +112,9 @@ def _csv_rows(source: Path) -> Iterator[dict[str, Any]]:
 
 
 def _parquet_rows(source: Path) -> Iterator[dict[str, Any]]:
-    try:
-        from arro3.io import read_parquet
-    except ImportError:
-        raise click.ClickException("Parquet needs `pip install 'mmesh[parquet]'`") from None
-    for batch in read_parquet(source):
-        for row in batch.to_struct_array().to_pylist():
+    for batch in batches_of(source):
+        columns = [name for name in batch.column_names if name != "vector"]
+        for row in batch.select(columns).to_struct_array().to_pylist():
             yield with_attributes({name: value for name, value in row.items() if value is not None})
 
 

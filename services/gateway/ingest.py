@@ -14,13 +14,22 @@ from mmesh.candidates import Candidate
 from mmesh.content import Role
 from mmesh.errors import DeadlineExceeded, InvalidField, MmeshError, Overloaded, Unavailable
 from mmesh.serving.deadline import Deadline
+from mmesh.vectors import FloatMatrix
 from services.gateway import metrics
 from services.gateway.ports import Encoded, Encoder, Index
 
 Value = TypeVar("Value")
 ATTEMPT_S = 30.0
 PAUSE_S = 0.25
-_CANDIDATE = re.compile(r"candidates\[(\d+)\]")
+_CULPRIT = re.compile(r"(candidates|vectors)\[(\d+)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Vectors (n, dim) of n candidates, and the model that made them."""
+
+    rows: FloatMatrix
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +38,8 @@ class Batch:
 
     sequence: int
     candidates: Sequence[Candidate | Refused]
+    given: Given | None = None
+    """A vector for each of them, if they were encoded elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +107,12 @@ class Ingester:
         patience = _Patience(self._patience_s)
         kept: list[Row] = []
         token = ""
-        if numbered:
+        if numbered and batch.given:
+            vectors = batch.given
+            kept = [Row(candidate, number, number) for number, candidate in numbered]
+        elif numbered:
             encoded = await patience.keep_trying(lambda until: self._encode(numbered, until))
+            vectors = Given(encoded.vectors, encoded.fingerprint)
             kept, problems = _sort_out(numbered, encoded)
             refused += problems
         if before is not None:
@@ -106,7 +121,7 @@ class Ingester:
         while kept:
             try:
                 token = await patience.keep_trying(
-                    lambda until: self._write(collection, request_id, kept, encoded, until)  # noqa: B023  # awaited at once
+                    lambda until: self._write(collection, request_id, kept, vectors, until)  # noqa: B023  # awaited at once
                 )
                 break
             except InvalidField as error:
@@ -127,7 +142,7 @@ class Ingester:
         collection: str,
         request_id: str,
         rows: Sequence[Row],
-        encoded: Encoded,
+        vectors: Given,
         deadline: Deadline,
     ) -> str:
         # The same batch sent again goes through the same refusals, so each write needs its own id.
@@ -136,8 +151,8 @@ class Ingester:
         return await self._index.upsert(
             collection,
             [row.candidate for row in rows],
-            encoded.vectors[[row.input for row in rows]],
-            encoded.fingerprint,
+            vectors.rows[[row.vector for row in rows]],
+            vectors.fingerprint,
             f"{request_id}:{digest}",
             deadline,
         )
@@ -148,11 +163,11 @@ Numbered = tuple[int, Candidate]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A candidate that can be stored: its number in the batch, and in what was encoded."""
+    """A candidate that can be stored: its number in the batch, and that of its vector."""
 
     candidate: Candidate
     number: int
-    input: int
+    vector: int
 
 
 def _sort_out(numbered: Sequence[Numbered], encoded: Encoded) -> tuple[list[Row], list[Refused]]:
@@ -170,12 +185,12 @@ def _sort_out(numbered: Sequence[Numbered], encoded: Encoded) -> tuple[list[Row]
 
 def _without_culprit(rows: Sequence[Row], error: InvalidField) -> tuple[list[Row], Refused]:
     """Take the row out that the index refused the write for; raise if it named none."""
-    found = _CANDIDATE.match(error.field)
-    if found is None or int(found[1]) >= len(rows):
+    found = _CULPRIT.match(error.field)
+    if found is None or int(found[2]) >= len(rows):
         raise error
-    place = int(found[1])
+    place = int(found[2])
     culprit = rows[place]
-    field = f"candidates[{culprit.number}]{error.field[found.end() :]}"
+    field = f"{found[1]}[{culprit.number}]{error.field[found.end() :]}"
     problem = type(error)(field, error.problem)
     return [*rows[:place], *rows[place + 1 :]], Refused(
         culprit.candidate.id, culprit.number, problem

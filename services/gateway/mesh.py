@@ -10,10 +10,12 @@ from mmesh.candidates import Candidate, ServiceStatus
 from mmesh.content import Role
 from mmesh.errors import InvalidField, MmeshError
 from mmesh.serving.deadline import Deadline
-from services.gateway.backends import EncoderBackend, IndexBackend, RerankerBackend
 from services.gateway.config import GatewaySettings
-from services.gateway.ingest import Ingester
+from services.gateway.encoder_backend import EncoderBackend
+from services.gateway.index_backend import IndexBackend
+from services.gateway.ingest import Given, Ingester
 from services.gateway.pipeline import Pipeline
+from services.gateway.reranker_backend import RerankerBackend
 
 STATUS_S = 2.0
 
@@ -43,27 +45,42 @@ class Mesh:
                 await backend.close()
 
     async def upsert(
-        self, collection: str, candidates: Sequence[Candidate], request_id: str, deadline: Deadline
+        self,
+        collection: str,
+        candidates: Sequence[Candidate],
+        given: Given | None,
+        request_id: str,
+        deadline: Deadline,
     ) -> str:
-        """Encode and store candidates, all or none; return the token."""
+        """Store candidates, encoded first unless vectors are given, all or none; return the token.
+
+        Raises:
+            MmeshError: what is wrong with one of them, the number of which is in its field.
+        """
+        vectors = given or await self._encode(candidates, deadline)
+        return await self.index.upsert(
+            collection, candidates, vectors.rows, vectors.fingerprint, request_id, deadline
+        )
+
+    async def _encode(self, candidates: Sequence[Candidate], deadline: Deadline) -> Given:
         inputs = [(candidate.content, "") for candidate in candidates]
         encoded = await self.encoder.encode(inputs, Role.CANDIDATE, deadline, skip_problems=True)
         for number, error in sorted(encoded.problems.items()):
             raise error.under(f"candidates[{number}]") if isinstance(error, InvalidField) else error
-        return await self.index.upsert(
-            collection, candidates, encoded.vectors, encoded.fingerprint, request_id, deadline
-        )
+        return Given(encoded.vectors, encoded.fingerprint)
 
     async def status(self, deadline: Deadline) -> list[ServiceStatus]:
         """Return the state of every service."""
         patience = Deadline.after(min(STATUS_S, deadline.share(0.9).remaining()))
         asked: dict[str, Awaitable[str]] = {"encoder": self._describe_encoder(patience)}
-        for shard in range(self.index.shard_count):
-            asked[f"index-{shard}"] = self.index.describe_shard(shard, patience)
         if self.reranker is not None:
             asked["reranker"] = self.reranker.describe(patience)
-        answers = await asyncio.gather(*asked.values(), return_exceptions=True)
-        return [_status(name, answer) for name, answer in zip(asked, answers, strict=True)]
+        processes, answers = await asyncio.gather(
+            self.index.describe(patience),
+            asyncio.gather(*asked.values(), return_exceptions=True),
+        )
+        encoder, *others = [_status(name, one) for name, one in zip(asked, answers, strict=True)]
+        return [encoder, *processes, *others]
 
     async def _describe_encoder(self, deadline: Deadline) -> str:
         model = await self.encoder.ask_model(deadline)

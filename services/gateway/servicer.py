@@ -9,12 +9,13 @@ from typing import Any
 from mmesh import wire
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
-from mmesh.candidates import Candidate, check_candidate
-from mmesh.errors import InvalidField, InvalidRequest, MmeshError
+from mmesh.candidates import Candidate, CollectionSettings, check_candidate, check_settings
+from mmesh.errors import InvalidField, InvalidFilter, InvalidRequest, MmeshError
+from mmesh.filters import check_filter
 from mmesh.searches import result_to_pb, search_from_pb
 from mmesh.serving.deadline import Context, Deadline
 from services.gateway.config import GatewaySettings
-from services.gateway.ingest import Batch, Refused, Stored
+from services.gateway.ingest import Batch, Given, Refused, Stored
 from services.gateway.mesh import Mesh
 from services.gateway.pipeline import VERSION
 
@@ -58,8 +59,9 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
         for refused in (one for one in outcomes if isinstance(one, Refused)):
             raise refused.error
         candidates = [one for one in outcomes if isinstance(one, Candidate)]
+        given = _embeddings_of(request, "vectors")
         token = await self._mesh.upsert(
-            request.collection, candidates, request.request_id, self._deadline(context)
+            request.collection, candidates, given, request.request_id, self._deadline(context)
         )
         return pb.UpsertCandidatesResponse(token=token)
 
@@ -70,6 +72,18 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
             request.collection, request.ids, request.request_id, self._deadline(context)
         )
         return pb.DeleteCandidatesResponse(deleted=deleted, token=token)
+
+    async def DeleteCandidatesByFilter(
+        self, request: pb.DeleteCandidatesByFilterRequest, context: Context
+    ) -> pb.DeleteCandidatesByFilterResponse:
+        if not request.HasField("filter"):
+            raise InvalidFilter("filter", "is missing; `all_of` without filters deletes all")
+        condition = wire.filter_from_pb(request.filter)
+        check_filter(condition)
+        deleted, token = await self._mesh.index.delete_by_filter(
+            request.collection, condition, self._deadline(context)
+        )
+        return pb.DeleteCandidatesByFilterResponse(deleted=deleted, token=token)
 
     async def BatchGetCandidates(
         self, request: pb.BatchGetCandidatesRequest, context: Context
@@ -83,10 +97,19 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
         self, request: pb.ListCandidatesRequest, context: Context
     ) -> pb.ListCandidatesResponse:
         page = await self._mesh.index.page(
-            request.collection, request.page_size, request.page_token, self._deadline(context)
+            request.collection,
+            request.page_size,
+            request.page_token,
+            self._deadline(context),
+            include_images=request.include_images,
+            include_vectors=request.include_vectors,
         )
-        messages = [wire.candidate_to_pb(candidate) for candidate in page.candidates]
-        return pb.ListCandidatesResponse(candidates=messages, next_page_token=page.next_token)
+        return pb.ListCandidatesResponse(
+            candidates=[wire.candidate_to_pb(candidate) for candidate in page.candidates],
+            next_page_token=page.next_token,
+            vectors=None if page.vectors is None else wire.vectors_to_pb(page.vectors),
+            model_fingerprint=page.model_fingerprint,
+        )
 
     # -- ingest
 
@@ -117,8 +140,9 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
         self, request: pb.CreateCollectionRequest, context: Context
     ) -> pb.CreateCollectionResponse:
         deadline = self._deadline(context)
+        settings = _settings_of(request)
         model = await self._mesh.encoder.model(deadline)
-        made = await self._mesh.index.create_collection(request.name, model, deadline)
+        made = await self._mesh.index.create_collection(request.name, model, settings, deadline)
         return pb.CreateCollectionResponse(collection=wire.collection_to_pb(made))
 
     async def GetCollection(
@@ -138,11 +162,31 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
             next_page_token=next_page_token,
         )
 
+    async def UpdateCollection(
+        self, request: pb.UpdateCollectionRequest, context: Context
+    ) -> pb.UpdateCollectionResponse:
+        updated = await self._mesh.index.update_collection(
+            request.name, _settings_of(request), self._deadline(context)
+        )
+        return pb.UpdateCollectionResponse(collection=wire.collection_to_pb(updated))
+
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Context
     ) -> pb.DeleteCollectionResponse:
         count = await self._mesh.index.delete_collection(request.name, self._deadline(context))
         return pb.DeleteCollectionResponse(deleted_candidates=count)
+
+    async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
+        previous = await self._mesh.index.set_alias(
+            request.alias, request.collection, self._deadline(context)
+        )
+        return pb.SetAliasResponse(previous_collection=previous)
+
+    async def DeleteAlias(
+        self, request: pb.DeleteAliasRequest, context: Context
+    ) -> pb.DeleteAliasResponse:
+        await self._mesh.index.delete_alias(request.alias, self._deadline(context))
+        return pb.DeleteAliasResponse()
 
     async def GetStatus(
         self, request: pb.GetStatusRequest, context: Context
@@ -190,6 +234,25 @@ def _candidate_of(message: Any, number: int, seen: dict[str, int]) -> Candidate 
     return candidate
 
 
+def _settings_of(
+    request: pb.CreateCollectionRequest | pb.UpdateCollectionRequest,
+) -> CollectionSettings:
+    settings = wire.settings_from_pb(request.settings)
+    check_settings(settings)
+    return settings
+
+
+def _embeddings_of(request: pb.UpsertCandidatesRequest | pb.IngestBatch, path: str) -> Given | None:
+    """Return the vectors that came with candidates, one for each, or None without any."""
+    if not request.HasField("vectors"):
+        return None
+    matrix = wire.vectors_from_pb(request.vectors)
+    if len(matrix) != len(request.candidates):
+        count = len(request.candidates)
+        raise InvalidField(path, f"has {len(matrix)} rows for {count} candidates")
+    return Given(matrix, request.model_fingerprint)
+
+
 async def _open_of(requests: AsyncIterator[pb.IngestRequest]) -> pb.IngestOpen:
     first = await anext(aiter(requests), None)
     if first is None or first.WhichOneof("step") != "open":
@@ -209,7 +272,8 @@ async def _batches_of(requests: AsyncIterator[pb.IngestRequest]) -> AsyncIterato
             raise InvalidField("batch.sequence", f"is {batch.sequence}; {expected or 1} is due")
         expected = batch.sequence + 1
         _check_count("batch.candidates", len(batch.candidates), MAX_CANDIDATES)
-        yield Batch(batch.sequence, _candidates_of(batch.candidates))
+        given = _embeddings_of(batch, "batch.vectors")
+        yield Batch(batch.sequence, _candidates_of(batch.candidates), given)
 
 
 async def _until(stop: asyncio.Event, batches: AsyncIterator[Batch]) -> AsyncIterator[Batch]:

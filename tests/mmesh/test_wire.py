@@ -1,13 +1,28 @@
 from datetime import UTC, datetime
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mmesh import wire
-from mmesh.candidates import Candidate, Collection, MergePolicy, Rerank, Search
+from mmesh.api.index.v1 import index_pb2
+from mmesh.candidates import (
+    Candidate,
+    Collection,
+    CollectionLimits,
+    CollectionSettings,
+    MergePolicy,
+    Rerank,
+    Search,
+    check_settings,
+    check_vectors,
+)
 from mmesh.content import Content, Image, Modality
+from mmesh.errors import InvalidField, InvalidVector
 from mmesh.filters import AllOf, AnyOf, Compare, In, Not, Operator
 from mmesh.searches import search_from_pb, search_to_pb
+from mmesh.vectors import DataType
 
 words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip)
 parts = st.one_of(words, st.builds(Image, st.binary(min_size=1), words))
@@ -66,5 +81,96 @@ def test_a_search_survives_the_wire(search):
 def test_a_collection_survives_the_wire():
     counts = {modality: n for n, modality in enumerate(Modality)}
     made = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    collection = Collection("photos", 384, "lite-1", counts, 2, made, "e:7")
+    settings = CollectionSettings("IVF8,Flat", 0.9, CollectionLimits(1, 2, 3, 4, 5))
+    names = ("current", "old")
+    collection = Collection("photos", 384, "lite-1", counts, 2, made, "e:7", settings, names)
     assert wire.collection_from_pb(wire.collection_to_pb(collection)) == collection
+
+
+settings = st.builds(
+    CollectionSettings,
+    st.text(st.characters(exclude_categories=["C", "Z"]), max_size=60),
+    st.sampled_from([0.0, 0.5, 0.97, 1.0]),
+    st.builds(
+        CollectionLimits,
+        st.integers(0, 2**63 - 1),
+        st.integers(0, 2**63 - 1),
+        st.integers(0, 64),
+        st.integers(0, 16),
+        st.integers(0, 1000),
+    ),
+)
+
+
+@given(settings)
+def test_settings_within_bounds_survive_the_wire(settings):
+    check_settings(settings)
+    assert wire.settings_from_pb(wire.settings_to_pb(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        (CollectionSettings(index_factory="x" * 257), "index_factory"),
+        (CollectionSettings(index_factory="Fl\0at"), "index_factory"),
+        (CollectionSettings(recall_target=0.4), "recall_target"),
+        (CollectionSettings(recall_target=1.01), "recall_target"),
+        (CollectionSettings(recall_target=float("nan")), "recall_target"),
+        (CollectionSettings(limits=CollectionLimits(max_candidates=-1)), "limits.max_candidates"),
+        (CollectionSettings(limits=CollectionLimits(0, -1)), "limits.max_candidate_bytes"),
+        (CollectionSettings(limits=CollectionLimits(0, 0, 65)), "limits.max_attributes"),
+        (CollectionSettings(limits=CollectionLimits(0, 0, 0, 17)), "limits.max_filter_depth"),
+        (CollectionSettings(limits=CollectionLimits(0, 0, 0, 0, 1001)), "limits.max_limit"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_setting_out_of_bounds_is_named(bad, field):
+    with pytest.raises(InvalidField) as refused:
+        check_settings(bad)
+    assert refused.value.field == f"settings.{field}"
+
+
+@pytest.mark.parametrize(
+    ("data_type", "tolerance"),
+    [(DataType.FLOAT32, 1e-6), (DataType.FLOAT16, 1e-5), (DataType.INT8, 1e-3)],
+)
+def test_directions_survive_each_data_type(data_type, tolerance):
+    rows = np.random.default_rng(1).normal(size=(50, 384)).astype(np.float32)
+    rows *= np.logspace(-3, 6, 50, dtype=np.float32)[:, None]  # of any length
+    back = wire.vectors_from_pb(wire.directions_to_pb(rows, data_type))
+    dots = np.einsum("nd,nd->n", rows, back)
+    cosines = dots / np.linalg.norm(rows, axis=1) / np.linalg.norm(back, axis=1)
+    assert (cosines > 1 - tolerance).all()
+
+
+@pytest.mark.parametrize("data_type", [DataType.FLOAT16, DataType.INT8])
+def test_rows_that_have_the_data_type_already_travel_as_they_are(data_type):
+    rows = np.array([[1, -2, 3], [100, 0, -127]], data_type.value)
+    assert wire.directions_to_pb(rows, data_type).values == rows.tobytes()
+
+
+def test_a_row_of_zeros_stays_one():
+    for data_type in DataType:
+        message = wire.directions_to_pb(np.zeros((1, 4), np.float32), data_type)
+        assert not wire.vectors_from_pb(message).any()
+
+
+def test_vectors_that_do_not_fit_their_candidates_are_named():
+    rows = np.ones((3, 4), np.float32)
+    check_vectors(rows, 3)
+    for wrong in (rows[:2], rows[0], rows[None]):
+        with pytest.raises(InvalidField, match="one row for each of 3 candidates"):
+            check_vectors(wrong, 3)
+    rows[1, 2] = np.inf
+    with pytest.raises(InvalidVector) as refused:
+        check_vectors(rows, 3)
+    assert refused.value.field == "vectors[1]"
+
+
+def test_a_page_has_vectors_only_when_they_were_sent():
+    message = index_pb2.ListCandidatesResponse(next_page_token="next", model_fingerprint="m")
+    assert wire.page_from_pb(message).vectors is None
+    message.vectors.CopyFrom(wire.vectors_to_pb(np.eye(2, dtype=np.float32)))
+    page = wire.page_from_pb(message)
+    assert (page.next_token, page.model_fingerprint) == ("next", "m")
+    np.testing.assert_array_equal(page.vectors, np.eye(2))

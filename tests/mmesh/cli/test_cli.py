@@ -13,7 +13,7 @@ import pytest
 def run(mesh, tmp_path):
     """Run `mmesh ARGUMENTS`; return exit code, stdout and stderr."""
 
-    def run(*arguments, address=mesh.address):
+    def run(*arguments, address=mesh.address, answer=""):
         env = os.environ | {
             "MMESH_TARGET_ADDRESS": address,
             "XDG_STATE_HOME": str(tmp_path / "state"),
@@ -21,8 +21,9 @@ def run(mesh, tmp_path):
         }
         command = [sys.executable, "-c", "from mmesh.cli import main; main()", *map(str, arguments)]
         done = subprocess.run(
-            command, capture_output=True, text=True, env=env, timeout=60, check=False, cwd=tmp_path
-        )
+            command, input=answer, capture_output=True, text=True, env=env, timeout=60, check=False,
+            cwd=tmp_path,
+        )  # fmt: skip
         return done.returncode, done.stdout, done.stderr
 
     return run
@@ -163,6 +164,87 @@ def test_deleted_candidates_are_not_found_again(run, filled):
     code, output, _ = run("delete", filled, "cat", "unknown")
     assert (code, output) == (0, "deleted 1 of 2\n")
     assert counts(run, filled)["text"] == 1
+
+
+def test_deleting_by_filter_asks_first(run, filled):
+    question = f"Of the 3 candidates of {filled}, delete those with year < 1980?"
+    code, output, _ = run("delete", filled, "--filter", "year < 1980", answer="n\n")
+    assert code == 130
+    assert question in output
+    assert counts(run, filled)["text"] == 2
+    code, output, _ = run("delete", filled, "--filter", "year < 1980", "--yes")
+    assert (code, output) == (0, "deleted 1 of 3\n")
+    assert counts(run, filled)["text"] == 1
+
+
+def test_only_the_settings_that_are_given_change(run):
+    name = "cli-settings"
+    made = run("collection", "create", name, "--max-limit", "5", "--index-factory", "Flat")
+    assert made[0] == 0
+    code, output, _ = run("collection", "set", name, "--recall-target", "0.9", "--max-limit", "0")
+    assert code == 0
+    assert "0.9" in output
+    _, output, _ = run("collection", "show", name, "--json")
+    settings = json.loads(output)["settings"]
+    assert (settings["index_factory"], settings["recall_target"]) == ("Flat", 0.9)
+    assert set(settings["limits"].values()) == {0}
+    assert "any number" in run("collection", "show", name)[1]
+    code, _, errors = run("collection", "set", name, "--max-limit", "1001")
+    assert code == 1
+    assert "settings.limits.max_limit" in errors
+    assert run("collection", "delete", name, "--yes")[0] == 0
+
+
+def test_an_alias_is_set_listed_and_deleted(run, filled):
+    assert run("alias", "set", "cli-alias", filled)[:2] == (0, f"cli-alias is {filled}\n")
+    assert json.loads(run("alias", "list", "--json")[1]) == [
+        {"alias": "cli-alias", "collection": filled}
+    ]
+    assert "cli-alias" in run("collection", "list")[1]
+    assert counts(run, "cli-alias")["text"] == 2
+    assert run("alias", "delete", "cli-alias")[0] == 0
+    assert json.loads(run("alias", "list", "--json")[1]) == []
+    code, _, errors = run("alias", "delete", "cli-alias")
+    assert code == 1
+    assert "ALIAS_NOT_FOUND" in errors
+
+
+def test_the_segments_of_every_shard_are_shown(run, filled, mesh):
+    data = mesh.settings.data
+    code, output, _ = run("index", "segments", filled, "--data", data)
+    assert code == 0
+    assert "index-0" in output
+    assert "index-1" in output
+    code, output, _ = run("index", "segments", filled, "--data", data, "--json")
+    shards = json.loads(output)
+    assert (code, set(shards)) == (0, {"index-0", "index-1"})
+    held = [one for shard in shards.values() for one in shard["segments"]]
+    assert {one["collection"] for one in held} == {filled}
+    assert sum(one["rows"] - one["deleted"] for one in held) == 3
+    address = mesh.address_of("index-1")
+    code, output, _ = run("index", "segments", "--index-address", address, "--json")
+    assert (code, set(json.loads(output))) == (0, {address})
+
+
+def test_a_shard_that_is_away_is_said_and_the_others_are_shown(run, mesh):
+    addresses = ["--index-address", mesh.address_of("index-0"), "--index-address", "127.0.0.1:1"]
+    code, output, errors = run("index", "segments", *addresses, "--json")
+    assert code == 1
+    assert set(json.loads(output)) == {mesh.address_of("index-0")}
+    assert "127.0.0.1:1: " in errors
+
+
+def test_shards_compact_and_store_a_collection_when_told(run, filled, mesh):
+    data = mesh.settings.data
+    code, output, errors = run("index", "compact", filled, "--data", data, "--json")
+    assert code == 0, errors
+    held = [one for segments in json.loads(output).values() for one in segments]
+    assert sum(one["rows"] for one in held) == 3
+    code, output, errors = run("index", "snapshot", filled, "--data", data, "--json")
+    assert code == 0, errors
+    assert {one["number"] for one in json.loads(output).values()} == {1}
+    code, output, errors = run("index", "verify", "--collection", filled, "--data", data)
+    assert code == 0, errors
 
 
 def test_errors_are_one_line_that_says_what_to_do(run):

@@ -1,0 +1,140 @@
+"""Exports as files: what is written is what is read, and what is no export is refused."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mmesh.candidates import Candidate, Embedded, Page
+from mmesh.cli.sources import Unreadable
+from mmesh.content import Content, Image
+
+arro3 = pytest.importorskip("arro3.core", reason="Parquet is absent: pip install 'mmesh[parquet]'")
+
+from arro3.io import read_parquet, write_parquet  # noqa: E402  # only where it is installed
+
+from mmesh.cli.archive import Header, has_vectors, read_archive, read_header, write_archive  # noqa: E402
+
+DIM = 3
+HEADER = Header("photos", "lite-1", DIM, "epoch:7", 5)
+words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip)
+parts = st.one_of(words, st.builds(Image, st.binary(min_size=1), words))
+values = st.one_of(
+    words,
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.lists(words, max_size=3).map(tuple),
+)
+candidates = st.builds(
+    Candidate,
+    words,
+    st.lists(parts, min_size=1, max_size=4).map(lambda p: Content(tuple(p))),
+    st.dictionaries(st.from_regex(r"[a-z_.\-]{1,9}", fullmatch=True), values, max_size=4),
+)
+
+
+def vectors_for(count: int) -> np.ndarray:
+    return np.random.default_rng(count).normal(size=(count, DIM)).astype(np.float32)
+
+
+def pages_of(found: list[Candidate], vectors: np.ndarray | None, size: int = 2):
+    for start in range(0, len(found), size) or [0]:
+        rows = None if vectors is None else vectors[start : start + size]
+        yield Page(tuple(found[start : start + size]), "", rows)
+
+
+def types_in(candidate: Candidate) -> dict[str, type]:
+    return {name: type(value) for name, value in candidate.attributes.items()}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(candidates, max_size=5), st.booleans())
+def test_what_is_written_is_read_again(tmp_path, found, with_vectors):
+    path = tmp_path / "export.parquet"
+    vectors = vectors_for(len(found)) if with_vectors else None
+    counts = []
+    written = write_archive(
+        path, HEADER, pages_of(found, vectors), images=True, on_rows=counts.append
+    )
+    assert written == len(found) == counts[-1]
+    assert read_header(path) == HEADER
+    assert has_vectors(path) == with_vectors
+    read = list(read_archive(path, vectors=with_vectors))
+    back = [one.candidate if isinstance(one, Embedded) else one for one in read]
+    assert back == found
+    assert [types_in(one) for one in back] == [types_in(one) for one in found]
+    if vectors is not None:
+        assert all((one.vector == row).all() for one, row in zip(read, vectors, strict=True))
+
+
+def test_the_columns_are_plain_parquet_that_others_can_read(tmp_path):
+    path = tmp_path / "export.parquet"
+    content = Content.of("a kitten", b"one", "on a sofa", Image(b"two", "image/png"))
+    found = [Candidate("cat", content, {"year": 1990, "score": 2.0, "tags": ("a", "b")})]
+    write_archive(
+        path, HEADER, pages_of(found, vectors_for(1)), images=True, on_rows=lambda _: None
+    )
+    reader = read_parquet(path)
+    (row,) = [row for batch in reader for row in batch.to_struct_array().to_pylist()]
+    assert row["id"] == "cat"
+    assert row["modality"] == "image_text"
+    assert row["text"] == "a kitten\non a sofa"
+    assert row["images"] == [b"one", b"two"]
+    assert json.loads(row["parts"]) == [
+        {"text": "a kitten"},
+        {"image": 0, "media_type": ""},
+        {"text": "on a sofa"},
+        {"image": 1, "media_type": "image/png"},
+    ]
+    assert json.loads(row["attributes"]) == {"year": 1990, "score": 2.0, "tags": ["a", "b"]}
+    np.testing.assert_array_equal(row["vector"], vectors_for(1)[0])
+    metadata = reader.schema.metadata
+    assert metadata[b"mmesh.collection"] == b"photos"
+    assert metadata[b"mmesh.model_fingerprint"] == b"lite-1"
+    assert metadata[b"mmesh.count"] == b"5"
+
+
+def test_pictures_that_were_left_out_are_said(tmp_path):
+    path = tmp_path / "export.parquet"
+    found = [Candidate("text", Content.of("words")), Candidate("picture", Content.of(b"bytes"))]
+    write_archive(path, HEADER, pages_of(found, None), images=False, on_rows=lambda _: None)
+    text, picture = read_archive(path, vectors=False)
+    assert text == found[0]
+    assert picture == Unreadable("picture", "its pictures were left out of the export")
+
+
+def test_what_interrupts_an_export_is_raised_as_it_is(tmp_path):
+    def pages():
+        yield Page((Candidate("one", Content.of("words")),), "")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_archive(tmp_path / "e.parquet", HEADER, pages(), images=True, on_rows=lambda _: None)
+
+
+def test_a_file_that_is_no_export_is_refused(tmp_path):
+    other, cut = tmp_path / "other.parquet", tmp_path / "cut.parquet"
+    ids = arro3.Array(["a"], arro3.DataType.utf8())
+    write_parquet(arro3.Table.from_pydict({"id": ids}), other)
+    cut.write_bytes(other.read_bytes()[:-20])
+    empty = tmp_path / "empty.parquet"
+    empty.touch()
+    with pytest.raises(click.ClickException, match="not made by `mmesh export`"):
+        read_header(other)
+    for path in (cut, empty):
+        with pytest.raises(click.ClickException, match="not a Parquet file"):
+            read_header(path)
+
+
+def test_an_export_of_a_later_version_is_refused(tmp_path):
+    path = tmp_path / "later.parquet"
+    header = Header("photos", "lite-1", DIM, "epoch:7", 0, format=2)
+    write_archive(path, header, pages_of([], None), images=True, on_rows=lambda _: None)
+    with pytest.raises(click.ClickException, match="later version"):
+        read_header(path)
