@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
 
 import faiss
@@ -14,6 +15,10 @@ MAX_LIMIT = 2_048
 """Hits and lists that a GPU index can be asked for."""
 
 
+turn = threading.Lock()
+"""Held by whoever searches on the GPU: its indexes share memory and serve one thread at a time."""
+
+
 def devices() -> int:
     """Return how many GPUs FAISS can use; 0 for a FAISS without GPU support."""
     return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else 0
@@ -23,8 +28,7 @@ def moved(index: Any) -> Any:
     """Return a copy of `index` on the first GPU, or `index` itself where no GPU can search it.
 
     Flat indexes and those of plain lists can be moved; fast-scan codes, graphs and refining stages
-    have no twin on a GPU. A GPU index must not be searched by two threads at a time, not even for
-    reading.
+    have no twin on a GPU. Searches of what is returned must hold `turn`.
     """
     if not devices():
         return index

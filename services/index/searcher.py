@@ -155,9 +155,11 @@ class Searcher:
         return enough or not view.gains_from_batches(modalities)
 
     def _is_short(self, batch: list[_Waiting]) -> bool:
-        view, queries = batch[0].work.view, sum(len(w.work.queries) for w in batch)
-        plain = batch[0].work.filter is None
-        return plain and 0 < view.cost_s * queries <= self._inline_s
+        """Whether a hop to a thread would cost more than it could save: one short search alone."""
+        (work, *others) = (waiting.work for waiting in batch)
+        if others or work.filter is not None:
+            return False
+        return 0 < work.view.cost_s * len(work.queries) <= self._inline_s
 
 
 def _run(batch: list[_Waiting]) -> tuple[list[Searched], Exception | None]:

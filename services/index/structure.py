@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import math
-import threading
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -69,7 +68,7 @@ class Structure:
         self._kept: dict[tuple[int, int, bool], Any] = {}
         self._turn: AbstractContextManager[Any] = nullcontext()
         if gpu.is_on_gpu(index):
-            self._turn = threading.Lock()  # a GPU index serves one thread at a time
+            self._turn = gpu.turn
 
     @property
     def is_exact(self) -> bool:
