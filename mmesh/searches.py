@@ -32,6 +32,7 @@ _OUTCOMES = {
     RerankOutcome.PARTIAL: pb.RERANK_OUTCOME_PARTIAL,
     RerankOutcome.SKIPPED: pb.RERANK_OUTCOME_SKIPPED,
 }
+_MERGE_OF, _OUTCOME_OF = wire.by_number(_MERGES), wire.by_number(_OUTCOMES)
 
 
 def search_to_pb(search: Search) -> pb.SearchRequest:
@@ -69,7 +70,7 @@ def search_from_pb(message: pb.SearchRequest) -> Search:
         target=wire.modality_from_pb(message.target, "target"),
         limit=message.limit if message.HasField("limit") else 10,
         filter=wire.filter_from_pb(message.filter) if message.HasField("filter") else None,
-        merge=cast("MergePolicy | None", wire.enum_from_pb(_MERGES, message.merge, "merge")),
+        merge=cast("MergePolicy | None", wire.enum_from_pb(_MERGE_OF, message.merge, "merge")),
         rerank=Rerank(rerank.candidates, rerank.max_seconds) if rerank else None,
         consistency=wire.consistency_from_pb(message.consistency),
         token=message.token,
@@ -166,7 +167,7 @@ def _receipt_from_pb(message: pb.Receipt) -> Receipt:
         query_modality=_modality(message.query_modality),
         searched=tuple(_modality(value) for value in message.searched),
         target_source=message.target_source,
-        merge=known(_MERGES, message.merge, MergePolicy.SCORE),
+        merge=known(_MERGE_OF, message.merge, MergePolicy.SCORE),
         stages=tuple(Stage(s.name, s.seconds, s.service_seconds) for s in message.stages),
         total_seconds=message.total_seconds,
         encoder_batch_size=message.encoder_batch_size,
@@ -174,7 +175,7 @@ def _receipt_from_pb(message: pb.Receipt) -> Receipt:
         encoder_fingerprint=message.encoder_fingerprint,
         reranker_fingerprint=message.reranker_fingerprint,
         reranker_template=message.reranker_template,
-        rerank_outcome=known(_OUTCOMES, message.rerank_outcome, RerankOutcome.SKIPPED),
+        rerank_outcome=known(_OUTCOME_OF, message.rerank_outcome, RerankOutcome.SKIPPED),
         calibration=message.calibration,
         gateway_version=message.gateway_version,
     )

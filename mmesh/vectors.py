@@ -60,7 +60,7 @@ def unit_rows(matrix: FloatMatrix, path: str = "vectors") -> FloatMatrix:
         InvalidVector: a row holds NaN or infinity, or has zero length; its number is in the path.
     """
     norms = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
-    if not (np.isfinite(norms) & (norms > 0)).all():
+    if len(norms) and not 0 < norms.min() <= norms.max() < np.inf:  # false for NaN, too
         row = int((~np.isfinite(norms) | (norms == 0)).argmax())
         problem = "has zero length" if norms[row] == 0 else "is not finite"
         raise InvalidVector(f"{path}[{row}]", f"{problem}; it has no direction to search by")

@@ -55,14 +55,23 @@ _CONSISTENCIES = {
 }
 
 
-def enum_from_pb(table: Mapping[Any, Any], value: int, path: str) -> Any:
-    """Return the key of `value` in `table`, or None for the unspecified zero."""
+def by_number(table: Mapping[Any, Any]) -> dict[int, Any]:
+    """Return the table of an enum the other way round, for `enum_from_pb`."""
+    return {number: key for key, number in table.items()}
+
+
+def enum_from_pb(table: Mapping[int, Any], value: int, path: str) -> Any:
+    """Return what `table` has for a wire value, or None for the unspecified zero."""
+    if value in table:
+        return table[value]
     if value == 0:
         return None
-    for key, number in table.items():
-        if number == value:
-            return key
     raise InvalidField(path, f"is {value}, which is not a value of its enum")
+
+
+_MODALITY_OF = by_number(_MODALITIES)
+_DATA_TYPE_OF = by_number(_DATA_TYPES)
+_CONSISTENCY_OF = by_number(_CONSISTENCIES)
 
 
 def modality_to_pb(modality: Modality | None) -> content_pb2.Modality.ValueType:
@@ -74,7 +83,7 @@ def modality_to_pb(modality: Modality | None) -> content_pb2.Modality.ValueType:
 
 def modality_from_pb(value: int, path: str = "modality") -> Modality | None:
     """Return the modality, or None when unspecified."""
-    return cast("Modality | None", enum_from_pb(_MODALITIES, value, path))
+    return cast("Modality | None", enum_from_pb(_MODALITY_OF, value, path))
 
 
 def consistency_to_pb(consistency: Consistency | None) -> index_pb2.Consistency.ValueType:
@@ -86,7 +95,7 @@ def consistency_to_pb(consistency: Consistency | None) -> index_pb2.Consistency.
 
 def consistency_from_pb(value: int) -> Consistency | None:
     """Return the consistency, or None when unspecified."""
-    return cast("Consistency | None", enum_from_pb(_CONSISTENCIES, value, "consistency"))
+    return cast("Consistency | None", enum_from_pb(_CONSISTENCY_OF, value, "consistency"))
 
 
 def content_to_pb(content: Content) -> content_pb2.Content:
@@ -139,7 +148,7 @@ def directions_to_pb(matrix: NDArray[Any], data_type: DataType) -> vector_pb2.Ve
 
 def vectors_from_pb(message: vector_pb2.Vectors) -> FloatMatrix:
     """Return the matrix (n, dim) of `message`; finiteness is checked by `unit_rows`."""
-    data_type = enum_from_pb(_DATA_TYPES, message.data_type, "vectors.data_type")
+    data_type = enum_from_pb(_DATA_TYPE_OF, message.data_type, "vectors.data_type")
     if data_type is None:
         raise InvalidVector("vectors.data_type", "is not set")
     return unpack(message.values, message.dim, data_type)

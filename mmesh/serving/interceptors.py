@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -140,7 +140,7 @@ async def around(call: Call) -> AsyncIterator[None]:
 def _set_request_id(context: Context) -> None:
     """Give the call, for the logs and for outgoing calls, the id that came with it or a new one."""
     given = dict(context.invocation_metadata() or ()).get(REQUEST_ID_KEY, "")
-    logs.request_id.set(str(given)[:64] or uuid.uuid4().hex)
+    logs.request_id.set(str(given)[:64] or secrets.token_hex(16))
 
 
 def _record(call: Call, seconds: float) -> None:

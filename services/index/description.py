@@ -55,6 +55,7 @@ def describe(follower: Follower, budget: Budget) -> ShardState:
         segments += _segments(view)
     memory["process"] = process_bytes()
     export_memory({**memory, "limit": budget.limit})
+    metrics.refused_collections.set(len(follower.refused))
     lag = sum(follower.lags().values())
     return ShardState(candidates, lag, segments, memory, sorted(follower.refused))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -270,6 +271,7 @@ class Segment:
         return exact.only(found, bitmap.has(chosen.bits, found[1]), limit)
 
 
+@lru_cache(maxsize=4096)
 def widening(kind: Kind, share: float, limit: int) -> float:
     """Return how much more effort it takes to find `limit` hits among a share of the rows.
 

@@ -134,11 +134,16 @@ def _by_query(
     scores: FloatMatrix, rows: RowNumbers, ids: Sequence[str], attributes: Sequence[str]
 ) -> list[Found]:
     """Return the hits of each query of what is given for all: rows (m, k), -1 in the end."""
-    starts = np.arange(len(rows)) * rows.shape[1]
-    ends = starts + np.count_nonzero(rows >= 0, axis=1)
+    m, width = rows.shape
+    full = not width or rows[:, -1].min() >= 0
+    counts = [width] * m if full else np.count_nonzero(rows >= 0, axis=1).tolist()
     return [
-        Found(ids[start:end], query_scores[: end - start], attributes[start:end])
-        for query_scores, start, end in zip(scores, starts.tolist(), ends.tolist(), strict=True)
+        Found(
+            ids[number * width : number * width + count],
+            scores[number, :count],
+            attributes[number * width : number * width + count],
+        )
+        for number, count in enumerate(counts)
     ]
 
 
