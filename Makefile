@@ -7,7 +7,7 @@ PROTOS  = $(shell find protos -name '*.proto' | sort)
 DATA   ?= .mmesh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all setup-vllm setup-node setup-storage setup-training setup-peers demo up check fmt test bench protos docs protos-accept lite-model
+.PHONY: help setup setup-all setup-vllm setup-node setup-storage setup-training setup-peers demo up check fmt test bench bench-peers protos docs protos-accept lite-model
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -62,7 +62,10 @@ test: setup  ## run the tests; says what it skipped and how to install it
 	$(BIN)/python -m pytest
 
 bench: setup  ## run the benchmarks and store their results in benchmarks/results
-	@for name in recall_lite rerank_lite overhead mixed_pool; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in recall_lite rerank_lite overhead mixed_pool index_search index_ingest index_growth; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+bench-peers: setup setup-peers  ## compare the index with other vector stores on the same rows
+	$(BIN)/python benchmarks/index_peers.py
 
 protos: setup  ## generate mmesh/api from protos/
 	$(BIN)/python -m tools.generate_api .

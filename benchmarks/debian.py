@@ -36,7 +36,7 @@ class Package:
 def programs(work: Path) -> list[Package]:
     """Return one package of each name stem in an order by hash, libraries and the like left out."""
     stems: dict[str, Package] = {}
-    for record in sorted(_records(work)):
+    for record in sorted(records(work)):
         package = _package(record)
         if package is not None:
             stems.setdefault(_stem(package.name), package)
@@ -75,7 +75,7 @@ def _stem(name: str) -> str:
     return re.sub(r"[\d.+]+$", "", name.split("-")[0]) or name
 
 
-def _records(work: Path) -> list[str]:
+def records(work: Path) -> list[str]:
     folder = work / "apt"
     files = list(folder.glob("lists/*_Translation-en"))
     if not files:

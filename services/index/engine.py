@@ -15,7 +15,6 @@ from typing import Self, TypeVar
 from mmesh.candidates import Candidate, Collection, CollectionSettings, Consistency
 from mmesh.content import Modality
 from mmesh.errors import (
-    CollectionNotFound,
     DimMismatch,
     InvalidField,
     LogUnavailable,
@@ -319,22 +318,21 @@ class IndexEngine:
         """Return what this process holds and how far it is."""
         return describe(self._known, self._budget)
 
-    async def compact(self, collection: str) -> ShardState:
-        """Merge what this process holds of a collection into as few segments as it can be."""
-        row = await self._read(self.log.collection, collection)
-        await self._maintainer.compact(self._view_of(row.name), row)
+    async def compact(self, collection: str, deadline: Deadline) -> ShardState:
+        """Merge what this process holds, up to now, into one segment of each modality."""
+        row, view = await self._fresh_view(collection, deadline)
+        await self._maintainer.compact(view, row)
         return self.describe_shard().only(row.name)
 
-    async def snapshot(self, collection: str) -> tuple[int, str]:
+    async def snapshot(self, collection: str, deadline: Deadline) -> tuple[int, str]:
         """Store a snapshot of a collection; return its number and the token of its state."""
-        return await self._maintainer.snapshot(self._view_of(collection))
+        _, view = await self._fresh_view(collection, deadline)
+        return await self._maintainer.snapshot(view)
 
-    def _view_of(self, collection: str) -> View:
-        row = self._known.row(collection)
-        view = self._known.views.get(row.name) if row else None
-        if view is None:
-            raise CollectionNotFound(collection)
-        return view
+    async def _fresh_view(self, collection: str, deadline: Deadline) -> tuple[CollectionRow, View]:
+        """Return the collection as the log has it, and its view once that has caught up."""
+        row = await self._read(self.log.collection, collection)
+        return row, await self._known.wait_for(row, row.seq, deadline)
 
     # -- threads
 

@@ -277,6 +277,6 @@ def widening(kind: Kind, share: float, limit: int) -> float:
 
     As measured on embeddings of texts, in steps, so that parameters can be kept and used again.
     """
-    by_share = {Kind.LISTS: 0.3, Kind.GRAPH: 1.0}.get(kind, 0.0) * -math.log2(share)
+    by_share = {Kind.LISTS: 0.4, Kind.GRAPH: 1.0}.get(kind, 0.0) * -math.log2(share)
     by_limit = 0.25 * math.log2(max(1.0, limit / LIMIT))
     return float(2 ** (round(4 * (by_share + by_limit)) / 4))

@@ -29,7 +29,7 @@ from services.index.engine import IndexEngine, SearchOrder
 from services.index.rows import StoredCandidate, attributes_from_json
 from services.index.shard import Found
 
-DEFAULT_DEADLINE_S = 30.0
+DEFAULT_DEADLINE_S, LONG_DEADLINE_S = 30.0, 3600.0
 MAX_CANDIDATES = 1000
 MAX_QUERIES = 1024
 PAGE_SHARE = 0.9
@@ -149,11 +149,11 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
     ) -> index_pb2.ListCandidatesResponse:
         size = page_size_of(request.page_size)
         row, stored = await self._engine.page(
-            request.collection, request.page_token, size, vectors=request.include_vectors
+            request.collection, request.page_token, size + 1, vectors=request.include_vectors
         )
         room = int(PAGE_SHARE * self._settings.max_message_bytes)
         messages: list[index_pb2.Candidate] = []
-        for one in stored:
+        for one in stored[:size]:
             candidate = await self._engine.candidate(one, images=request.include_images)
             message = wire.candidate_to_pb(candidate)
             room -= message.ByteSize() + len(one.vector)
@@ -161,10 +161,9 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
                 break
             messages.append(message)
         shown = stored[: len(messages)]
-        is_last = len(messages) == len(stored) < size
         return index_pb2.ListCandidatesResponse(
             candidates=messages,
-            next_page_token="" if is_last or not shown else shown[-1].id,
+            next_page_token=shown[-1].id if len(shown) < len(stored) else "",
             vectors=_vectors_to_pb(shown, row.dim) if request.include_vectors else None,
             model_fingerprint=row.model_fingerprint,
         )
@@ -206,13 +205,15 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
     async def Compact(
         self, request: index_pb2.CompactRequest, context: Context
     ) -> index_pb2.CompactResponse:
-        state = await self._engine.compact(request.collection)
+        deadline = Deadline.of(context, LONG_DEADLINE_S)
+        state = await self._engine.compact(request.collection, deadline)
         return index_pb2.CompactResponse(segments=map(_segment_to_pb, state.segments))
 
     async def CreateSnapshot(
         self, request: index_pb2.CreateSnapshotRequest, context: Context
     ) -> index_pb2.CreateSnapshotResponse:
-        number, token = await self._engine.snapshot(request.collection)
+        deadline = Deadline.of(context, LONG_DEADLINE_S)
+        number, token = await self._engine.snapshot(request.collection, deadline)
         return index_pb2.CreateSnapshotResponse(number=number, token=token)
 
 
