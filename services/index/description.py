@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from mmesh.content import Modality
 from services.index import metrics
 from services.index.follower import Follower
-from services.index.memory import Budget, process_bytes
+from services.index.memory import process_bytes
 from services.index.segment import Segment
 from services.index.shard import Block, View
 
@@ -44,7 +44,7 @@ class ShardState:
         return replace(self, segments=[s for s in self.segments if s.collection == collection])
 
 
-def describe(follower: Follower, budget: Budget) -> ShardState:
+def describe(follower: Follower) -> ShardState:
     """Return the state of what `follower` holds, and export its memory."""
     memory: Counter[str] = Counter()
     segments: list[SegmentState] = []
@@ -54,7 +54,7 @@ def describe(follower: Follower, budget: Budget) -> ShardState:
         candidates += sum(view.counts().values())
         segments += _segments(view)
     memory["process"] = process_bytes()
-    export_memory({**memory, "limit": budget.limit})
+    export_memory({**memory, "limit": follower.budget.limit})
     metrics.refused_collections.set(len(follower.refused))
     lag = sum(follower.lags().values())
     return ShardState(candidates, lag, segments, memory, sorted(follower.refused))

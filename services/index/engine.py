@@ -75,6 +75,17 @@ class SearchOrder:
     token: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What an engine is made of once the log was reached."""
+
+    log: Log
+    blobs: ContentBlobs
+    follower: Follower
+    maintainer: Maintainer
+    committer: Committer
+
+
 class IndexEngine:
     """One shard of every collection; an async context manager that follows the log while open."""
 
@@ -88,29 +99,40 @@ class IndexEngine:
             settings.search_threads, settings.max_waiting_searches, settings.inline_s
         )
         self._stack = AsyncExitStack()
-        self._log: Log | None = None
+        self._parts: _Parts | None = None
 
     async def __aenter__(self) -> Self:
         """Load the shard, from snapshots and the log, and begin to follow the log."""
-        settings = self._settings
-        self._log = log = await self._open_log()
-        objects = await asyncio.to_thread(open_objects, settings.blobs)
-        self._blobs = ContentBlobs(objects)
-        self._committer = Committer(log, settings.max_waiting_writes)
-        self._budget = Budget.of(settings.memory_limit_bytes)
-        slots = slots_of(settings.shard, settings.shard_count)
-        self._follower = Follower(log, slots, settings.seal_rows, settings.poll_s, self._budget)
-        scratch = Scratch(settings.scratch_dir)
-        self._stack.callback(scratch.close)
-        snapshots = Snapshots(objects, keep=settings.snapshots_kept)
-        self._maintainer = Maintainer(settings, log, self._follower, snapshots, scratch)
-        await self._stack.enter_async_context(self._follower)
-        await self._stack.enter_async_context(self._maintainer)
-        await self._stack.enter_async_context(self._committer)
-        await self._follower.catch_up()
-        self._follower.start()
+        log = await self._open_log()
+        self._stack.callback(log.close)
+        self._parts = parts = await self._make_parts(log)
+        for part in (parts.follower, parts.maintainer, parts.committer):
+            await self._stack.enter_async_context(part)
+        await parts.follower.catch_up()
+        parts.follower.start()
         self.is_ready = True
         return self
+
+    async def _make_parts(self, log: Log) -> _Parts:
+        settings = self._settings
+        objects = await asyncio.to_thread(open_objects, settings.blobs)
+        scratch = Scratch(settings.scratch_dir)
+        self._stack.callback(scratch.close)
+        follower = Follower(
+            log,
+            slots_of(settings.shard, settings.shard_count),
+            settings.seal_rows,
+            settings.poll_s,
+            Budget.of(settings.memory_limit_bytes),
+        )
+        snapshots = Snapshots(objects, keep=settings.snapshots_kept)
+        return _Parts(
+            log=log,
+            blobs=ContentBlobs(objects),
+            follower=follower,
+            maintainer=Maintainer(settings, log, follower, snapshots, scratch),
+            committer=Committer(log, settings.max_waiting_writes),
+        )
 
     async def _open_log(self) -> Log:
         """Return the log; wait for its database as long as that takes."""
@@ -123,12 +145,10 @@ class IndexEngine:
                 await asyncio.sleep(START_PAUSE_S)
 
     async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
         await self._searcher.close()
         for pool in (self._preparer, self._reader):
             await asyncio.to_thread(pool.shutdown)
-        if self._log is not None:
-            self._log.close()
+        await self._stack.aclose()
 
     # -- collections
 
@@ -137,43 +157,45 @@ class IndexEngine:
     ) -> Collection:
         """Create the collection, or return it if it exists for the same model."""
         check_factory(settings.index_factory, dim)
-        row = await self._read(self.log.create_collection, name, dim, model_fingerprint, settings)
-        self._follower.look()
+        row = await self._read(
+            self._open.log.create_collection, name, dim, model_fingerprint, settings
+        )
+        self._open.follower.look()
         return self._describe(row)
 
     async def update_collection(self, name: str, settings: CollectionSettings) -> Collection:
         """Replace the collection's settings."""
-        row = await self._read(self.log.collection, name)
+        row = await self._read(self._open.log.collection, name)
         check_factory(settings.index_factory, row.dim)
-        return self._describe(await self._read(self.log.update_collection, name, settings))
+        return self._describe(await self._read(self._open.log.update_collection, name, settings))
 
     async def get_collection(self, name: str) -> Collection:
         """Return the collection."""
-        return self._describe(await self._read(self.log.collection, name))
+        return self._describe(await self._read(self._open.log.collection, name))
 
     async def list_collections(self, after: str, limit: int) -> list[Collection]:
         """Return collections with names after `after`."""
-        rows = await self._read(self.log.collections, after, limit)
+        rows = await self._read(self._open.log.collections, after, limit)
         return [self._describe(row) for row in rows]
 
     async def delete_collection(self, name: str) -> int:
         """Delete the collection and return how many candidates it had."""
-        row = await self._read(self.log.collection, name)
-        count = await self._read(self.log.delete_collection, name)
-        self._follower.look()
-        await self._maintainer.drop_snapshots(row.epoch)
+        row = await self._read(self._open.log.collection, name)
+        count = await self._read(self._open.log.delete_collection, name)
+        self._open.follower.look()
+        await self._open.maintainer.drop_snapshots(row.epoch)
         return count
 
     async def set_alias(self, alias: str, collection: str) -> str:
         """Let `alias` name the collection; return what it named before."""
-        previous = await self._read(self.log.set_alias, alias, collection)
-        self._follower.look()
+        previous = await self._read(self._open.log.set_alias, alias, collection)
+        self._open.follower.look()
         return previous
 
     async def delete_alias(self, alias: str) -> None:
         """Delete the alias."""
-        await self._read(self.log.delete_alias, alias)
-        self._follower.look()
+        await self._read(self._open.log.delete_alias, alias)
+        self._open.follower.look()
 
     def _describe(self, row: CollectionRow) -> Collection:
         return Collection(
@@ -201,8 +223,8 @@ class IndexEngine:
         rows = await self._run(self._preparer, self._new_rows, candidates, vectors)
         types = attribute_types_with(candidates)
         write = Upsert(collection, rows, types, request_id, model_fingerprint)
-        written = await self._committer.write(write, len(rows))
-        self._follower.look()
+        written = await self._open.committer.write(write, len(rows))
+        self._open.follower.look()
         return written.token
 
     def _new_rows(
@@ -217,30 +239,32 @@ class IndexEngine:
             slot_of(candidate.id),
             candidate.content.modality,
             attributes_to_json(candidate.attributes),
-            parts_to_json(candidate.content, self._blobs),
+            parts_to_json(candidate.content, self._open.blobs),
             pack(vector),
         )
 
     async def delete(self, collection: str, ids: Sequence[str], request_id: str) -> tuple[int, str]:
         """Delete candidates durably; return how many there were, and the token."""
-        written = await self._committer.write(Delete(collection, ids, request_id), len(ids))
-        self._follower.look()
+        written = await self._open.committer.write(Delete(collection, ids, request_id), len(ids))
+        self._open.follower.look()
         return written.count, written.token
 
     async def delete_by_filter(self, collection: str, condition: Filter) -> tuple[int, str]:
         """Delete those for which the filter holds now; return how many, and the last token."""
-        row = await self._read(self.log.collection, collection)
+        row = await self._read(self._open.log.collection, collection)
         self._check_filter(condition, row)
         count, token, after = 0, row.token, ""
         while True:
-            page = await self._read(self.log.page, row.name, after, PAGE_ROWS)
+            page = await self._read(self._open.log.page, row.name, after, PAGE_ROWS)
             old = [stored for stored in page if stored.seq <= row.seq]
             holds = Columns.of(stored.attributes for stored in old).mask(condition)
             seqs = {one.id: one.seq for one, held in zip(old, holds, strict=True) if held}
             if seqs:
-                written = await self._committer.write(DeleteUnchanged(row.name, seqs), len(seqs))
+                written = await self._open.committer.write(
+                    DeleteUnchanged(row.name, seqs), len(seqs)
+                )
                 count, token = count + written.count, written.token
-                self._follower.look()
+                self._open.follower.look()
             if len(page) < PAGE_ROWS:
                 return count, token
             after = page[-1].id
@@ -249,8 +273,8 @@ class IndexEngine:
         """Return those of `ids` that exist, in their order, with their pictures."""
 
         def read() -> list[Candidate]:
-            rows = {stored.id: stored for stored in self.log.get(collection, ids)}
-            return [candidate_of(rows[i], self._blobs) for i in ids if i in rows]
+            rows = {stored.id: stored for stored in self._open.log.get(collection, ids)}
+            return [candidate_of(rows[i], self._open.blobs) for i in ids if i in rows]
 
         return await self._read(read)
 
@@ -258,16 +282,16 @@ class IndexEngine:
         self, collection: str, after: str, limit: int, *, vectors: bool = False
     ) -> tuple[CollectionRow, list[StoredCandidate]]:
         """Return `limit` candidates with ids after `after`, as they are stored."""
-        row = await self._read(self.log.collection, collection)
+        row = await self._read(self._open.log.collection, collection)
 
         def read() -> list[StoredCandidate]:
-            return self.log.page(row.name, after, limit, vectors=vectors)
+            return self._open.log.page(row.name, after, limit, vectors=vectors)
 
         return row, await self._read(read)
 
     async def candidate(self, stored: StoredCandidate, *, images: bool) -> Candidate:
         """Return a stored candidate as users know it, with or without the bytes of pictures."""
-        return await self._read(candidate_of, stored, self._blobs if images else None)
+        return await self._read(candidate_of, stored, self._open.blobs if images else None)
 
     # -- search
 
@@ -288,7 +312,7 @@ class IndexEngine:
         wanted = row.seq if order.consistency is Consistency.STRONG else 0
         if order.consistency is Consistency.SESSION:
             wanted = _seq_of(order.token, row)
-        view = await self._known.wait_for(row, wanted, deadline.share(FRESH_SHARE))
+        view = await self._open.follower.wait_for(row, wanted, deadline.share(FRESH_SHARE))
         return await self._searcher.search(
             Work(view, queries, order.modalities, order.limit, order.filter)
         )
@@ -301,56 +325,51 @@ class IndexEngine:
     async def _row_for_search(self, order: SearchOrder) -> CollectionRow:
         if order.consistency is not Consistency.STRONG:
             return await self._row_of(order.collection)
-        self._follower.look()
-        return await self._read(self.log.collection, order.collection)
+        self._open.follower.look()
+        return await self._read(self._open.log.collection, order.collection)
 
     async def _row_of(self, collection: str) -> CollectionRow:
         """Return the collection as last seen, or from the log when it was not seen yet."""
-        known = self._known.row(collection)
+        known = self._open.follower.row(collection)
         if known is None:
-            known = await self._read(self.log.collection, collection)
-            self._follower.look()
+            known = await self._read(self._open.log.collection, collection)
+            self._open.follower.look()
         return known
 
     # -- the shard
 
     def describe_shard(self) -> ShardState:
         """Return what this process holds and how far it is."""
-        return describe(self._known, self._budget)
+        return describe(self._open.follower)
 
     async def compact(self, collection: str, deadline: Deadline) -> ShardState:
         """Merge what this process holds, up to now, into one segment of each modality."""
         row, view = await self._fresh_view(collection, deadline)
-        await self._maintainer.compact(view, row)
+        await self._open.maintainer.compact(view, row)
         return self.describe_shard().only(row.name)
 
     async def snapshot(self, collection: str, deadline: Deadline) -> tuple[int, str]:
         """Store a snapshot of a collection; return its number and the token of its state."""
         _, view = await self._fresh_view(collection, deadline)
-        return await self._maintainer.snapshot(view)
+        return await self._open.maintainer.snapshot(view)
 
     async def _fresh_view(self, collection: str, deadline: Deadline) -> tuple[CollectionRow, View]:
         """Return the collection as the log has it, and its view once that has caught up."""
-        row = await self._read(self.log.collection, collection)
-        return row, await self._known.wait_for(row, row.seq, deadline)
+        row = await self._read(self._open.log.collection, collection)
+        return row, await self._open.follower.wait_for(row, row.seq, deadline)
 
     # -- threads
 
     @property
-    def log(self) -> Log:
-        """The log.
+    def _open(self) -> _Parts:
+        """The parts.
 
         Raises:
-            LogUnavailable: its database was not reached yet.
+            LogUnavailable: its database was not reached yet, so there are none.
         """
-        if self._log is None:
+        if self._parts is None:
             raise LogUnavailable("this process is starting and has not reached the log yet")
-        return self._log
-
-    @property
-    def _known(self) -> Follower:
-        self.log  # noqa: B018  # raises until there is one
-        return self._follower
+        return self._parts
 
     async def _read(self, work: Callable[..., Result], *arguments: object) -> Result:
         return await self._run(self._reader, work, *arguments)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Self, TypeVar
 
-from mmesh.errors import CollectionNotFound, LogUnavailable, MemoryFull, MmeshError, StaleReplica
+from mmesh.errors import CollectionNotFound, LogUnavailable, MmeshError, StaleReplica
 from mmesh.serving.deadline import Deadline
 from services.index import metrics
 from services.index.log import Log
@@ -48,7 +48,7 @@ class Follower:
     collections: Mapping[str, CollectionRow] = field(default_factory=dict)
     """As last seen in the log, by name and by alias."""
     refused: dict[str, MmeshError] = field(default_factory=dict)
-    """Collections that did not fit into memory, by name."""
+    """Why collections are not loaded, such as that they would not fit into memory, by name."""
 
     def __post_init__(self) -> None:
         """Make the threads; nothing is read yet."""
@@ -189,10 +189,12 @@ class Follower:
             view = self.views.get(row.name) or await self._begin(row)
             if view.applied < row.seq:
                 await self._apply_some(view, row)
-        except CollectionNotFound:
+        except CollectionNotFound:  # deleted, or what it needs was purged: look again
             self._forget(row.name)
-            return False
-        except MemoryFull as error:
+            return True
+        except LogUnavailable:
+            raise
+        except MmeshError as error:  # of this collection alone
             self._refuse(row.name, error)
             return False
         self.refused.pop(row.name, None)

@@ -7,6 +7,7 @@ they find.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +18,16 @@ from numpy.typing import NDArray
 from mmesh.content import Modality
 from mmesh.filters import Filter
 from mmesh.vectors import FloatMatrix
+from services.index import bitmap
 from services.index.delta import Delta
 from services.index.ids import hashes_of
 from services.index.rows import Rows
 from services.index.segment import Segment
 
 RowNumbers = NDArray[np.int64]
+TRIES = 3
+REPLACED_AT_A_TIME = 512
+"""Rows in one change: searches may have to wait for its end, about a millisecond."""
 
 
 Block = Segment | Delta
@@ -157,12 +162,7 @@ def _joined(
     order = np.argsort(-scores, axis=1, kind="stable")
     owners = np.repeat(np.arange(len(blocks)), [rows.shape[1] for _, rows in answers])[order]
     scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
-    best = _materialised(blocks, scores, rows, owners, limit)
-    if any(len(set(found.ids)) < len(found.ids) for found in best):
-        # A row that is being replaced was found twice.
-        every = _materialised(blocks, scores, rows, owners, rows.shape[1])
-        return [_without_doubles(found, limit) for found in every]
-    return best
+    return _materialised(blocks, scores, rows, owners, limit)
 
 
 def _materialised(
@@ -182,16 +182,6 @@ def _materialised(
     return _by_query(scores, rows, ids.ravel().tolist(), attributes.ravel().tolist())
 
 
-def _without_doubles(found: Found, limit: int) -> Found:
-    first = {candidate_id: place for place, candidate_id in reversed([*enumerate(found.ids)])}
-    places = sorted(first.values())[:limit]
-    return Found(
-        [found.ids[p] for p in places],
-        found.scores[places],
-        [found.attributes[p] for p in places],
-    )
-
-
 def _find_in(block: Block, hashes: NDArray[np.uint64], ids: Sequence[str]) -> RowNumbers:
     """Return the row of each id, -1 where it is absent."""
     if isinstance(block, Segment):
@@ -203,6 +193,11 @@ def alive_rows(block: Block) -> NDArray[np.bool_]:
     """Return which rows of a block are alive, as booleans (n,)."""
     packed = np.frombuffer(block.alive_bits(), np.uint8)
     return np.unpackbits(packed, bitorder="little")[: len(block)].astype(np.bool_)
+
+
+def _is_alive(block: Block, rows: RowNumbers) -> NDArray[np.bool_]:
+    """Return which rows, -1 excepted, are alive."""
+    return bitmap.has(np.frombuffer(block.alive_bits(), np.uint8), rows)
 
 
 def living_rows(block: Block) -> RowNumbers:
@@ -229,6 +224,9 @@ class View:
 
     def __post_init__(self) -> None:
         """Make a partition for each modality."""
+        self._changing = threading.Lock()
+        self._changes = 0
+        """Rises when a change begins and when it ends, so it is odd meanwhile."""
         self.partitions = {
             m: Partition(self.dim, self.delta_rows, self.segments.get(m, ())) for m in Modality
         }
@@ -245,26 +243,52 @@ class View:
     def apply(self, rows: Rows, through: int) -> None:
         """Apply rows in order of sequence; afterwards the view reflects `through`."""
         hashes = hashes_of(rows.ids)
-        before = self._find(rows.ids, hashes)
-        for modality, partition in self.partitions.items():
-            own = np.flatnonzero(
-                ~rows.deleted & np.fromiter((m is modality for m in rows.modalities), np.bool_)
-            )
-            if len(own):
-                ids = [rows.ids[n] for n in own.tolist()]
-                attributes = [rows.attributes[n] for n in own.tolist()]
-                partition.append(ids, hashes[own], attributes, rows.vectors[own])
-        for block, places in before:  # after the new rows are there: a search never finds neither
-            block.kill(places)
+        owners, places = self._find(rows.ids, hashes)
+        if (places < 0).all():  # nothing is replaced, so searches beside this miss nothing
+            self._append(rows, hashes, np.arange(len(rows)))
+        else:
+            for start in range(0, len(rows), REPLACED_AT_A_TIME):
+                chosen = np.arange(start, min(len(rows), start + REPLACED_AT_A_TIME))
+                self._replace(rows, hashes, chosen, owners, places)
         self.applied = through
 
     def _find(
         self, ids: Sequence[str], hashes: NDArray[np.uint64]
-    ) -> list[tuple[Block, RowNumbers]]:
-        """Return where the ids are now, as rows by block."""
-        blocks = [block for partition in self.partitions.values() for block in partition.blocks]
-        found = [(block, _find_in(block, hashes, ids)) for block in blocks if len(block)]
-        return [(block, rows[rows >= 0]) for block, rows in found if (rows >= 0).any()]
+    ) -> tuple[NDArray[np.object_], RowNumbers]:
+        """Return the block that has each id now, and its row there; None and -1 where none has."""
+        owners, places = np.full(len(ids), None, object), np.full(len(ids), -1, np.int64)
+        for partition in self.partitions.values():
+            for block in partition.blocks:
+                rows = _find_in(block, hashes, ids)
+                rows = np.where(_is_alive(block, rows), rows, -1)
+                owners[rows >= 0] = block
+                places = np.maximum(places, rows)
+        return owners, places
+
+    def _append(self, rows: Rows, hashes: NDArray[np.uint64], chosen: RowNumbers) -> None:
+        for modality, partition in self.partitions.items():
+            own = [
+                n for n in chosen.tolist() if rows.modalities[n] is modality and not rows.deleted[n]
+            ]
+            if own:
+                ids, attributes = [rows.ids[n] for n in own], [rows.attributes[n] for n in own]
+                partition.append(ids, hashes[own], attributes, rows.vectors[own])
+
+    def _replace(
+        self,
+        rows: Rows,
+        hashes: NDArray[np.uint64],
+        chosen: RowNumbers,
+        owners: NDArray[np.object_],
+        places: RowNumbers,
+    ) -> None:
+        """Append the chosen rows and kill those of the same ids, as one change for searches."""
+        with self._changing:
+            self._changes += 1
+            self._append(rows, hashes, chosen)
+            for block in {id(b): b for b in owners[chosen] if b is not None}.values():
+                block.kill(places[chosen[owners[chosen] == block]])
+            self._changes += 1
 
     def gains_from_batches(self, modalities: Iterable[Modality]) -> bool:
         """Tell whether several queries cost less in one call than one by one."""
@@ -285,10 +309,30 @@ class View:
     def search(
         self,
         queries: FloatMatrix,
-        modalities: Iterable[Modality],
+        modalities: Sequence[Modality],
         limit: int,
         condition: Filter | None,
     ) -> list[list[Found]]:
-        """Return hits by query and modality: `result[q][m]`."""
+        """Return hits by query and modality: `result[q][m]`.
+
+        A candidate that is replaced meanwhile might be found in neither of its places, or in both.
+        So a search beside a change begins anew, and in the end keeps changes out.
+        """
+        for _ in range(TRIES):
+            changes = self._changes
+            if changes % 2 == 0:
+                found = self._search(queries, modalities, limit, condition)
+                if changes == self._changes:
+                    return found
+        with self._changing:
+            return self._search(queries, modalities, limit, condition)
+
+    def _search(
+        self,
+        queries: FloatMatrix,
+        modalities: Sequence[Modality],
+        limit: int,
+        condition: Filter | None,
+    ) -> list[list[Found]]:
         lists = [self.partitions[m].search(queries, limit, condition) for m in modalities]
         return [list(of_query) for of_query in zip(*lists, strict=True)]
