@@ -7,8 +7,8 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import grpc
@@ -45,7 +45,7 @@ class Call:
 
 
 class Guarded:
-    """A server as far as generated code adds services to it: their calls run inside `around`.
+    """A server as far as generated code adds services to it: their calls run inside `Around`.
 
     Handlers are wrapped when they are added. An interceptor would do the same for each call anew,
     at about 80 us of CPU (benchmarks/results/index_search.json tells what a call has to spend).
@@ -93,11 +93,11 @@ def _wrapped(handler: Any, method: str) -> Handler:
         return _all_well_formed(request) if handler.request_streaming else _well_formed(request)
 
     async def answer(request: Any, context: Context) -> Any:
-        async with around(Call(method, context)):
+        async with Around(Call(method, context)):
             return await behaviour(checked(request), context)
 
     async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-        async with around(Call(method, context)):
+        async with Around(Call(method, context)):
             async for response in behaviour(checked(request), context):
                 yield response
 
@@ -114,27 +114,49 @@ _MAKERS: dict[tuple[bool, bool], Callable[..., Handler]] = {
 """By whether requests and responses stream."""
 
 
-@asynccontextmanager
-async def around(call: Call) -> AsyncIterator[None]:
-    """Run a call: with a request id, within its deadline, its errors as statuses, one log line."""
-    _set_request_id(call.context)
-    start = time.perf_counter()
-    try:
-        async with asyncio.timeout(call.context.time_remaining()):  # type: ignore[no-untyped-call]
-            yield
-    except MmeshError as error:
+class Around:
+    """Runs a call: with a request id, within its deadline, its errors as statuses, one log line."""
+
+    __slots__ = ("_call", "_start", "_timeout")
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    async def __aenter__(self) -> None:
+        context = self._call.context
+        _set_request_id(context)
+        self._start = time.perf_counter()
+        self._timeout = asyncio.timeout(context.time_remaining())  # type: ignore[no-untyped-call]
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            try:
+                await self._timeout.__aexit__(kind, error, trace)
+            except TimeoutError as late:
+                error = late
+            if error is not None:
+                await _fail(self._call, error)
+        finally:
+            if not self._call.method.startswith("/grpc."):
+                _record(self._call, time.perf_counter() - self._start)
+
+
+async def _fail(call: Call, error: BaseException) -> None:
+    """End the call with the status of an error; return where it is to go on by itself."""
+    if isinstance(error, MmeshError):
         await _abort(call, error)
-    except TimeoutError:
+    elif isinstance(error, TimeoutError):
         await _abort(call, DeadlineExceeded("the deadline passed before the work was done"))
-    except (asyncio.CancelledError, grpc.aio.AbortError, GeneratorExit):
-        raise
-    except Exception:
-        logger.exception("defect", extra={"method": call.method})
+    elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
+        logger.error("defect", extra={"method": call.method}, exc_info=error)
         hint = f"a defect of mmesh; the logs have it under request id {logs.request_id.get()}"
         await _abort(call, InternalError(hint))
-    finally:
-        if not call.method.startswith("/grpc."):
-            _record(call, time.perf_counter() - start)
 
 
 def _set_request_id(context: Context) -> None:

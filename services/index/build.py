@@ -200,24 +200,39 @@ def _row_data(sources: Sequence[Source]) -> RowData:
 
 
 def _tune(structure: Structure, vectors: Vectors, order: Mapping[str, Any]) -> tuning.Tuned:
+    """Return what reaches the target for rows and, where there are any, for given queries, too."""
     if structure.is_exact or not structure.index.ntotal:
         return tuning.Tuned(0, 0, 1.0)
-    sample = _sample_of(vectors, order.get("queries"))
-    return tuning.tune(structure, sample, order.get("recall_target") or DEFAULT_RECALL)
+    target = order.get("recall_target") or DEFAULT_RECALL
+    for_rows = tuning.tune(structure, _row_sample(vectors), target)
+    if not order.get("queries"):
+        return for_rows
+    sample = _query_sample(vectors, order["queries"])
+    for_queries = tuning.tune(structure, sample, target)
+    effort = max(for_rows.effort, for_queries.effort)
+    structure.set_depth(max(for_rows.depth, for_queries.depth))
+    recall = float(tuning.recalls_of(structure, sample, effort).mean())
+    return tuning.Tuned(effort, structure.depth, recall)
 
 
-def _sample_of(vectors: Vectors, queries: str | None) -> tuning.Sample:
-    """Return queries, given ones or rows, with what exact search finds for them."""
+def _row_sample(vectors: Vectors) -> tuning.Sample:
+    """Return some rows as queries, with the other rows that exact search finds for them."""
+    n = len(vectors.matrix)
+    m = max(MIN_SAMPLE_QUERIES, min(SAMPLE_QUERIES, SAMPLE_WORK // n))
+    own = _sample(n, m)
+    return _sample_of(vectors, vectors.take(own), own)
+
+
+def _query_sample(vectors: Vectors, path: str) -> tuning.Sample:
+    """Return queries from a file, with the rows that exact search finds for them."""
+    queries = np.load(path, allow_pickle=False).astype(np.float32)
+    return _sample_of(vectors, queries, np.full(len(queries), -1))
+
+
+def _sample_of(vectors: Vectors, queries: FloatMatrix, own: RowNumbers) -> tuning.Sample:
     rows = np.arange(len(vectors.matrix))
-    if queries:
-        matrix = np.load(queries, allow_pickle=False).astype(np.float32)
-        own = np.full(len(matrix), -1)
-    else:
-        m = max(MIN_SAMPLE_QUERIES, min(SAMPLE_QUERIES, SAMPLE_WORK // len(rows)))
-        own = _sample(len(rows), m)
-        matrix = vectors.take(own)
-    _, nearest = exact.search_rows(matrix, vectors.take, rows, tuning.LIMIT + 1)
-    return tuning.Sample(matrix, own, tuning.without_own(nearest, own))
+    _, nearest = exact.search_rows(queries, vectors.take, rows, tuning.LIMIT + 1)
+    return tuning.Sample(queries, own, tuning.without_own(nearest, own))
 
 
 def work(orders: TextIO, replies: TextIO) -> None:

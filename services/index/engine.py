@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from mmesh.candidates import Candidate, Collection, CollectionSettings, Consistency
 from mmesh.content import Modality
@@ -61,8 +61,7 @@ PAGE_ROWS = 1000
 _SEQUENCE = re.compile("[0-9]{1,18}")
 
 
-@dataclass(frozen=True, slots=True)
-class SearchOrder:
+class SearchOrder(NamedTuple):
     """A search as the engine takes it; `queries` are rows (m, dim)."""
 
     collection: str

@@ -13,6 +13,7 @@ from typing import Self, TypeVar
 
 from mmesh.content import Modality
 from mmesh.errors import DataLoss, FailedPrecondition, MmeshError, StorageFull, Unavailable
+from mmesh.vectors import FloatMatrix
 from services.index import metrics
 from services.index.build import DEFAULT_RECALL
 from services.index.builder import Builder, BuildFailed, BuildOrder, Input
@@ -132,7 +133,9 @@ class Maintainer:
         segment = None
         if any(len(rows) for rows, _ in kept):
             inputs = tuple(Input(f, bits) for f, (_, bits) in zip(folders, kept, strict=True))
-            folder = await self._builder.build(self._order_for(row, inputs, output))
+            queries = await asyncio.to_thread(partition.recent.sample)
+            order = self._order_for(row, inputs, output, queries)
+            folder = await self._builder.build(order)
             segment = await asyncio.to_thread(Segment.open, folder, self._search_device)
         await self._apply(partition.replace, sources, [rows for rows, _ in kept], segment)
         await asyncio.to_thread(self._scratch.remove, folders)
@@ -143,13 +146,20 @@ class Maintainer:
     def _search_device(self) -> str:
         return "cuda" if self._settings.device == "cuda" else "cpu"
 
-    def _order_for(self, row: CollectionRow, inputs: tuple[Input, ...], output: Path) -> BuildOrder:
+    def _order_for(
+        self,
+        row: CollectionRow,
+        inputs: tuple[Input, ...],
+        output: Path,
+        queries: FloatMatrix | None,
+    ) -> BuildOrder:
         return BuildOrder(
             inputs=inputs,
             output=output,
             index_factory=row.settings.index_factory,
             recall_target=row.settings.recall_target or DEFAULT_RECALL,
             device=self._settings.device,
+            queries=queries,
         )
 
     def _folder_of(self, source: Block) -> Path:

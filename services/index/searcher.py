@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,8 +32,7 @@ long and batches gain: two halves at a time cost more CPU than the whole after o
 _SMOOTHING = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Searched:
+class Searched(NamedTuple):
     """Hits by query and modality, the state that was searched, and where the time went."""
 
     lists: list[list[Found]]
@@ -42,8 +41,7 @@ class Searched:
     queue_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """A search of one view; `queries` are unit rows (m, dim)."""
 
     view: View
@@ -72,7 +70,8 @@ class Searcher:
         self._threads, self._max_waiting, self._inline_s = threads, max_waiting, inline_s
         self._pool = ThreadPoolExecutor(threads, "search", initializer=single_threaded)
         self._waiting: list[_Waiting] = []
-        self._running: Counter[View] = Counter()
+        self._running: list[View] = []
+        """The view of each batch that runs on a thread."""
         self._is_due = False
         single_threaded()
 
@@ -103,11 +102,11 @@ class Searcher:
         """Start as much of what waits as there is room for."""
         self._is_due = False
         self._waiting = [w for w in self._waiting if not w.outcome.done()]
-        while self._running.total() < self._threads and (batch := self._take()):
+        while len(self._running) < self._threads and (batch := self._take()):
             if not self._running and self._is_short(batch):
                 _settle(batch, *_run(batch))
                 continue
-            self._running[batch[0].work.view] += 1
+            self._running.append(batch[0].work.view)
             running = loop.run_in_executor(self._pool, _run, batch)
             running.add_done_callback(partial(self._end, loop, batch))
 
@@ -117,7 +116,7 @@ class Searcher:
         batch: list[_Waiting],
         done: asyncio.Future[tuple[list[Searched], Exception | None]],
     ) -> None:
-        self._running -= Counter([batch[0].work.view])
+        self._running.remove(batch[0].work.view)
         _settle(batch, *done.result())
         self._make_due(loop)
 
@@ -149,7 +148,7 @@ class Searcher:
 
     def _is_worth_a_thread(self, batch: list[_Waiting]) -> bool:
         view, modalities = batch[0].work.view, batch[0].work.modalities
-        if not self._running[view] or view.cost_s <= self._inline_s:
+        if view not in self._running or view.cost_s <= self._inline_s:
             return True
         enough = sum(len(w.work.queries) for w in batch) >= WORTH_A_THREAD
         return enough or not view.gains_from_batches(modalities)

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from mmesh.vectors import FloatMatrix
 from services.index import bitmap
 from services.index.delta import Delta
 from services.index.ids import hashes_of
+from services.index.recent import RecentQueries
 from services.index.rows import Rows
 from services.index.segment import Segment
 
@@ -34,8 +36,7 @@ Block = Segment | Delta
 """Rows that can be searched."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """The candidates nearest to one query, best first."""
 
     ids: Sequence[str]
@@ -54,6 +55,7 @@ class Partition:
         self._delta: Delta | None = None
         self.blocks: tuple[Block, ...] = self.segments
         """What a search goes through; it takes the tuple once."""
+        self.recent = RecentQueries(dim)
 
     @property
     def full_deltas(self) -> tuple[Delta, ...]:
@@ -121,6 +123,7 @@ class Partition:
 
     def search(self, queries: FloatMatrix, limit: int, condition: Filter | None) -> list[Found]:
         """Return the `limit` nearest living candidates of each query (m, dim)."""
+        self.recent.note(queries)
         blocks = [block for block in self.blocks if len(block)]
         answers = [block.search(queries, limit, condition) for block in blocks]
         if not answers:
