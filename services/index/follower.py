@@ -33,7 +33,8 @@ Restore = Callable[[CollectionRow], Awaitable[View | None]]
 class Follower:
     """The views of one shard; an async context manager that follows the log once started.
 
-    `restore` gives a view from a snapshot, or None; `changed` is called after rows were applied.
+    `restore` gives a view from a snapshot, or None; `changed` is called after rows were applied,
+    and `dropped` with a view that is not used any more.
     """
 
     log: Log
@@ -43,6 +44,7 @@ class Follower:
     budget: Budget
     restore: Restore = field(default=lambda row: _nothing(row))
     changed: Callable[[], None] = lambda: None
+    dropped: Callable[[View], None] = lambda view: None
     views: dict[str, View] = field(default_factory=dict)
     """By the real name of the collection; each has reached the head that it saw when it began."""
     collections: Mapping[str, CollectionRow] = field(default_factory=dict)
@@ -105,6 +107,10 @@ class Follower:
         view = fresh()
         assert view is not None
         return view
+
+    def has(self, view: View) -> bool:
+        """Tell whether a view is in use, or is being loaded."""
+        return any(view is one for one in (*self.views.values(), *self.loading()))
 
     def loading(self) -> list[View]:
         """Return the views that searches cannot use yet."""
@@ -178,8 +184,10 @@ class Follower:
         self.refused = {name: error for name, error in self.refused.items() if name in rows}
 
     def _forget(self, name: str) -> None:
-        self.views.pop(name, None)
-        self._loading.pop(name, None)
+        loading, _ = self._loading.pop(name, (None, 0))
+        view = self.views.pop(name, loading)
+        if view is not None:
+            self.dropped(view)
         self._heads.pop(name, None)
         metrics.forget_collection(name)
 

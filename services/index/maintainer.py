@@ -63,6 +63,7 @@ class Maintainer:
 
     async def __aenter__(self) -> Self:
         self._follower.restore, self._follower.changed = self.restore, self.note_change
+        self._follower.dropped = self._remove_folders
         loops = [self._build_for_ever, self._purge_for_ever]
         loops += [self._snapshot_for_ever] if self._settings.snapshot_s else []
         self._tasks = [asyncio.create_task(loop()) for loop in loops]
@@ -78,6 +79,10 @@ class Maintainer:
         """Take note that rows were applied."""
         self._changed_at = time.monotonic()
         self._wake.set()
+
+    def _remove_folders(self, view: View) -> None:
+        segments = [s for partition in view.partitions.values() for s in partition.segments]
+        self._scratch.remove([segment.folder for segment in segments])
 
     # -- segments
 
@@ -139,6 +144,8 @@ class Maintainer:
             segment = await asyncio.to_thread(Segment.open, folder, self._search_device)
         await self._apply(partition.replace, sources, [rows for rows, _ in kept], segment)
         await asyncio.to_thread(self._scratch.remove, folders)
+        if not self._follower.has(view):  # it was dropped meanwhile
+            self._remove_folders(view)
         metrics.build_seconds.observe(time.perf_counter() - start)
         self._tell(view, modality, segment)
 
@@ -191,7 +198,10 @@ class Maintainer:
                 self._snapshots.load_newest, row.epoch, self._follower.slots, into,
                 dim=row.dim, at_least_seq=row.purged,
             )  # fmt: skip
-            if loaded is None or loaded.seq > row.seq:
+            if loaded is None:
+                return None
+            if loaded.seq > row.seq:  # the log was put back to an older state
+                self._scratch.remove([into])
                 return None
             segments = await asyncio.to_thread(self._open, loaded)
         except (Unavailable, StorageFull, DataLoss) as error:  # the log has it all
