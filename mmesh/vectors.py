@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,8 +59,6 @@ def unit_rows(matrix: FloatMatrix, path: str = "vectors") -> FloatMatrix:
     Raises:
         InvalidVector: a row holds NaN or infinity, or has zero length; its number is in the path.
     """
-    if len(matrix) == 1 and 0 < (length := math.sqrt(np.vdot(matrix, matrix))) < math.inf:
-        return matrix / np.float32(length)  # the way of most searches
     norms = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
     if len(norms) and not 0 < norms.min() <= norms.max() < np.inf:  # false for NaN, too
         row = int((~np.isfinite(norms) | (norms == 0)).argmax())

@@ -109,7 +109,7 @@ def test_an_ingest_survives_the_death_of_every_service(
 
 
 def test_an_acknowledged_upsert_outlives_the_death_of_every_index_process(
-    own_mesh, new_collection, new_candidates, ids_in
+    own_mesh, new_collection, new_candidates, ids_in, eventually
 ):
     candidates = new_candidates(40, 5)
     with Client(own_mesh.address) as client, new_collection(client) as name:
@@ -117,6 +117,10 @@ def test_an_acknowledged_upsert_outlives_the_death_of_every_index_process(
         for shard in ("index-0", "index-1"):
             own_mesh.kill(shard)
         own_mesh.wait_serving("index-0", "index-1")
+        eventually(
+            lambda: all(service.serving for service in client.get_status().services),
+            "the gateway has noticed",
+        )
         assert ids_in(client, name) == sorted(candidate.id for candidate in candidates)
         found = client.search(
             name, candidates[0].content, token=token, require_all_shards=True, limit=1

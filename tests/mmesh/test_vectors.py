@@ -54,3 +54,10 @@ def test_unit_rows_have_length_one_and_keep_their_direction(matrix):
     unit = unit_rows(matrix)
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-5)
     assert ((unit * matrix).sum(axis=1) > 0).all()
+
+
+def test_a_row_is_brought_to_unit_length_alike_alone_and_among_others():
+    matrix = np.random.default_rng(1).normal(size=(50, 384)).astype(np.float32)
+    together = unit_rows(matrix)
+    alone = np.concatenate([unit_rows(matrix[n : n + 1]) for n in range(50)])
+    np.testing.assert_array_equal(alone, together)
