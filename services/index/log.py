@@ -21,9 +21,8 @@ from services.index.database import open_database
 from services.index.purge import purge
 from services.index.rows import CollectionRow, Rows, StoredCandidate
 from services.index.schema import ensure_schema
-from services.index.slots import SLOTS
-from services.index.tables import MODALITIES, candidates, collections, requests
 from services.index.tables import aliases as alias_table
+from services.index.tables import candidates, collections, requests
 from services.index.writes import Ledger, RowState, Write, Written, decide, ids_of
 
 
@@ -269,13 +268,6 @@ class Log:
                 raise CollectionNotFound(name)
             rows = tail.read(connection, head.key, seq, slots, limit, dim)
         return rows, int(rows.seqs[-1]) if len(rows) == limit else head.seq
-
-    def count_rows(self, key: int, slots: range) -> int:
-        """Return how many candidates about are in these slots: their share of all."""
-        counts = sa.select(*(collections.c[f"{m.value}_count"] for m in MODALITIES))
-        with self._database.statement() as connection:
-            found = connection.execute(counts.where(collections.c.key == key)).one_or_none()
-        return sum(found or ()) * len(slots) // SLOTS
 
     def get(self, name: str, ids: Sequence[str], *, vectors: bool = False) -> list[StoredCandidate]:
         """Return those of `ids` that exist, in any order.

@@ -39,7 +39,6 @@ def every_call(writer, epoch):
         "set_alias": lambda: log.set_alias("alias", "c"),
         "delete_alias": lambda: log.delete_alias("alias"),
         "read_after": lambda: log.read_after("c", epoch, 0, range(256), 10, 2),
-        "count_rows": lambda: log.count_rows(1, range(256)),
         "get": lambda: log.get("c", ["a"]),
         "page": lambda: log.page("c", "", 10),
         "purge": lambda: log.purge(0),
