@@ -10,12 +10,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import psycopg
 
@@ -24,6 +25,10 @@ USER = "mmesh"
 START_S = 60.0
 STOP_S = 20.0
 _UNPRIVILEGED = ("nobody", "daemon")
+_AS_USER = (
+    "import os, sys; os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[1])); "
+    "os.execv(sys.argv[3], sys.argv[3:])"
+)
 
 
 def postgres_path() -> Path | None:
@@ -63,11 +68,6 @@ class PostgresServer:
         self._port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._user = _unprivileged_user() if os.geteuid() == 0 else None
-        self._as_user: dict[str, Any] = (
-            {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
-            if self._user
-            else {}
-        )
         self._folder = Path(tempfile.mkdtemp(prefix="mmesh-postgres-"))
         self._options = {"fsync": "on" if fsync else "off"} | (options or {})
         self._databases = 0
@@ -120,9 +120,9 @@ class PostgresServer:
         flags = [f"-c{name}={value}" for name, value in (settings | self._options).items()]
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
-                [self._programs / "postgres", "-D", self._folder / "data", *flags],
+                self._command("postgres", "-D", self._folder / "data", *flags),
                 stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                cwd=self._folder, start_new_session=True, **self._as_user,
+                cwd=self._folder, start_new_session=True,
             )  # fmt: skip
         try:
             self._wait()
@@ -170,6 +170,18 @@ class PostgresServer:
     def _url(self, database: str) -> str:
         return f"postgresql+psycopg://{USER}:{self._password}@{HOST}:{self._port}/{database}"
 
+    def _command(self, program: str, *arguments: str | Path) -> list[str | Path]:
+        """Return the command that runs a program of PostgreSQL as the user that may run it.
+
+        The command itself changes the user: `Popen(user=...)` would fork, and a child of a process
+        that is inside gRPC now and then dies before its program starts.
+        """
+        command = [self._programs / program, *arguments]
+        if self._user is None:
+            return command
+        ids = str(self._user.pw_uid), str(self._user.pw_gid)
+        return [sys.executable, "-Sc", _AS_USER, *ids, *command]
+
     def _connect(self) -> psycopg.Connection:
         address = self.url.replace("+psycopg", "")
         return psycopg.connect(address, autocommit=True, connect_timeout=5)
@@ -181,9 +193,9 @@ class PostgresServer:
             for path in (self._folder, password):
                 os.chown(path, self._user.pw_uid, self._user.pw_gid)
         done = subprocess.run(
-            [self._programs / "initdb", "-D", self._folder / "data", "-U", USER, "-N",
-             "-A", "scram-sha-256", f"--pwfile={password}", "-E", "UTF8", "--locale=C.UTF-8"],
-            cwd=self._folder, capture_output=True, text=True, check=False, **self._as_user,
+            self._command("initdb", "-D", self._folder / "data", "-U", USER, "-N", "-A",
+                          "scram-sha-256", f"--pwfile={password}", "-E", "UTF8", "--locale=C.UTF-8"),
+            cwd=self._folder, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
             raise TimeoutError(f"PostgreSQL cannot be set up: {done.stderr.strip()}")
@@ -198,7 +210,8 @@ class PostgresServer:
                 return
             time.sleep(0.02)
         said = self._log.read_text(errors="replace")[-2000:]
-        raise TimeoutError(f"PostgreSQL does not answer: {said}")
+        ended = self._process.poll() if self._process else None
+        raise TimeoutError(f"PostgreSQL does not answer (exit code {ended}): {said}")
 
 
 def _unprivileged_user() -> pwd.struct_passwd:

@@ -78,6 +78,8 @@ class Load:
     refusal: Callable
     """The fixture of that name: makes a call and returns what refused it."""
     stop: threading.Event = field(default_factory=threading.Event)
+    broken: threading.Event = field(default_factory=threading.Event)
+    """The outage itself failed: what waits for its end must not wait on."""
     searches: list[Call] = field(default_factory=list)
     degraded: list[str] = field(default_factory=list)
     writes: list[Call] = field(default_factory=list)
@@ -133,12 +135,13 @@ class Load:
     def _insist(self, send: Callable):
         """Repeat a write under one request id, after the pause that is asked for."""
         request_id = uuid.uuid4().hex
-        while True:
+        while not self.broken.is_set():
             reply, call = self._call(self.writes, lambda: send(request_id))
             if reply is not None:
                 self.tokens.append(reply.token)
                 return reply
             time.sleep(call.refusal.retry_after_s or 1.0)
+        raise RuntimeError("the outage failed")
 
     def _call(self, calls: list[Call], send: Callable) -> tuple[object, Call]:
         begun, reply, error = time.monotonic(), None, None
@@ -162,6 +165,9 @@ class Load:
             users = [pool.submit(work, n) for work in (self.search, self.write) for n in range(2)]
             try:
                 between()
+            except BaseException:
+                self.broken.set()
+                raise
             finally:
                 self.stop.set()
             for user in users:
