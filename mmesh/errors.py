@@ -4,6 +4,7 @@ MmeshError
  |- InvalidRequest            INVALID_ARGUMENT
  |   |- InvalidField              INVALID_FIELD
  |   |- InvalidImage              INVALID_IMAGE
+ |   |- InputTooLong              INPUT_TOO_LONG
  |   |- InvalidVector             INVALID_VECTOR
  |   `- InvalidFilter             INVALID_FILTER
  |- NotFound                  NOT_FOUND
@@ -101,6 +102,12 @@ class InvalidImage(InvalidField):
     """A picture cannot be decoded, or is not allowed to be."""
 
     reason = "INVALID_IMAGE"
+
+
+class InputTooLong(InvalidField):
+    """Text or pictures are more than the model reads at once, and may not be cut."""
+
+    reason = "INPUT_TOO_LONG"
 
 
 class InvalidVector(InvalidField):

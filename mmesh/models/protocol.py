@@ -1,4 +1,7 @@
-"""The two protocols that model families implement: encoders and judges (rerankers)."""
+"""What model families implement: encoders and judges (rerankers).
+
+A researcher's own model is one class: see docs/how-to/bring-a-model.md.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +44,15 @@ class Prepared:
     """The text was longer than the model reads."""
 
 
+class OutOfDeviceMemory(Exception):
+    """A forward pass did not fit the device; the same inputs in smaller batches may."""
+
+
 class EncoderModel(Protocol):
     """A model family that turns content into unit vectors.
 
     A vector is a pure function of content, role, instruction and fingerprint: alone and in any
-    batch the same, within 1e-5.
+    batch the same, within 1e-5 in float32.
     """
 
     @property
@@ -59,8 +66,23 @@ class EncoderModel(Protocol):
             InvalidField: a part cannot be read, named by a path that starts with `content`.
         """
 
-    def forward(self, batch: Sequence[Prepared]) -> FloatMatrix:
-        """Return unit rows (n, dim), in order, for inputs of one group; one thread at a time."""
+    def collate(self, batch: Sequence[Prepared]) -> Any:
+        """Return what `forward` takes for these inputs of one group: padded and stacked.
+
+        Called on a worker thread, while the batch before it runs; thread-safe.
+        """
+
+    def forward(self, collated: Any) -> FloatMatrix:
+        """Return unit rows (n, dim) in the order of the batch; one thread at a time.
+
+        Raises:
+            OutOfDeviceMemory: the batch is too large for the device.
+        """
+
+
+def encode_together(model: EncoderModel, batch: Sequence[Prepared]) -> FloatMatrix:
+    """Return unit rows (n, dim) for inputs of one group, in one forward pass."""
+    return model.forward(model.collate(batch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +121,12 @@ class JudgeModel(Protocol):
             InvalidField: a part cannot be read, named by a path that starts with `query` or
                 `candidates[i]`.
             Unavailable: the engine is gone.
+        """
+
+    def image_tokens(self, content: Content) -> int:
+        """Return how many tokens the pictures of `content` take, about, from their headers.
+
+        0 for a judge to which pictures cost no tokens. Raises nothing for broken pictures.
         """
 
     def is_healthy(self) -> bool:

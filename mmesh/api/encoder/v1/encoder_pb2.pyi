@@ -94,6 +94,30 @@ ON_PROBLEM_SKIP: OnProblem.ValueType  # 2
 """Leave its row zero and list it in `problems`."""
 Global___OnProblem: _TypeAlias = OnProblem  # noqa: Y015
 
+class _OnLongText:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OnLongTextEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnLongText.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ON_LONG_TEXT_UNSPECIFIED: _OnLongText.ValueType  # 0
+    """Taken as truncate."""
+    ON_LONG_TEXT_TRUNCATE: _OnLongText.ValueType  # 1
+    """Encode its beginning and list the input in `truncated`."""
+    ON_LONG_TEXT_REFUSE: _OnLongText.ValueType  # 2
+    """Treat it as an input that cannot be encoded: INVALID_ARGUMENT (INPUT_TOO_LONG)."""
+
+class OnLongText(_OnLongText, metaclass=_OnLongTextEnumTypeWrapper):
+    """What to do with text that is longer than the model reads."""
+
+ON_LONG_TEXT_UNSPECIFIED: OnLongText.ValueType  # 0
+"""Taken as truncate."""
+ON_LONG_TEXT_TRUNCATE: OnLongText.ValueType  # 1
+"""Encode its beginning and list the input in `truncated`."""
+ON_LONG_TEXT_REFUSE: OnLongText.ValueType  # 2
+"""Treat it as an input that cannot be encoded: INVALID_ARGUMENT (INPUT_TOO_LONG)."""
+Global___OnLongText: _TypeAlias = OnLongText  # noqa: Y015
+
 @_typing.final
 class EncodeRequest(_message.Message):
     """Request of EncoderService.Encode."""
@@ -104,12 +128,18 @@ class EncodeRequest(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     ON_PROBLEM_FIELD_NUMBER: _builtins.int
+    ON_LONG_TEXT_FIELD_NUMBER: _builtins.int
+    DATA_TYPE_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     """The side of the search that the inputs are on. Unspecified means candidate."""
     priority: Global___Priority.ValueType
     """Which queue the inputs wait in. Unspecified means interactive."""
     on_problem: Global___OnProblem.ValueType
     """What happens when an input cannot be encoded. Unspecified means fail."""
+    on_long_text: Global___OnLongText.ValueType
+    """What happens to text that is longer than the model reads. Unspecified means truncate."""
+    data_type: _vector_pb2.DataType.ValueType
+    """Element type of the vectors. Unspecified means float32."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Input]:
         """What to encode; 1 to 256 inputs."""
@@ -121,10 +151,12 @@ class EncodeRequest(_message.Message):
         role: Global___Role.ValueType = ...,
         priority: Global___Priority.ValueType = ...,
         on_problem: Global___OnProblem.ValueType = ...,
+        on_long_text: Global___OnLongText.ValueType = ...,
+        data_type: _vector_pb2.DataType.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "on_problem", b"on_problem", "priority", b"priority", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_type", b"data_type", "inputs", b"inputs", "on_long_text", b"on_long_text", "on_problem", b"on_problem", "priority", b"priority", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -177,19 +177,23 @@ class RerankOptions(_message.Message):
 
     CANDIDATES_FIELD_NUMBER: _builtins.int
     MAX_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_IMAGE_TOKENS_FIELD_NUMBER: _builtins.int
     candidates: _builtins.int
     """How many of the first hits to judge; at most 256. 0 means none."""
     max_seconds: _builtins.float
     """Longest time to spend, in seconds. 0 means half of what is left until the deadline."""
+    max_image_tokens: _builtins.int
+    """Image tokens that the judge may read, query and candidates together. 0 means any number."""
     def __init__(
         self,
         *,
         candidates: _builtins.int = ...,
         max_seconds: _builtins.float = ...,
+        max_image_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "max_seconds", b"max_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "max_image_tokens", b"max_image_tokens", "max_seconds", b"max_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1193,8 +1197,14 @@ class CreateCollectionRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name: 1 to 63 lower-case letters, digits, "-" and "_", first a letter or digit."""
+    model: _builtins.str
+    """Name or fingerprint of the model whose vectors it holds, of those that the mesh's encoders
+    serve; fails with FAILED_PRECONDITION (MODEL_MISMATCH) when none serves it. Empty means the
+    model of the first encoder.
+    """
     @_builtins.property
     def settings(self) -> _collection_pb2.CollectionSettings:
         """Its settings. They are left as they are when the collection exists."""
@@ -1204,10 +1214,11 @@ class CreateCollectionRequest(_message.Message):
         *,
         name: _builtins.str = ...,
         settings: _collection_pb2.CollectionSettings | None = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "name", b"name", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

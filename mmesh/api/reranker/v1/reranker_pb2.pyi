@@ -28,6 +28,7 @@ class RerankRequest(_message.Message):
     QUERY_FIELD_NUMBER: _builtins.int
     INSTRUCTION_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
     instruction: _builtins.str
     """What is sought, in natural language; at most 4096 bytes. Empty means the template's own words."""
     @_builtins.property
@@ -40,20 +41,57 @@ class RerankRequest(_message.Message):
         and answers what it has.
         """
 
+    @_builtins.property
+    def budget(self) -> Global___Budget:
+        """How much work to spend. Absent means what the deadline allows."""
+
     def __init__(
         self,
         *,
         query: _content_pb2.Content | None = ...,
         instruction: _builtins.str = ...,
         candidates: _abc.Iterable[_content_pb2.Content] | None = ...,
+        budget: Global___Budget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "query", b"query"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "instruction", b"instruction", "query", b"query"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "candidates", b"candidates", "instruction", b"instruction", "query", b"query"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RerankRequest: _TypeAlias = RerankRequest  # noqa: Y015
+
+@_typing.final
+class Budget(_message.Message):
+    """How much work a Rerank call may spend; candidates beyond it are not judged. Scores that the
+    reranker remembers cost nothing.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    IMAGE_TOKENS_FIELD_NUMBER: _builtins.int
+    candidates: _builtins.int
+    """Candidates to judge, from the first on. 0 means all."""
+    seconds: _builtins.float
+    """Longest time, in seconds. 0 means until shortly before the deadline."""
+    image_tokens: _builtins.int
+    """Image tokens that the model may read, query and candidates together. 0 means any number."""
+    def __init__(
+        self,
+        *,
+        candidates: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+        image_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "image_tokens", b"image_tokens", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Budget: _TypeAlias = Budget  # noqa: Y015
 
 @_typing.final
 class RerankResponse(_message.Message):
@@ -66,6 +104,7 @@ class RerankResponse(_message.Message):
     TEMPLATE_FIELD_NUMBER: _builtins.int
     JUDGE_SECONDS_FIELD_NUMBER: _builtins.int
     QUEUE_SECONDS_FIELD_NUMBER: _builtins.int
+    REMEMBERED_FIELD_NUMBER: _builtins.int
     model_fingerprint: _builtins.str
     """Fingerprint of the judge."""
     template: _builtins.str
@@ -74,6 +113,8 @@ class RerankResponse(_message.Message):
     """Seconds of judging."""
     queue_seconds: _builtins.float
     """Seconds spent waiting for a turn."""
+    remembered: _builtins.int
+    """Scores that were remembered from earlier calls."""
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___JudgedScore]:
         """One for each candidate, in order."""
@@ -86,10 +127,11 @@ class RerankResponse(_message.Message):
         template: _builtins.str = ...,
         judge_seconds: _builtins.float = ...,
         queue_seconds: _builtins.float = ...,
+        remembered: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["judge_seconds", b"judge_seconds", "model_fingerprint", b"model_fingerprint", "queue_seconds", b"queue_seconds", "scores", b"scores", "template", b"template"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["judge_seconds", b"judge_seconds", "model_fingerprint", b"model_fingerprint", "queue_seconds", b"queue_seconds", "remembered", b"remembered", "scores", b"scores", "template", b"template"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -106,7 +148,9 @@ class JudgedScore(_message.Message):
     score: _builtins.float
     """Higher is better; absent when the candidate was not judged."""
     problem: _builtins.str
-    """Why it was not judged, as a reason such as "DEADLINE" or "INVALID_IMAGE"; empty otherwise."""
+    """Why it was not judged: "DEADLINE" (out of time), "BUDGET" (out of candidates or image tokens),
+    or what is wrong with it, such as "INVALID_IMAGE"; empty otherwise.
+    """
     def __init__(
         self,
         *,
