@@ -15,6 +15,7 @@ from mmesh.filters import Filter
 from mmesh.serving.deadline import Deadline
 from mmesh.vectors import FloatMatrix
 from services.gateway.calls import answer_of, options_for
+from services.gateway.hedging import Pace
 from services.gateway.ports import EncoderModel, ShardOrder
 from services.gateway.processes import describe
 from services.gateway.replica import Replica
@@ -35,6 +36,7 @@ class IndexBackend:
     def __init__(self, sources: Sequence[str]) -> None:
         self._topology = Topology(sources)
         self._turn = count()
+        self._pace = Pace()
 
     async def start(self) -> None:
         """Find out which processes there are, and keep watching them."""
@@ -48,7 +50,7 @@ class IndexBackend:
         """Return a search of the shard set that is in use now."""
         if not self._topology.current.shard_count:
             await self._topology.ask_all(deadline)
-        return ReplicatedSearch(self._topology, order, next(self._turn))
+        return ReplicatedSearch(self._topology, order, next(self._turn), self._pace)
 
     async def describe(self, deadline: Deadline) -> list[ServiceStatus]:
         """Return the state of every process that is known, and of shards that none holds."""

@@ -36,3 +36,7 @@ shard_set_switches_total = Counter(
 replica_retries_total = Counter(
     "mmesh_gateway_replica_retries_total", "Searches of a shard that went on to another replica."
 )
+hedges_total = Counter(
+    "mmesh_gateway_hedges_total",
+    "Searches of a shard that asked another replica before the first, a slow one, had answered.",
+)

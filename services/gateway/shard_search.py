@@ -1,7 +1,9 @@
-"""A search of one shard set: any replica of a shard will do, and another when that one fails."""
+"""A search of one shard set: any replica of a shard will do, another when it fails or is slow."""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
 from itertools import cycle
 
@@ -23,6 +25,7 @@ from mmesh.errors import (
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
 from services.gateway.calls import answer_of, options_for
+from services.gateway.hedging import Pace, Race
 from services.gateway.ports import ShardAnswer, ShardOrder
 from services.gateway.ranking import Scored
 from services.gateway.replica import Replica
@@ -38,11 +41,11 @@ _OF_THE_REPLICA = (
 class ReplicatedSearch:
     """One search, of the shard set that was in use when it was prepared."""
 
-    __slots__ = ("_order", "_request", "_set", "_topology", "_turn")
+    __slots__ = ("_order", "_pace", "_request", "_set", "_topology", "_turn")
 
-    def __init__(self, topology: Topology, order: ShardOrder, turn: int) -> None:
+    def __init__(self, topology: Topology, order: ShardOrder, turn: int, pace: Pace) -> None:
         self._topology, self._set = topology, topology.current
-        self._order, self._turn = order, turn
+        self._order, self._turn, self._pace = order, turn, pace
         self._request = _request_of(order)
 
     @property
@@ -77,19 +80,52 @@ class ReplicatedSearch:
     async def _try(
         self, replicas: Sequence[Replica], shard: int, deadline: Deadline
     ) -> ShardAnswer:
-        """Search by the replicas in order; each but the last gets its part of the time."""
-        for left, replica in zip(range(len(replicas), 0, -1), replicas, strict=True):
-            part = deadline if left == 1 else deadline.share(1 / left)
-            given_s = part.remaining()
-            try:
-                return await self._call(replica, shard, part)
-            except _OF_THE_REPLICA as error:
-                replica.blame(error, given_s)
-                log_is_away = isinstance(error, LogUnavailable)
-                if left == 1 or log_is_away or deadline.remaining() <= 0:
-                    raise
-                metrics.replica_retries_total.inc()
-        raise Unavailable(f"no replica of index shard {shard} is ready")
+        """Return the first answer of the replicas, which are asked one after another.
+
+        The next is asked when one failed, is slow, or has had its part of the time.
+        """
+        if not replicas:
+            raise Unavailable(f"no replica of index shard {shard} is ready")
+        begun, part_s = time.monotonic(), deadline.remaining() / len(replicas)
+        async with Race[ShardAnswer]() as race:
+            for number, replica in enumerate(replicas[:-1], start=1):
+                race.enter(self._ask(replica, shard, deadline))
+                if answer := await self._wait(race, begun + number * part_s):
+                    return answer
+            race.enter(self._ask(replicas[-1], shard, deadline))
+            return await race.last()
+
+    async def _wait(self, race: Race[ShardAnswer], until: float) -> ShardAnswer | None:
+        """Return an answer, or None when another replica is to be asked.
+
+        Raises:
+            MmeshError: another replica would not answer otherwise.
+        """
+        left_s = max(0.0, until - time.monotonic())
+        try:
+            answer = await race.first(min(left_s, self._pace.patience_s))
+        except _OF_THE_REPLICA as error:
+            if isinstance(error, LogUnavailable):
+                raise
+            metrics.replica_retries_total.inc()
+            return None
+        if answer is None:
+            metrics.hedges_total.inc()
+            self._pace.spend()
+        return answer
+
+    async def _ask(self, replica: Replica, shard: int, deadline: Deadline) -> ShardAnswer:
+        begun, given_s = time.monotonic(), deadline.remaining()
+        try:
+            answer = await self._call(replica, shard, deadline)
+        except asyncio.CancelledError:  # another was faster, or nobody waits any more
+            replica.blame(DeadlineExceeded("it is slow"), time.monotonic() - begun)
+            raise
+        except _OF_THE_REPLICA as error:
+            replica.blame(error, given_s)
+            raise
+        self._pace.note(time.monotonic() - begun)
+        return answer
 
     async def _call(self, replica: Replica, shard: int, deadline: Deadline) -> ShardAnswer:
         call = replica.index.Search(self._request, **options_for(deadline))

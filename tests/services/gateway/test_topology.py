@@ -52,6 +52,8 @@ class Process:
         self.free = asyncio.Event()
         """Cleared, no call is answered, not even the question what it holds."""
         self.free.set()
+        self.pause_s = 0.0
+        """How long a search takes."""
         self._server = None
 
     @property
@@ -85,6 +87,7 @@ class Process:
 
     async def _search(self, request, context):
         await self._answer("Search", context)
+        await asyncio.sleep(self.pause_s)
         found = index_pb2.HitList(
             ids=["{shard} of {shard_count}".format(**self.facts)],
             scores=np.array([0.5], "<f4").tobytes(),
@@ -396,6 +399,18 @@ async def test_a_replica_that_hangs_is_gone_round_and_then_left_alone(start):
 async def _turns(backend, process, calls):
     await search(backend)
     return process.calls["Search"] > calls
+
+
+async def test_a_replica_that_is_slow_costs_little_and_keeps_its_trust(start):
+    processes = await start((0, 1), (0, 1))
+    async with backend_of(*addresses_of(processes)) as backend:
+        for _ in range(64):
+            assert await search(backend) == whole(1)
+        processes[0].pause_s, hedges = 0.9, metric("hedges_total")
+        for _ in range(2):  # one of two begins with the slow one
+            assert await search(backend, 30) == whole(1)
+        assert metric("hedges_total") == hedges + 1
+        assert all(one.serving for one in await backend.describe(Deadline.after(3)))
 
 
 async def test_a_caller_in_a_hurry_takes_no_trust_away(start):
