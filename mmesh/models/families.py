@@ -1,48 +1,126 @@
-"""Model families by name: the one place that knows which there are."""
+"""Encoder families by name: the one place that knows which there are."""
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mmesh.models.protocol import EncoderModel, JudgeModel
+from mmesh.content import Modality
+from mmesh.errors import FailedPrecondition
+from mmesh.models.protocol import EncoderModel
+
+LITE = "lite"
+FAMILIES = ("mm-embed", "qwen3-vl-embedding", "clip-fusion", "sentence-transformers")
+"""Each is a module of `mmesh.models` with `FAMILY`, `REVISION` and `load(folder, choice)`."""
+OPEN_FAMILY = "sentence-transformers"
+"""Takes all models of no other family; the model chooses the classes that run it."""
+_BY_MODEL_TYPE = {
+    "qwen3_vl": "qwen3-vl-embedding",
+    "clip": "clip-fusion",
+    "siglip": "clip-fusion",
+    "siglip2": "clip-fusion",
+}
 
 
-def open_encoder(
-    name: str, *, backend: Literal["onnxruntime", "openvino"], threads: int
-) -> EncoderModel:
-    """Return the encoder called `name`.
+@dataclass(frozen=True, slots=True)
+class EncoderChoice:
+    """Which encoder to open, and how."""
+
+    model: str = LITE
+    """`lite`, a folder, or `hf:ORG/NAME[@REVISION]`."""
+    family: str = "auto"
+    """One of `FAMILIES`; `auto` goes by the model's config.json."""
+    backend: Literal["onnxruntime", "openvino"] = "onnxruntime"
+    """What runs lite."""
+    threads: int = 1
+    """Threads of one forward pass on a CPU."""
+    device: str = "cpu"
+    """`cpu`, `cuda` or `cuda:N`."""
+    dtype: str = "auto"
+    """`float32`, `bfloat16`, `float16`, or `auto`: float32 on a CPU, bfloat16 elsewhere."""
+    dim: int = 0
+    """Length of the vectors, of models trained for several; 0 for the whole length."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
+    max_text_tokens: int = 0
+    """Texts are cut to this many tokens; 0 for the model's own limit."""
+    compile: bool = False
+    """Let torch.compile rewrite the network's layers."""
+    modalities: frozenset[Modality] | None = None
+    """What is answered; None for all that the model reads."""
+
+
+def open_encoder(choice: EncoderChoice) -> EncoderModel:
+    """Return the encoder that `choice` names, calibrated by the built-in probes.
 
     Raises:
-        SystemExit: there is no such family, or a part of it is not installed.
+        FailedPrecondition: there is no such model, family or device, a part of it is not
+            installed, or it cannot do what is asked.
     """
-    if name != "lite":
-        raise SystemExit(f"no encoder is called {name!r}; known: lite")
-    from mmesh.models.lite.model import load_lite
+    model = _restricted(_loaded(choice), choice.modalities)
+    if not model.info.calibration:
+        from mmesh.models.probes import calibrated
 
-    return load_lite(backend=backend, threads=threads)
+        model = calibrated(model)
+    if choice.dim in (0, model.info.dim):
+        return model
+    from mmesh.models.matryoshka import Truncated
 
-
-def open_judge(name: str, *, threads: int) -> JudgeModel:
-    """Return the judge called `name`.
-
-    Raises:
-        SystemExit: there is no such judge.
-    """
-    if name != "maxsim":
-        raise SystemExit(f"no reranker is called {name!r}; known: maxsim, vllm:FOLDER")
-    from mmesh.models.maxsim import load_maxsim
-
-    return load_maxsim(threads=threads)
+    return Truncated(model, choice.dim)
 
 
-async def open_mllm_judge(folder: Path, template: str, **settings: Any) -> JudgeModel:
-    """Return a judge that asks the MLLM in `folder`; settings are those of `VllmSettings`.
+def _loaded(choice: EncoderChoice) -> EncoderModel:
+    if choice.model == LITE:
+        from mmesh.models.lite.model import load_lite
 
-    Raises:
-        FailedPrecondition: vLLM is not installed, or refuses the model.
-    """
-    from mmesh.models.templates import load_template
-    from mmesh.models.vllm_judge import VllmSettings, open_vllm_judge
+        return load_lite(backend=choice.backend, threads=choice.threads)
+    from mmesh.models import hub
 
-    return await open_vllm_judge(folder, load_template(template), VllmSettings(**settings))
+    folder = hub.local_folder(choice.model, with_code=choice.trust_remote_code)
+    name = family_of(hub.read_config(folder)) if choice.family == "auto" else choice.family
+    if name not in FAMILIES:
+        raise FailedPrecondition(f"no family is called {name!r}; known: {', '.join(FAMILIES)}")
+    if name == OPEN_FAMILY and not choice.trust_remote_code:
+        hub.check_no_code(folder)
+    return _load(name, folder, choice)
+
+
+def family_of(config: dict[str, Any]) -> str:
+    """Return the name of the family for a model's config.json."""
+    if "NVMMEmbedModel" in config.get("architectures", ()):
+        return "mm-embed"
+    return _BY_MODEL_TYPE.get(config.get("model_type", ""), OPEN_FAMILY)
+
+
+def _load(name: str, folder: Path, choice: EncoderChoice) -> EncoderModel:
+    try:
+        _quiet_transformers()
+        family = importlib.import_module(f"mmesh.models.{name.replace('-', '_')}")
+        model: EncoderModel = family.load(folder, choice)
+    except ImportError as error:
+        reason = f"the family {name} cannot be imported ({error}); run `make setup-models`"
+        raise FailedPrecondition(reason) from error
+    except (OSError, ValueError) as error:  # how transformers refuses files
+        raise FailedPrecondition(f"{folder} is no model of {name}: {error}") from error
+    return model
+
+
+def _quiet_transformers() -> None:
+    """Keep progress bars and load reports out of a service's log; what matters is raised."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _restricted(model: EncoderModel, modalities: frozenset[Modality] | None) -> EncoderModel:
+    if modalities is None or model.info.modalities <= modalities:
+        return model
+    from mmesh.models.wrapped import Wrapped
+
+    answered = model.info.modalities & modalities
+    if not answered:
+        raise FailedPrecondition(f"{model.info.name} reads none of what is to be answered")
+    return Wrapped(model, replace(model.info, modalities=answered))

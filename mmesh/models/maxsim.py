@@ -49,6 +49,10 @@ class MaxSimJudge:
         """Name, fingerprint, template and weights; constant."""
         return self._info
 
+    def image_tokens(self, content: Content) -> int:
+        """Return 0: it reads words, those of the classes of pictures among them."""
+        return 0
+
     def is_healthy(self) -> bool:
         """Tell whether it can judge: always."""
         return True

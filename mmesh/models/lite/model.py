@@ -15,7 +15,7 @@ from mmesh.models import images
 from mmesh.models.lite import artefacts
 from mmesh.models.lite.image import Head, ImageTower, Names
 from mmesh.models.lite.sessions import Backend, open_session
-from mmesh.models.lite.text import MAX_TOKENS, WIDTH, TextTower, Tokens, unit
+from mmesh.models.lite.text import MAX_TOKENS, WIDTH, TextTower, TokenBatch, Tokens, unit
 from mmesh.models.protocol import EncoderInfo, FloatMatrix, Prepared
 
 NAME = "lite"
@@ -29,12 +29,41 @@ TEXT_SHARE = {Role.QUERY: 0.65, Role.CANDIDATE: 0.5}
 
 @dataclass(frozen=True, slots=True)
 class LiteInput:
-    """What `forward` needs of one input: its tokens, its pictures, or both."""
+    """What one input brings into a batch: its tokens, its pictures, or both."""
 
     tokens: Tokens | None = field(repr=False)
     views: tuple[NDArray[np.float32], ...] = field(repr=False)
     """The views of each picture, (v, 3, 224, 224)."""
     text_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """The pictures of n inputs: all their views, and how many belong together."""
+
+    views: NDArray[np.float32] = field(repr=False)
+    """Of all pictures in a row, (v, 3, 224, 224)."""
+    views_of_each: tuple[int, ...]
+    """By picture."""
+    pictures_of_each: tuple[int, ...]
+    """By input."""
+
+    @classmethod
+    def of(cls, inputs: Sequence[LiteInput]) -> Pictures:
+        """Return the pictures of inputs that have at least one each."""
+        views = [each for one in inputs for each in one.views]
+        pictures_of_each = tuple(len(one.views) for one in inputs)
+        return cls(np.concatenate(views), tuple(map(len, views)), pictures_of_each)
+
+
+@dataclass(frozen=True, slots=True)
+class LiteBatch:
+    """Inputs of one modality: their texts, their pictures, or both."""
+
+    texts: TokenBatch | None
+    pictures: Pictures | None
+    text_shares: NDArray[np.float32]
+    """How much of each input's vector is its text, (n, 1)."""
 
 
 class LiteEncoder:
@@ -74,16 +103,26 @@ class LiteEncoder:
         truncated = tokens is not None and tokens.truncated
         return Prepared(content.modality.value, cost, payload, truncated)
 
-    def forward(self, batch: Sequence[Prepared]) -> FloatMatrix:
-        """Return unit rows (n, 384), in order, for inputs of one group."""
+    def collate(self, batch: Sequence[Prepared]) -> LiteBatch:
+        """Pad the texts and stack the pictures of inputs of one group; thread-safe."""
         inputs: list[LiteInput] = [prepared.payload for prepared in batch]
-        group = Modality(batch[0].group)
-        if group is Modality.TEXT:
-            return self._texts(inputs)
-        if group is Modality.IMAGE:
-            return self._pictures(inputs)
-        share = np.array([[part.text_share] for part in inputs], np.float32)
-        return unit(share * self._texts(inputs) + (1 - share) * self._pictures(inputs))
+        tokens = [one.tokens for one in inputs if one.tokens is not None]
+        return LiteBatch(
+            TokenBatch.of(tokens) if tokens else None,
+            Pictures.of(inputs) if inputs[0].views else None,
+            np.array([[one.text_share] for one in inputs], np.float32),
+        )
+
+    def forward(self, collated: LiteBatch) -> FloatMatrix:
+        """Return unit rows (n, 384), in order."""
+        texts = self._text.embed_batch(collated.texts) if collated.texts else None
+        pictures = self._pictures(collated.pictures) if collated.pictures else None
+        if texts is None or pictures is None:
+            only = pictures if texts is None else texts
+            assert only is not None, "content has a part"
+            return only
+        share = collated.text_shares
+        return unit(share * texts + (1 - share) * pictures)
 
     def _views(self, content: Content) -> tuple[NDArray[np.float32], ...]:
         return tuple(
@@ -92,15 +131,11 @@ class LiteEncoder:
             if isinstance(part, Image)
         )
 
-    def _texts(self, inputs: Sequence[LiteInput]) -> FloatMatrix:
-        return self._text.embed([part.tokens for part in inputs if part.tokens is not None])
-
-    def _pictures(self, inputs: Sequence[LiteInput]) -> FloatMatrix:
+    def _pictures(self, pictures: Pictures) -> FloatMatrix:
         """Return one row per input: the unit mean of the vectors of its pictures."""
-        pictures = [views for part in inputs for views in part.views]
-        rows = self._image.embed(np.concatenate(pictures))
-        each = unit(_sums(rows, [len(views) for views in pictures]))
-        return unit(_sums(each, [len(part.views) for part in inputs]))
+        rows = self._image.embed(pictures.views)
+        each = unit(_sums(rows, pictures.views_of_each))
+        return unit(_sums(each, pictures.pictures_of_each))
 
 
 def _sums(rows: FloatMatrix, counts: Sequence[int]) -> FloatMatrix:

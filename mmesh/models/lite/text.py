@@ -33,6 +33,24 @@ class Tokens:
     """The text was longer than the model reads."""
 
 
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Texts padded to the longest: token ids (n, t), and 1 where a token is, 0 where padding."""
+
+    ids: NDArray[np.int64] = field(repr=False)
+    mask: NDArray[np.int64] = field(repr=False)
+
+    @classmethod
+    def of(cls, texts: Sequence[Tokens]) -> TokenBatch:
+        """Return the texts, in order, as one batch."""
+        shape = (len(texts), max(len(tokens.ids) for tokens in texts))
+        ids, mask = np.full(shape, _PADDING, np.int64), np.zeros(shape, np.int64)
+        for row, tokens in enumerate(texts):
+            ids[row, : len(tokens.ids)] = tokens.ids
+            mask[row, : len(tokens.ids)] = 1
+        return cls(ids, mask)
+
+
 class TextTower:
     """MiniLM: tokenises, and turns tokens into vectors of width 384."""
 
@@ -47,16 +65,18 @@ class TextTower:
         """
         return [self._tokens(text) for text in texts]
 
-    def embed(self, batch: Sequence[Tokens]) -> FloatMatrix:
+    def embed(self, texts: Sequence[Tokens]) -> FloatMatrix:
         """Return unit vectors (n, 384): the mean over the tokens of each text."""
-        mask, states = self._states(batch)
-        total = np.einsum("ntw,nt->nw", states, mask.astype(np.float32))
-        return unit(total / mask.sum(axis=1, keepdims=True))
+        return self.embed_batch(TokenBatch.of(texts))
 
-    def token_vectors(self, batch: Sequence[Tokens]) -> list[FloatMatrix]:
+    def embed_batch(self, batch: TokenBatch) -> FloatMatrix:
+        """Return unit vectors (n, 384) of texts that are padded already."""
+        total = np.einsum("ntw,nt->nw", self._states(batch), batch.mask.astype(np.float32))
+        return unit(total / batch.mask.sum(axis=1, keepdims=True))
+
+    def token_vectors(self, texts: Sequence[Tokens]) -> list[FloatMatrix]:
         """Return unit vectors (t, 384) of the tokens of each text, without the marks."""
-        _, states = self._states(batch)
-        rows = zip(states, batch, strict=True)
+        rows = zip(self._states(TokenBatch.of(texts)), texts, strict=True)
         return [unit(row[1 : len(tokens.ids) - 1]) for row, tokens in rows]
 
     def _tokens(self, text: str) -> Tokens:
@@ -76,15 +96,9 @@ class TextTower:
         whole: list[int] = self._tokenizer.encode(text).ids
         return whole
 
-    def _states(self, batch: Sequence[Tokens]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        longest = max(len(tokens.ids) for tokens in batch)
-        ids = np.full((len(batch), longest), _PADDING, np.int64)
-        mask = np.zeros_like(ids)
-        for row, tokens in enumerate(batch):
-            ids[row, : len(tokens.ids)] = tokens.ids
-            mask[row, : len(tokens.ids)] = 1
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        return mask, self._session.run(inputs)["last_hidden_state"]
+    def _states(self, batch: TokenBatch) -> NDArray[np.float32]:
+        inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
+        return self._session.run(inputs)["last_hidden_state"]
 
 
 def unit(rows: NDArray[np.float32]) -> FloatMatrix:

@@ -14,7 +14,7 @@ from PIL import Image
 from mmesh.content import Content, Modality, Role
 from mmesh.errors import DataLoss, InvalidImage
 from mmesh.models.lite import LiteEncoder, artefacts, load_lite
-from mmesh.models.protocol import FloatMatrix, Prepared
+from mmesh.models.protocol import FloatMatrix, Prepared, encode_together
 
 TOLERANCE = 1e-5
 GOLDEN = json.loads((Path(__file__).parent / "lite_golden.json").read_text("utf-8"))
@@ -51,7 +51,7 @@ def prepared(lite: LiteEncoder, contents: Sequence[Content]) -> list[Prepared]:
 
 
 def embed(lite: LiteEncoder, *contents: Content) -> FloatMatrix:
-    return lite.forward(prepared(lite, contents))
+    return encode_together(lite, prepared(lite, contents))
 
 
 @pytest.mark.parametrize("modality", list(Modality))
@@ -59,10 +59,10 @@ def test_a_vector_is_the_same_alone_in_a_batch_and_in_any_order(
     lite: LiteEncoder, modality: Modality
 ) -> None:
     inputs = prepared(lite, CONTENTS[modality])
-    batch = lite.forward(inputs)
-    alone = np.concatenate([lite.forward([one]) for one in inputs])
+    batch = encode_together(lite, inputs)
+    alone = np.concatenate([encode_together(lite, [one]) for one in inputs])
     order = np.random.default_rng(0).permutation(len(inputs))
-    shuffled = lite.forward([inputs[place] for place in order])
+    shuffled = encode_together(lite, [inputs[place] for place in order])
     np.testing.assert_allclose(alone, batch, atol=TOLERANCE)
     np.testing.assert_allclose(shuffled, batch[order], atol=TOLERANCE)
     np.testing.assert_allclose(np.linalg.norm(batch, axis=1), 1, atol=TOLERANCE)

@@ -4,6 +4,7 @@ from PIL import Image
 from mmesh.content import Content, Role
 from mmesh.models.lite import load_lite
 from mmesh.models.lite.image import ImageTower, whole
+from mmesh.models.protocol import encode_together
 
 
 def test_a_square_picture_is_looked_at_once_and_a_long_one_twice():
@@ -32,7 +33,7 @@ def test_what_lies_beside_the_middle_square_counts(pictures):
         picture.paste(Image.fromarray(pictures.pixels(left, 160)), (0, 0))
         picture.paste(Image.fromarray(pictures.pixels(9, 160)), (160, 0))
         data = pictures.encode(picture, "PNG")
-        return tower.forward([tower.prepare(Content.of(data), Role.CANDIDATE, "")])[0]
+        return encode_together(tower, [tower.prepare(Content.of(data), Role.CANDIDATE, "")])[0]
 
     assert vector(1) @ vector(2) < 0.999
 
@@ -43,7 +44,7 @@ def test_two_pictures_of_one_content_weigh_alike_whatever_their_shape(pictures):
     long = pictures.encode(Image.fromarray(pictures.pixels(2, 160)).resize((320, 100)), "PNG")
 
     def vector(*parts):
-        return tower.forward([tower.prepare(Content.of(*parts), Role.CANDIDATE, "")])[0]
+        return encode_together(tower, [tower.prepare(Content.of(*parts), Role.CANDIDATE, "")])[0]
 
     mean = vector(square) + vector(long)
     np.testing.assert_allclose(vector(square, long), mean / np.linalg.norm(mean), atol=1e-5)
