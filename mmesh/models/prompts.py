@@ -1,260 +1,251 @@
-"""Turns a template, a query and a candidate into token ids that nobody's text can forge.
+"""Turns a query and a candidate into token ids that nobody's text can forge.
 
-The fixed parts come from the model's own chat template, cut at markers; the parts that users write
-are tokenised apart from it, with special tokens read as plain text.
+A judge's prompt is a frame of fixed text around slots. Special tokens come from the frame alone:
+what users write is tokenised with special tokens read as plain text. It is tokenised in one piece
+with the fixed text around it, so ordinary text gives the ids that the model's own tokenizer gives
+for the whole prompt; a model for which it does not is warned about.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+import hashlib
+import itertools
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from mmesh.content import Content
-from mmesh.errors import FailedPrecondition, InvalidField
-from mmesh.models.templates import SLOTS, Template
+from mmesh.errors import FailedPrecondition, InputTooLong, InvalidField
+from mmesh.models.plain_text import PlainText
+from mmesh.models.templates import SLOTS
+
+logger = logging.getLogger(__name__)
 
 MIN_CANDIDATE_TOKENS = 16
 """A candidate that is cut to fewer tokens of text than this is refused instead."""
 
-_MARKERS = {slot: f"mmesh7f3a{slot}marker" for slot in SLOTS}
 _Ids = tuple[int, ...]
+_Piece = str | _Ids
+"""Plain text, or ids of special tokens."""
+_SLOT = re.compile("{(" + "|".join(SLOTS) + ")}")
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """Token ids with one placeholder per picture; only `candidate` may be shortened."""
-
-    head: _Ids
-    candidate: tuple[_Ids, ...]
-    """Runs of ids; those of text and those of pictures alternate with no rule."""
-    is_text: tuple[bool, ...]
-    tail: _Ids
-
-    @property
-    def ids(self) -> list[int]:
-        """The whole prompt."""
-        middle = (token for run in self.candidate for token in run)
-        return [*self.head, *middle, *self.tail]
-
-    def shortened(self, excess: int, path: str) -> Prompt:
-        """Return the prompt without the last `excess` tokens of the candidate's text.
-
-        Raises:
-            InvalidField: too little of the text would remain; `path` is the candidate's.
-        """
-        if excess <= 0:
-            return self
-        room = sum(len(run) for run, text in self._runs() if text)
-        if excess > room - min(room, MIN_CANDIDATE_TOKENS):
-            raise InvalidField(path, "does not fit beside the query; shorten either one")
-        runs = list(self.candidate)
-        for number in reversed(range(len(runs))):
-            cut = min(excess, len(runs[number])) if self.is_text[number] else 0
-            runs[number] = runs[number][: len(runs[number]) - cut]
-            excess -= cut
-        return replace(self, candidate=tuple(runs))
-
-    def _runs(self) -> Iterator[tuple[_Ids, bool]]:
-        return zip(self.candidate, self.is_text, strict=True)
-
-
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    """The fixed text: before the instruction, the query, the candidate, and the end."""
+class Frame:
+    """The fixed text of a prompt: `texts[0]`, the first slot, `texts[1]` and so on."""
 
     texts: tuple[str, ...]
+    slots: tuple[str, ...]
     image: str
-    """What the chat template writes for one picture; empty if it cannot."""
+    """What stands for one picture; empty for a model without pictures."""
+    pictures_first: bool = False
+    """Pictures of a query or candidate stand before its texts, whatever their order."""
+    between_texts: str = "\n"
+
+    @classmethod
+    def parse(
+        cls, text: str, image: str, *, pictures_first: bool = False, between_texts: str = "\n"
+    ) -> Frame:
+        """Return the frame of `text`, in which `{query}` and the like are slots."""
+        pieces = _SLOT.split(text)
+        texts, slots = tuple(pieces[::2]), tuple(pieces[1::2])
+        return cls(texts, slots, image, pictures_first, between_texts)
+
+    @property
+    def candidate_first(self) -> bool:
+        """Whether the candidate, and so its pictures, stand before the query."""
+        return self.slots.index("candidate") < self.slots.index("query")
+
+    def identity(self, name: str, version: int) -> str:
+        """Return name, version and hash, in the form of a template's."""
+        return f"{name}@{version}:{hashlib.sha256(repr(self).encode()).hexdigest()[:12]}"
+
+
+class PairPrompts(Protocol):
+    """How a judge family writes pairs; safe to use from several threads."""
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the model takes pictures."""
+
+    @property
+    def candidate_first(self) -> bool:
+        """Whether the candidate's pictures stand before the query's."""
+
+    def build(self, query: Content, instruction: str, candidate: Content) -> list[int]:
+        """Return the ids of the prompt, with one placeholder per picture.
+
+        Raises:
+            InvalidField: the placeholders would not match the pictures.
+        """
+
+    def shortened(self, candidate: Content, excess: int, path: str) -> Content:
+        """Return `candidate` without the last `excess` tokens of its text.
+
+        Raises:
+            InputTooLong: too little of the text would remain; `path` is the candidate's.
+        """
 
 
 class PromptBuilder:
-    """Builds prompts for one model and one template; safe to use from several threads.
+    """Implements `PairPrompts` for one frame."""
 
-    Raises:
-        FailedPrecondition: the model's chat template or tokenizer does not suit the template.
-    """
+    def __init__(
+        self,
+        tokenizer: Any,
+        frame: Frame,
+        instruction: str,
+        image_token_id: int | None,
+        *,
+        ending: Sequence[int] = (),
+        plain: PlainText | None = None,
+    ) -> None:
+        """Read `frame` with `tokenizer`; `instruction` stands in when the request has none.
 
-    def __init__(self, processor: Any, template: Template, image_token_id: int | None) -> None:
-        self._tokenizer = getattr(processor, "tokenizer", processor)
-        self._template = template
+        `ending` are ids that follow the frame. `plain` is for builders that share a tokenizer: it
+        holds a copy of the vocabulary.
+
+        Raises:
+            FailedPrecondition: the frame has not one token for a picture.
+        """
+        self._frame, self._instruction = frame, instruction
         self._image_token_id = image_token_id
-        frame = _frame(processor, template, with_image=image_token_id is not None)
-        lead, *rest = (self._fixed(text) for text in frame.texts)
-        self._frame = (self._opened(lead), *rest)
-        self._image = self._fixed(frame.image)
-        if image_token_id is not None and self._image.count(image_token_id) != 1:
+        self._plain = plain or PlainText(tokenizer)
+        fixed = [_pieces(tokenizer, text) for text in frame.texts]
+        self._fixed = [_opened(tokenizer, fixed[0]), *fixed[1:-1], [*fixed[-1], tuple(ending)]]
+        self._image = _pieces(tokenizer, frame.image)
+        if image_token_id is not None and _count(self._image, image_token_id) != 1:
             raise FailedPrecondition("the chat template does not write one token for a picture")
-        self.answer_ids = (
-            self._answer_id(template.answer_true),
-            self._answer_id(template.answer_false),
-        )
-        self._reserved = self._reserved_tokens()
+        self._compare_with(tokenizer, ending)
 
     @property
     def reads_images(self) -> bool:
         """Whether the model takes pictures."""
         return self._image_token_id is not None
 
-    def build(self, query: Content, instruction: str, candidate: Content) -> Prompt:
-        """Return the prompt for one pair; pictures are those of the query, then the candidate's.
+    @property
+    def candidate_first(self) -> bool:
+        """Whether the candidate's pictures stand before the query's."""
+        return self._frame.candidate_first
 
-        Raises:
-            InvalidField: the placeholders would not match the pictures (`query` or `candidate`).
-        """
-        before, after_instruction, after_query, tail = self._frame
-        task = self.plain_ids(instruction.strip() or self._template.instruction)
-        asked = [token for run, _ in self._content(query) for token in run]
-        runs = list(self._content(candidate))
-        prompt = Prompt(
-            head=(*before, *task, *after_instruction, *asked, *after_query),
-            candidate=tuple(run for run, _ in runs),
-            is_text=tuple(text for _, text in runs),
-            tail=tail,
-        )
-        self._check_placeholders(prompt, len(query.images) + len(candidate.images))
-        return prompt
+    def build(self, query: Content, instruction: str, candidate: Content) -> list[int]:
+        """Return the ids of the prompt; see `PairPrompts`."""
+        filling: Mapping[str, list[_Piece]] = {
+            "instruction": [instruction.strip() or self._instruction],
+            "query": [*self._content(query)],
+            "candidate": [*self._content(candidate)],
+        }
+        pieces = [*self._fixed[0]]
+        for slot, fixed in zip(self._frame.slots, self._fixed[1:], strict=True):
+            pieces += [*filling[slot], *fixed]
+        ids = self._ids(pieces)
+        self._check_placeholders(ids, len(query.images) + len(candidate.images))
+        return ids
 
-    def plain_ids(self, text: str) -> list[int]:
-        """Tokenise text that somebody wrote; no id is that of a special or added token."""
-        ids: list[int] = self._tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, verbose=False
-        )["input_ids"]
-        if self._reserved.keys().isdisjoint(ids):
-            return ids
-        return [plain for token in ids for plain in self._spelt(token)]
+    def shortened(self, candidate: Content, excess: int, path: str) -> Content:
+        """Return `candidate` with less text; see `PairPrompts`."""
+        room = sum(len(self._plain.ids(text)) for text in candidate.texts)
+        if excess > room - min(room, MIN_CANDIDATE_TOKENS):
+            raise InputTooLong(path, "does not fit beside the query; shorten either one")
+        parts = []
+        for part in reversed(candidate.parts):
+            if isinstance(part, str) and excess > 0:
+                length = len(self._plain.ids(part))
+                part = self._plain.shortened(part, excess)
+                excess -= length
+            if part:
+                parts.append(part)
+        return Content(tuple(reversed(parts)))
 
-    def _spelt(self, token: int) -> list[int]:
-        """Write an added token, such as `<think>`, as its first character and its rest."""
-        text = self._reserved.get(token)
-        if text is None:
-            return [token]
-        if len(text) < 2:
-            return []
-        return [*self.plain_ids(text[0]), *self.plain_ids(text[1:])]
+    def _compare_with(self, tokenizer: Any, ending: Sequence[int]) -> None:
+        """Warn if the tokenizer reads a whole prompt otherwise, as some do after special tokens."""
+        words = [f"{text}x" for text in self._frame.texts[:-1]]
+        whole = tokenizer("".join([*words, self._frame.texts[-1]]), add_special_tokens=False)
+        expected = [*whole["input_ids"], *ending]
+        ids = self.build(Content.of("x"), "x", Content.of("x"))
+        if ids[-len(expected) :] != expected:
+            logger.warning("prompts differ from the tokenizer's own by spaces at special tokens")
 
-    def _content(self, content: Content) -> Iterator[tuple[_Ids, bool]]:
+    def _ids(self, pieces: Sequence[_Piece]) -> list[int]:
+        ids: list[int] = []
+        for piece in _merged(pieces):
+            ids += self._plain.ids(piece) if isinstance(piece, str) else piece
+        return ids
+
+    def _content(self, content: Content) -> Iterator[_Piece]:
+        parts = list(content.parts)
+        if self._frame.pictures_first:
+            parts = [*content.images, *content.texts]
         after_text = False
-        for part in content.parts:
-            if not isinstance(part, str):
-                yield self._image, False
+        for part in parts:
+            if isinstance(part, str):
+                yield self._frame.between_texts + part if after_text else part
             else:
-                yield tuple(self.plain_ids(f"\n{part}" if after_text else part)), True
+                yield from self._image
             after_text = isinstance(part, str)
 
-    def _fixed(self, text: str) -> _Ids:
-        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _opened(self, lead: _Ids) -> _Ids:
-        """Return `lead` after the tokens that the tokenizer puts before any text, such as BOS."""
-        marked = self._tokenizer("x")["input_ids"]
-        bare = self._tokenizer("x", add_special_tokens=False)["input_ids"]
-        opening = tuple(marked[: marked.index(bare[0])])
-        return lead if lead[: len(opening)] == opening else opening + lead
-
-    def _answer_id(self, answer: str) -> int:
-        ids = self._fixed(answer)
-        if len(ids) != 1 or ids[0] == self._tokenizer.unk_token_id:
-            raise FailedPrecondition(
-                f"the answer {answer!r} is {len(ids)} tokens or unknown to this model; "
-                "it must be one: choose another template"
-            )
-        return ids[0]
-
-    def _reserved_tokens(self) -> dict[int, str]:
-        added = {i: str(token) for i, token in self._tokenizer.added_tokens_decoder.items()}
-        for token in self._tokenizer.all_special_ids:
-            added.setdefault(token, str(self._tokenizer.convert_ids_to_tokens(token)))
-        added.pop(self._tokenizer.unk_token_id, None)
-        return added
-
-    def _check_placeholders(self, prompt: Prompt, pictures: int) -> None:
+    def _check_placeholders(self, ids: Sequence[int], pictures: int) -> None:
         if self._image_token_id is None and pictures:
             raise InvalidField("candidate or query", "holds a picture; this model reads text only")
-        placeholders = prompt.ids.count(self._image_token_id) if self._image_token_id else 0
+        placeholders = ids.count(self._image_token_id) if self.reads_images else 0
         if placeholders != pictures:
             raise InvalidField(
                 "candidate or query", f"has {pictures} pictures but {placeholders} placeholders"
             )
 
 
-def load_prompt_builder(model_dir: Path, template: Template) -> PromptBuilder:
-    """Open the tokenizer and chat template in `model_dir`; nothing is fetched and no code is run.
+def word_id(tokenizer: Any, word: str) -> int:
+    """Return the id of a word that is one token.
 
     Raises:
-        FailedPrecondition: the model does not suit the template.
+        FailedPrecondition: the tokenizer writes it with several tokens, or does not know it.
     """
-    from transformers import AutoConfig, AutoProcessor
-
-    config = AutoConfig.from_pretrained(model_dir, local_files_only=True)
-    processor = AutoProcessor.from_pretrained(model_dir, local_files_only=True)
-    ids = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
-    return PromptBuilder(processor, template, next((i for i in ids if i is not None), None))
-
-
-def _frame(processor: Any, template: Template, *, with_image: bool) -> _Frame:
-    """Render the chat template around markers and cut it there.
-
-    Templates differ in what they accept: content as text or as a list of parts, and a system
-    message or none. The first form that keeps everything is taken.
-    """
-    user = template.filled(_MARKERS)
-    plain = [
-        [_message("system", template.system), _message("user", user)],
-        [_message("user", f"{template.system}\n\n{user}")],
-    ]
-    listed = [[_in_parts(message) for message in messages] for messages in plain]
-    for messages in (plain[0], listed[0], plain[1], listed[1]):
-        rendered = _render(processor, messages)
-        if template.system in rendered and _holds_markers(rendered):
-            image = _image_text(processor, messages, rendered) if with_image else ""
-            return _Frame(_cut(rendered), image)
-    raise FailedPrecondition("the model's chat template does not keep the text that it is given")
-
-
-def _message(role: str, content: str | list[dict[str, str]]) -> dict[str, Any]:
-    return {"role": role, "content": content}
-
-
-def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
-    return _message(message["role"], [{"type": "text", "text": message["content"]}])
-
-
-def _render(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
-    """Return the rendered chat, or nothing where the template cannot take this form."""
-    import jinja2
-
-    try:
-        return str(
-            processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids: list[int] = tokenizer(word, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        raise FailedPrecondition(
+            f"{word!r} is {len(ids)} tokens or unknown to this model; it must be one: choose "
+            "another template or family"
         )
-    except (jinja2.TemplateError, TypeError, KeyError, IndexError):
-        return ""
-    except ValueError as error:
-        raise FailedPrecondition("the model has no chat template; use an instruct model") from error
+    return ids[0]
 
 
-def _holds_markers(rendered: str) -> bool:
-    places = [rendered.find(marker) for marker in _MARKERS.values()]
-    once = all(rendered.count(marker) == 1 for marker in _MARKERS.values())
-    as_list = "'type'" in rendered  # the template printed the Python list
-    return once and places == sorted(places) and not as_list
+def _pieces(tokenizer: Any, text: str) -> list[_Piece]:
+    """Cut `text` into plain text and special tokens, as the tokenizer sees them."""
+    if not text:
+        return []
+    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    pieces: list[_Piece] = []
+    runs = itertools.groupby(
+        zip(read["input_ids"], read["offset_mapping"], strict=True),
+        key=lambda token: token[0] in special,
+    )
+    for is_special, run in runs:
+        tokens = list(run)
+        plain = text[tokens[0][1][0] : tokens[-1][1][1]]
+        pieces.append(tuple(token for token, _ in tokens) if is_special else plain)
+    return pieces
 
 
-def _cut(rendered: str) -> tuple[str, ...]:
-    pieces = []
-    for marker in _MARKERS.values():
-        before, _, rendered = rendered.partition(marker)
-        pieces.append(before)
-    return (*pieces, rendered)
+def _opened(tokenizer: Any, lead: list[_Piece]) -> list[_Piece]:
+    """Return `lead` after the tokens that the tokenizer puts before any text, such as BOS."""
+    marked: list[int] = tokenizer("x")["input_ids"]
+    bare: list[int] = tokenizer("x", add_special_tokens=False)["input_ids"]
+    opening = tuple(marked[: marked.index(bare[0])])
+    begun = lead and isinstance(lead[0], tuple) and lead[0][: len(opening)] == opening
+    return lead if begun or not opening else [opening, *lead]
 
 
-def _image_text(processor: Any, messages: list[dict[str, Any]], rendered: str) -> str:
-    """Return what one picture adds to the rendered chat, wherever the template puts it."""
-    *before, user = messages
-    parts = user["content"]
-    texts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
-    pictured = _render(processor, [*before, _message("user", [{"type": "image"}, *texts])])
-    start = next((i for i, (a, b) in enumerate(zip(pictured, rendered, strict=False)) if a != b), 0)
-    return pictured[start : start + len(pictured) - len(rendered)]
+def _merged(pieces: Sequence[_Piece]) -> Iterator[_Piece]:
+    """Join neighbouring texts: tokens may reach across the seam."""
+    for is_text, run in itertools.groupby(pieces, key=lambda piece: isinstance(piece, str)):
+        if is_text:
+            yield "".join(str(piece) for piece in run)
+        else:
+            yield from run
+
+
+def _count(pieces: Sequence[_Piece], token: int) -> int:
+    return sum(piece.count(token) for piece in pieces if isinstance(piece, tuple))

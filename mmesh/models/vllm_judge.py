@@ -1,139 +1,192 @@
-"""A judge on vLLM: any instruct model asked for True or False, zero-shot.
+"""A multimodal LLM as a judge, on vLLM's engine: one forward pass per pair of query and candidate.
 
-The method is that of MM-Embed (arXiv 2411.02571, section on zero-shot reranking with multimodal
-LLMs): one forward pass per pair, and the score is the probability of the word True against the word
-False as the first word of the answer. Nothing is generated beyond that word.
+What differs between models is a `JudgeFamily`: how it is asked, where its score is read, and how
+it takes pictures. See `zero_shot`, `qwen3_vl_reranker` and `jina_reranker`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import io
-import itertools
 import logging
-import math
-import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import PIL.Image
 
-from mmesh.content import Content, Modality
-from mmesh.errors import (
-    FailedPrecondition,
-    InternalError,
-    InvalidField,
-    InvalidImage,
-    MmeshError,
-    Unavailable,
-)
-from mmesh.models import images
-from mmesh.models.compat import check_plugin, declare_torchvision_operators
-from mmesh.models.prompts import (
-    MIN_CANDIDATE_TOKENS,
-    Prompt,
-    PromptBuilder,
-    load_prompt_builder,
-)
-from mmesh.models.protocol import JudgeInfo, JudgeModel
-from mmesh.models.templates import Template
+from mmesh.content import Content, Image, Modality
+from mmesh.errors import InputTooLong, InvalidField, InvalidImage, Unavailable
+from mmesh.models import hub, images
+from mmesh.models.prompts import MIN_CANDIDATE_TOKENS, PairPrompts
+from mmesh.models.protocol import JudgeInfo
+from mmesh.models.vllm_engine import Pictures, VllmEngine, VllmSettings
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+PREPARED_AT_A_TIME = 8
+"""Pairs whose pictures are decoded but not yet in the model's form: up to 150 MB a picture."""
+
+
+class RenderedPrompt(Protocol):
+    """A prompt in the form that its engine takes."""
+
+    @property
+    def tokens(self) -> int:
+        """Its length with the pictures."""
+
+
+class PairEngine(Protocol):
+    """What runs the model: `VllmEngine` in this process, or a server; see there."""
+
+    @property
+    def has_died(self) -> bool:
+        """Whether it is gone for good."""
+
+    @property
+    def unfinished_requests(self) -> int:
+        """Requests that are worked on or queued."""
+
+    async def render(self, ids: Sequence[int], pictures: Pictures, path: str) -> RenderedPrompt:
+        """Make a prompt and its pictures ready; `path` is the content's."""
+
+    async def word_probability(self, rendered: Any, word: int, other: int) -> float:
+        """Return P(word) / (P(word) + P(other)) of two tokens as the first after the prompt."""
+
+    async def class_probability(self, rendered: Any) -> float:
+        """Return what the model's own head says of the prompt, in 0..1."""
+
+    async def shutdown(self) -> None:
+        """Free what it holds."""
+
+    def errors(self, path: str) -> AbstractContextManager[None]:
+        """Translate what is raised by work on the pair of the content at `path`."""
+
+
+class Route(Protocol):
+    """Where a pair's score is read from the engine."""
+
+    @property
+    def engine_arguments(self) -> Mapping[str, Any]:
+        """What vLLM's `AsyncEngineArgs` needs for it."""
+
+    async def score(self, engine: PairEngine, rendered: RenderedPrompt) -> float:
+        """Return the score in 0..1; higher is better."""
+
 
 @dataclass(frozen=True, slots=True)
-class VllmSettings:
-    """How the engine is opened; everything that changes a score is part of the fingerprint."""
+class Logprob:
+    """Reads the probability of one word of the answer against another, by their token ids."""
 
-    dtype: str = "auto"
-    """`auto` takes the checkpoint's; `float32` is for comparisons."""
-    max_model_len: int = 4096
-    """Tokens of a prompt with its pictures, and one of answer; longer candidates are cut."""
-    max_num_seqs: int = 32
-    """Pairs in one step of the engine; twice as many are prepared at a time."""
-    kv_cache_bytes: int = 1 << 30
-    """Memory for prompts and shared prefixes; vLLM's own default is nearly all there is."""
-    images_per_prompt: int = 4
-    """Pictures of query and candidate together."""
-    block_size: int = 32
-    """Tokens per cached block: prefixes are shared in whole blocks. CPUs need multiples of 32."""
-    enforce_eager: bool = False
-    """Compile nothing: starts sooner, runs slower."""
-    processor_cache_gb: float = 0.5
-    """Memory for pictures that are ready for the model, kept for the next candidate or call."""
-    canary_tolerance: float = 1e-3
-    """Largest difference allowed between a pair's scores alone and in a batch, when opening."""
-    close_grace_s: float = 5.0
-    """Time for running calls when closing; then they fail with `Unavailable`."""
+    true_id: int
+    false_id: int
+    engine_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    async def score(self, engine: PairEngine, rendered: RenderedPrompt) -> float:
+        """Return P(true) / (P(true) + P(false))."""
+        return await engine.word_probability(rendered, self.true_id, self.false_id)
 
 
 @dataclass(frozen=True, slots=True)
-class _Pictures:
-    """The decoded pictures of one content, with what identifies them in vLLM's caches."""
+class Classifier:
+    """Reads the model's own head; vLLM then loads the model as a sequence classifier."""
 
-    decoded: tuple[PIL.Image.Image, ...] = field(repr=False)
-    keys: tuple[str, ...]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of the model's config that make it a classifier."""
+
+    @property
+    def engine_arguments(self) -> Mapping[str, Any]:
+        """What vLLM's `AsyncEngineArgs` needs for it."""
+        return {"runner": "pooling", "hf_overrides": dict(self.overrides)}
+
+    async def score(self, engine: PairEngine, rendered: RenderedPrompt) -> float:
+        """Return the head's probability."""
+        return await engine.class_probability(rendered)
+
+
+def _unchanged(picture: PIL.Image.Image) -> PIL.Image.Image:
+    return picture
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeFamily:
+    """How one kind of model judges."""
+
+    name: str
+    revision: int
+    """Raised when code changes a score that the model's files do not."""
+    prompts: PairPrompts
+    route: Route
+    template: str
+    """Name, version and hash of the prompt."""
+    weights: Mapping[Modality, float]
+    compares_modalities: bool
+    image_tokens: Callable[[int, int], int]
+    """Tokens of a picture by width and height; may raise `ValueError` for sizes it refuses."""
+    resized: Callable[[PIL.Image.Image], PIL.Image.Image] = _unchanged
+    """Applied to decoded pictures; may raise `ValueError`."""
+    engine_arguments: Mapping[str, Any] = field(default_factory=dict)
+    vllm_reverses_pictures: bool = False
+    """vLLM hands the pictures to the model in reverse order."""
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What a score depends on besides the model's files and the engine."""
+        return self.name, self.revision, self.route, self.template
+
+
+def limit_pixels(least: int, most: int) -> dict[str, Any]:
+    """Return the engine's arguments for Qwen's processors to scale pictures into this range."""
+    return {"mm_processor_kwargs": {"size": {"shortest_edge": least, "longest_edge": most}}}
 
 
 async def open_vllm_judge(
-    model_dir: Path, template: Template, settings: VllmSettings | None = None
+    folder: Path, family: JudgeFamily, settings: VllmSettings | None = None, name: str = ""
 ) -> VllmJudge:
-    """Load the model in `model_dir` and return a judge that has scored its first pairs.
+    """Load the model in `folder`; `name` is shown in place of the folder's.
 
-    Call it before anything imports vLLM or transformers, from a program that guards its entry with
-    `if __name__ == "__main__"`: vLLM starts processes that import the main module again.
+    See `VllmEngine.start` for when to call it.
 
     Raises:
-        FailedPrecondition: vLLM is not installed, the model does not suit the template, or its
-            scores depend on the batch.
+        FailedPrecondition: vLLM refuses the model.
         Unavailable: the engine does not start.
     """
     settings = settings or VllmSettings()
-    set_environment(settings)
-    _check_installation(model_dir)
-    declare_torchvision_operators()
-    builder = await asyncio.to_thread(load_prompt_builder, model_dir, template)
-    fingerprint = await asyncio.to_thread(_fingerprint, model_dir, template, settings)
-    engine = await _started(model_dir, settings)
+    name = name or folder.name
+    parts = (*family.identity, settings.dtype, settings.max_model_len)
     info = JudgeInfo(
-        name=model_dir.name,
-        fingerprint=fingerprint,
-        template=template.identity,
-        weights=template.weights,
+        name=name,
+        fingerprint=await asyncio.to_thread(hub.fingerprint_of, folder, name, parts),
+        template=family.template,
+        weights=family.weights,
         query_weights=dict.fromkeys(Modality, 1.0),
-        compares_modalities=template.compares_modalities,
+        compares_modalities=family.compares_modalities,
     )
-    judge = VllmJudge(engine, builder, info, settings)
-    try:
-        with_image = judge.reads_images and settings.images_per_prompt > 0
-        await check_canary(judge, with_image=with_image, tolerance=settings.canary_tolerance)
-    except BaseException:
-        await judge.close()
-        raise
-    logger.info("judge opened", extra={"model": info.name, "template": info.template})
-    return judge
+    arguments = {**family.engine_arguments, **family.route.engine_arguments}
+    engine = await VllmEngine.start(folder, settings, arguments)
+    logger.info("judge opened", extra={"model": name, "family": family.name})
+    return VllmJudge(engine, family, info, settings)
 
 
 class VllmJudge:
     """Implements `JudgeModel`; made by `open_vllm_judge`, used on the event loop that opened it."""
 
     def __init__(
-        self, engine: Any, builder: PromptBuilder, info: JudgeInfo, settings: VllmSettings
+        self, engine: PairEngine, family: JudgeFamily, info: JudgeInfo, settings: VllmSettings
     ) -> None:
         self._engine = engine
-        self._builder = builder
+        self._family = family
+        self._prompts = family.prompts
         self._info = info
         self._settings = settings
         self._slots = asyncio.Semaphore(2 * settings.max_num_seqs)
+        self._preparing = asyncio.Semaphore(PREPARED_AT_A_TIME)
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="judge")
-        self._numbers = itertools.count()
         self._calls: set[asyncio.Task[list[float]]] = set()
         self._closed = False
 
@@ -145,21 +198,28 @@ class VllmJudge:
     @property
     def reads_images(self) -> bool:
         """Whether the model takes pictures."""
-        return self._builder.reads_images
+        return self._prompts.reads_images
 
     @property
     def running_requests(self) -> int:
         """Pairs that the engine is working on or has queued."""
-        return 0 if self._closed else int(self._engine.get_num_unfinished_requests())
+        return 0 if self._closed else self._engine.unfinished_requests
 
     def is_healthy(self) -> bool:
         """Tell whether the engine lives; a dead one never returns: restart the process."""
-        return not self._closed and not self._engine.errored
+        return not self._closed and not self._engine.has_died
+
+    def image_tokens(self, content: Content) -> int:
+        """Return how many tokens the pictures of `content` take, by the model's own resizing.
+
+        Read from their headers; a picture that the model would refuse counts nothing.
+        """
+        return sum(self._tokens_of(image) for image in content.images)
 
     async def score(
         self, query: Content, instruction: str, candidates: Sequence[Content]
     ) -> list[float]:
-        """Return P(True) / (P(True) + P(False)) for each candidate, in order.
+        """Return one score in 0..1 for each candidate, in order.
 
         Candidates whose text does not fit are judged by its beginning. Cancelling the call ends
         its requests in the engine.
@@ -192,8 +252,7 @@ class VllmJudge:
             for call in late:
                 call.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        await asyncio.to_thread(self._engine.shutdown, timeout=1.0)
-        self._engine = None
+        await self._engine.shutdown()
         self._threads.shutdown(wait=False)
 
     async def _score_all(
@@ -206,26 +265,44 @@ class VllmJudge:
             for number, candidate in enumerate(candidates)
         )
 
-    async def _check_query(self, query: Content, asked: _Pictures, instruction: str) -> None:
+    async def _check_query(self, query: Content, asked: Pictures, instruction: str) -> None:
         """Raise `InvalidField` for what is wrong with the query, whatever the candidates."""
         least = Content.of("x")
         self._check_picture_count(query, least, "query")
-        prompt = await self._offload(self._builder.build, query, instruction, least)
-        with _engine_errors(self._engine, "query"):
-            rendered = await self._rendered(prompt, asked, "query")
-        if len(rendered["prompt_token_ids"]) + MIN_CANDIDATE_TOKENS > self._settings.max_model_len:
-            raise InvalidField("query", "is too long for this judge; shorten it or its instruction")
+        ids = await self._offload(self._prompts.build, query, instruction, least)
+        with self._engine.errors("query"):
+            rendered = await self._engine.render(ids, self._in_order(asked, _NONE), "query")
+        if rendered.tokens + MIN_CANDIDATE_TOKENS > self._settings.max_model_len:
+            raise InputTooLong("query", "is too long for this judge; shorten it or its instruction")
 
     async def _score_one(
-        self, query: Content, asked: _Pictures, instruction: str, candidate: Content, path: str
+        self, query: Content, asked: Pictures, instruction: str, candidate: Content, path: str
     ) -> float:
         async with self._slots:
             self._check_picture_count(query, candidate, path)
-            shown = await self._read(candidate, path)
-            prompt = await self._offload(self._builder.build, query, instruction, candidate)
-            with _engine_errors(self._engine, path):
-                rendered = await self._fitted(prompt, _joined(asked, shown), path)
-                return await self._probability(rendered)
+            with self._engine.errors(path):
+                async with self._preparing:
+                    pictures = self._in_order(asked, await self._read(candidate, path))
+                    rendered = await self._fitted(query, instruction, candidate, pictures, path)
+                    del pictures
+                return await self._family.route.score(self._engine, rendered)
+
+    async def _fitted(
+        self, query: Content, instruction: str, candidate: Content, pictures: Pictures, path: str
+    ) -> RenderedPrompt:
+        """Return the prompt of a pair, with the candidate's text cut if it is too long."""
+        limit = self._settings.max_model_len - 1
+        ids = await self._offload(self._prompts.build, query, instruction, candidate)
+        placed = sum(map(self.image_tokens, (query, candidate))) - len(pictures.keys)
+        excess = len(ids) + placed - limit
+        while True:
+            if excess > 0:
+                candidate = await self._offload(self._prompts.shortened, candidate, excess, path)
+                ids = await self._offload(self._prompts.build, query, instruction, candidate)
+            rendered = await self._engine.render(ids, pictures, path)
+            excess = rendered.tokens - limit
+            if excess <= 0:
+                return rendered
 
     def _check_picture_count(self, query: Content, candidate: Content, path: str) -> None:
         limit = self._settings.images_per_prompt if self.reads_images else 0
@@ -235,190 +312,41 @@ class VllmJudge:
                 f"{path}.parts", f"make it {total} pictures; this judge takes {limit} in a pair"
             )
 
-    async def _read(self, content: Content, path: str) -> _Pictures:
-        return await self._offload(_read_pictures, content, path)
+    def _in_order(self, asked: Pictures, shown: Pictures) -> Pictures:
+        """Return the pictures of query and candidate as vLLM must be given them."""
+        pictures = shown + asked if self._prompts.candidate_first else asked + shown
+        return pictures.reversed() if self._family.vllm_reverses_pictures else pictures
+
+    async def _read(self, content: Content, path: str) -> Pictures:
+        return await self._offload(_read_pictures, content, self._family.resized, path)
 
     async def _offload(self, function: Callable[..., _T], *arguments: Any) -> _T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, function, *arguments)
 
-    async def _fitted(self, prompt: Prompt, pictures: _Pictures, path: str) -> Any:
-        """Return the prompt as vLLM renders it, with the candidate cut if it is too long.
-
-        How many tokens a picture takes is known only after rendering.
-        """
-        limit = self._settings.max_model_len - 1
-        prompt = prompt.shortened(len(prompt.ids) - limit, path)
-        rendered = await self._rendered(prompt, pictures, path)
-        excess = len(rendered["prompt_token_ids"]) - limit
-        if excess <= 0:
-            return rendered
-        return await self._rendered(prompt.shortened(excess, path), pictures, path)
-
-    async def _rendered(self, prompt: Prompt, pictures: _Pictures, path: str) -> Any:
-        """Expand placeholders and make pixels ready, without vLLM's own limit on length.
-
-        vLLM's shared cache must be skipped: it takes for granted that each rendered prompt reaches
-        the engine, but prompts are rendered twice here, and calls are cancelled in between.
-
-        Raises:
-            InvalidImage: the model's processor refuses a picture.
-        """
-        from vllm.renderers.params import TokenizeParams
-
-        request: dict[str, Any] = {"prompt_token_ids": prompt.ids}
-        if pictures.keys:
-            request["multi_modal_data"] = {"image": list(pictures.decoded)}
-            request["multi_modal_uuids"] = {"image": list(pictures.keys)}
+    def _tokens_of(self, image: Image) -> int:
         try:
-            (rendered,) = await self._engine.renderer.render_cmpl_async(
-                [request], TokenizeParams(max_total_tokens=None), skip_mm_cache=True
-            )
-        except ValueError as error:
-            if not pictures.keys:
-                raise
-            reason = error.__cause__ or error
-            raise InvalidImage(path, f"has a picture that the model refuses: {reason}") from error
-        found = len(rendered.get("mm_placeholders", {}).get("image", ()))
-        if found != len(pictures.keys):
-            raise InternalError(f"vLLM placed {found} of {len(pictures.keys)} pictures")
-        return rendered
-
-    async def _probability(self, rendered: Any) -> float:
-        """Return P(True) against P(False) as the first token after the prompt."""
-        from vllm import SamplingParams
-
-        true, false = self._builder.answer_ids
-        sampling = SamplingParams(
-            max_tokens=1, temperature=0.0, logprob_token_ids=[true, false], detokenize=False
-        )
-        outputs = self._engine.generate(rendered, sampling, f"judge-{next(self._numbers)}")
-        answer = (await _last(outputs)).outputs[0]
-        if not answer.logprobs:
-            raise InternalError(f"vLLM ended a request without an answer: {answer.finish_reason}")
-        logprobs = answer.logprobs[0]
-        difference = logprobs[false].logprob - logprobs[true].logprob
-        if not math.isfinite(difference):
-            raise InternalError("the model's answer has no finite probability")
-        return _sigmoid(-difference)
+            return self._family.image_tokens(*images.read_size(image.data, ""))
+        except (InvalidImage, ValueError):
+            return 0
 
 
-def set_environment(settings: VllmSettings) -> None:
-    """Keep vLLM and transformers offline and silent to third parties, unless told otherwise."""
-    wanted = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    if settings.enforce_eager:  # vLLM compiles a helper of its sampler even so
-        wanted["TORCHDYNAMO_DISABLE"] = "1"
-    for name, value in wanted.items():
-        os.environ.setdefault(name, value)
+_NONE = Pictures((), ())
 
 
-def _check_installation(model_dir: Path) -> None:
-    from importlib.util import find_spec
-
-    if find_spec("vllm") is None:
-        raise FailedPrecondition("vLLM is not installed; run `make setup-vllm`")
-    if not (model_dir / "config.json").is_file():
-        raise FailedPrecondition(f"{model_dir} holds no config.json; give a model's directory")
-    check_plugin()
-
-
-async def _started(model_dir: Path, settings: VllmSettings) -> Any:
-    """Start the engine on a thread, so that health checks are answered meanwhile.
-
-    A cancelled start is waited for and undone, as the engine's processes would stay otherwise.
-    """
-    start = asyncio.create_task(asyncio.to_thread(_start, model_dir, settings))
-    try:
-        return (await asyncio.shield(start)).pop()
-    except asyncio.CancelledError:
-        await asyncio.wait([start])
-        if start.exception() is None:
-            await asyncio.to_thread(start.result().pop().shutdown, timeout=1.0)
-        raise
-    except ValueError as error:
-        raise FailedPrecondition(f"vLLM refuses this model or setting: {error}") from error
-    except (RuntimeError, OSError) as error:
-        raise Unavailable(f"vLLM does not start: {error}") from error
-
-
-def _start(model_dir: Path, settings: VllmSettings) -> list[Any]:
-    """Return the engine in a list, to be taken out of it.
-
-    A thread's frame keeps what the thread returned; an engine kept until the interpreter exits
-    prints an error from its destructor.
-    """
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    arguments = AsyncEngineArgs(
-        model=str(model_dir),
-        dtype=settings.dtype,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        kv_cache_memory_bytes=settings.kv_cache_bytes,
-        limit_mm_per_prompt={"image": settings.images_per_prompt, "video": 0},
-        block_size=settings.block_size,
-        enforce_eager=settings.enforce_eager,
-        enable_prefix_caching=True,
-        mm_processor_cache_gb=settings.processor_cache_gb,
-    )
-    return [AsyncLLM.from_engine_args(arguments)]
-
-
-def _fingerprint(model_dir: Path, template: Template, settings: VllmSettings) -> str:
-    """Hash every file of the model, the template, and the settings that change scores."""
-    sha = hashlib.sha256(template.sha256.encode())
-    sha.update(f"{settings.dtype} {settings.max_model_len}".encode())
-    for path in sorted(path for path in model_dir.iterdir() if path.is_file()):
-        with path.open("rb") as file:
-            sha.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return sha.hexdigest()[:16]
-
-
-def _read_pictures(content: Content, path: str) -> _Pictures:
-    numbered = [(n, part) for n, part in enumerate(content.parts) if not isinstance(part, str)]
-    return _Pictures(
-        tuple(images.decode(image.data, f"{path}.parts[{n}].image.data") for n, image in numbered),
-        tuple(hashlib.sha256(image.data).hexdigest() for _, image in numbered),
-    )
-
-
-def _joined(first: _Pictures, second: _Pictures) -> _Pictures:
-    return _Pictures(first.decoded + second.decoded, first.keys + second.keys)
-
-
-@contextlib.contextmanager
-def _engine_errors(engine: Any, path: str) -> Iterator[None]:
-    """Translate what vLLM raises while it works on the pair of the candidate at `path`."""
-    from vllm.exceptions import VLLMValidationError
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    try:
-        yield
-    except MmeshError:
-        raise
-    except EngineDeadError as error:
-        raise Unavailable("the judge's engine has died") from error
-    except VLLMValidationError as error:
-        raise InvalidField(path, f"is refused by vLLM: {error}") from error
-    except Exception as error:  # the engine's boundary: what else it raises is not documented
-        if engine.errored:
-            raise Unavailable("the judge's engine has died") from error
-        raise InternalError(f"vLLM failed: {error.__cause__ or error}") from error
-
-
-def _sigmoid(logit: float) -> float:
-    """Return 1 / (1 + exp(-logit)) without overflow."""
-    if logit >= 0:
-        return 1.0 / (1.0 + math.exp(-logit))
-    return math.exp(logit) / (1.0 + math.exp(logit))
-
-
-async def _last(outputs: AsyncIterator[_T]) -> _T:
-    received = [output async for output in outputs]
-    if not received:
-        raise InternalError("vLLM ended a request without an output")
-    return received[-1]
+def _read_pictures(
+    content: Content, resized: Callable[[PIL.Image.Image], PIL.Image.Image], path: str
+) -> Pictures:
+    decoded = []
+    for number, part in enumerate(content.parts):
+        if isinstance(part, Image):
+            where = f"{path}.parts[{number}].image.data"
+            try:
+                decoded.append(resized(images.decode(part.data, where)))
+            except ValueError as error:
+                raise InvalidImage(where, f"is refused by the model: {error}") from error
+    keys = (hashlib.sha256(image.data).hexdigest() for image in content.images)
+    return Pictures(tuple(decoded), tuple(keys))
 
 
 async def _all_or_first_error(
@@ -436,27 +364,3 @@ async def _all_or_first_error(
 def _cancelled_from_outside() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-async def check_canary(judge: JudgeModel, *, with_image: bool, tolerance: float) -> None:
-    """Raise `FailedPrecondition` unless pairs score the same alone and in a batch."""
-    query, pairs = _canary(with_image=with_image)
-    alone = [(await judge.score(query, "", [candidate]))[0] for candidate in pairs]
-    fillers = [Content.of(f"number {number} " * (1 + number % 5)) for number in range(6)]
-    together = (await judge.score(query, "", [*fillers, *pairs]))[len(fillers) :]
-    worst = max(abs(a - b) for a, b in zip(alone, together, strict=True))
-    if worst > tolerance:
-        raise FailedPrecondition(
-            f"a pair's score moves by {worst:.2g} between batches, more than "
-            f"{tolerance:g}; try another dtype or version of vLLM"
-        )
-
-
-def _canary(*, with_image: bool) -> tuple[Content, list[Content]]:
-    text = Content.of("A red square lies on a white table.")
-    query = Content.of("something red")
-    if not with_image:
-        return query, [text]
-    png = io.BytesIO()
-    PIL.Image.linear_gradient("L").convert("RGB").save(png, "PNG")
-    return query, [text, Content.of(png.getvalue(), "a grey gradient")]
