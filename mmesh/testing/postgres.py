@@ -193,8 +193,10 @@ class PostgresServer:
             for path in (self._folder, password):
                 os.chown(path, self._user.pw_uid, self._user.pw_gid)
         done = subprocess.run(
-            self._command("initdb", "-D", self._folder / "data", "-U", USER, "-N", "-A",
-                          "scram-sha-256", f"--pwfile={password}", "-E", "UTF8", "--locale=C.UTF-8"),
+            self._command(
+                "initdb", "-D", self._folder / "data", "-U", USER, "-N", "-A", "scram-sha-256",
+                f"--pwfile={password}", "-E", "UTF8", "--locale=C.UTF-8",
+            ),
             cwd=self._folder, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:

@@ -174,7 +174,7 @@ def _add_vectors(index: Any, sources: Sequence[Source], path: Path, rows: int) -
     stored, first = None, 0
     if not keeps_vectors(index):
         shape = (rows, index.d)
-        stored = np.lib.format.open_memmap(path / folder.VECTORS, "w+", np.float16, shape)
+        stored = np.lib.format.open_memmap(path / folder.VECTORS, "w+", np.float16, shape)  # type: ignore[no-untyped-call]  # numpy 2.3
     for block in _blocks(sources):
         index.add(block)
         if stored is not None:

@@ -19,7 +19,7 @@ def save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, values in arrays.items():
             buffer = io.BytesIO()
-            np.lib.format.write_array(buffer, values, allow_pickle=False)
+            np.lib.format.write_array(buffer, values, allow_pickle=False)  # type: ignore[no-untyped-call]  # numpy 2.3
             entry = zipfile.ZipInfo(f"{name}.npy", _DATE)
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, buffer.getvalue())
