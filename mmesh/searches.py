@@ -37,7 +37,6 @@ _MERGE_OF, _OUTCOME_OF = wire.by_number(_MERGES), wire.by_number(_OUTCOMES)
 
 def search_to_pb(search: Search) -> pb.SearchRequest:
     """Return the message of `search`."""
-    rerank = search.rerank
     return pb.SearchRequest(
         collection=search.collection,
         query=wire.content_to_pb(search.query),
@@ -46,9 +45,7 @@ def search_to_pb(search: Search) -> pb.SearchRequest:
         limit=search.limit,
         filter=wire.filter_to_pb(search.filter) if search.filter else None,
         merge=_MERGES[search.merge] if search.merge else pb.MERGE_POLICY_UNSPECIFIED,
-        rerank=pb.RerankOptions(candidates=rerank.candidates, max_seconds=rerank.max_seconds)
-        if rerank
-        else None,
+        rerank=_rerank_to_pb(search.rerank) if search.rerank else None,
         consistency=wire.consistency_to_pb(search.consistency),
         token=search.token,
         require_all_shards=search.require_all_shards,
@@ -62,7 +59,6 @@ def search_from_pb(message: pb.SearchRequest) -> Search:
     Raises:
         InvalidField: a field is outside its limits.
     """
-    rerank = message.rerank if message.HasField("rerank") else None
     search = Search(
         collection=message.collection,
         query=wire.content_from_pb(message.query, "query"),
@@ -71,7 +67,7 @@ def search_from_pb(message: pb.SearchRequest) -> Search:
         limit=message.limit if message.HasField("limit") else 10,
         filter=wire.filter_from_pb(message.filter) if message.HasField("filter") else None,
         merge=cast("MergePolicy | None", wire.enum_from_pb(_MERGE_OF, message.merge, "merge")),
-        rerank=Rerank(rerank.candidates, rerank.max_seconds) if rerank else None,
+        rerank=_rerank_from_pb(message.rerank) if message.HasField("rerank") else None,
         consistency=wire.consistency_from_pb(message.consistency),
         token=message.token,
         require_all_shards=message.require_all_shards,
@@ -79,6 +75,18 @@ def search_from_pb(message: pb.SearchRequest) -> Search:
     )
     check_search(search)
     return search
+
+
+def _rerank_to_pb(rerank: Rerank) -> pb.RerankOptions:
+    return pb.RerankOptions(
+        candidates=rerank.candidates,
+        max_seconds=rerank.max_seconds,
+        max_image_tokens=rerank.max_image_tokens,
+    )
+
+
+def _rerank_from_pb(message: pb.RerankOptions) -> Rerank:
+    return Rerank(message.candidates, message.max_seconds, message.max_image_tokens)
 
 
 def result_to_pb(result: SearchResult) -> pb.SearchResponse:

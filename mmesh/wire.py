@@ -132,6 +132,12 @@ def vectors_to_pb(
     return vector_pb2.Vectors(dim=matrix.shape[1], data_type=_DATA_TYPES[data_type], values=values)
 
 
+def data_type_from_pb(value: int, path: str) -> DataType:
+    """Return the element type of a wire value; unspecified is float32."""
+    data_type: DataType | None = enum_from_pb(_DATA_TYPE_OF, value, path)
+    return data_type or DataType.FLOAT32
+
+
 def directions_to_pb(matrix: NDArray[Any], data_type: DataType) -> vector_pb2.Vectors:
     """Return the message of `matrix` (n, dim) for who looks at the directions of its rows only.
 
@@ -309,6 +315,7 @@ def settings_to_pb(settings: CollectionSettings) -> collection_pb2.CollectionSet
             max_filter_depth=limits.max_filter_depth,
             max_limit=limits.max_limit,
         ),
+        mirror=settings.mirror,
     )
 
 
@@ -325,6 +332,7 @@ def settings_from_pb(message: collection_pb2.CollectionSettings) -> CollectionSe
             limits.max_filter_depth,
             limits.max_limit,
         ),
+        message.mirror,
     )
 
 

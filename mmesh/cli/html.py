@@ -9,6 +9,7 @@ from html import escape
 from mmesh.candidates import Hit, Search, SearchResult
 from mmesh.cli.tables import footnotes
 from mmesh.content import Content, Image
+from mmesh.migration import Comparison, Pair
 
 _SIGNATURES = (
     (b"\x89PNG", "image/png"),
@@ -25,6 +26,7 @@ section { background: #fff; border: 1px solid #dfe3e8; border-radius: 10px;
 .query { display: flex; gap: 1rem; align-items: center; margin-bottom: .8rem }
 .query img { height: 96px; border-radius: 6px } .query p { margin: 0; font-size: 1.05rem }
 .instruction, .foot { color: #66707d; font-size: .85rem }
+.both { display: grid; grid-template-columns: 1fr 1fr; gap: 1.25rem }
 .hits { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: .8rem }
 .hit { border: 1px solid #e6e9ed; border-radius: 8px; padding: .6rem; font-size: .86rem;
   background: #fcfcfd; overflow-wrap: anywhere }
@@ -46,7 +48,10 @@ def search_page(searches: Sequence[tuple[Search, SearchResult]], title: str) -> 
 
     Pictures of hits are there when the search asked for content.
     """
-    sections = "\n".join(_section(search, result) for search, result in searches)
+    return _page("\n".join(_section(search, result) for search, result in searches), title)
+
+
+def _page(sections: str, title: str) -> str:
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     return (
         f'<!doctype html><html lang="en"><head>{head}<title>{escape(title)}</title>'
@@ -54,17 +59,38 @@ def search_page(searches: Sequence[tuple[Search, SearchResult]], title: str) -> 
     )
 
 
+def comparison_page(comparison: Comparison, title: str) -> str:
+    """Return a page, complete in itself, with the hits of both collections side by side."""
+    names = comparison.migration.old.name, comparison.migration.new.name
+    return _page("\n".join(_side_by_side(pair, names) for pair in comparison.pairs), title)
+
+
+def _side_by_side(pair: Pair, names: tuple[str, str]) -> str:
+    columns = "".join(
+        f'<div><h2>{escape(name)}</h2><div class="hits">{_hits(result)}</div></div>'
+        for name, result in zip(names, (pair.old, pair.new), strict=True)
+    )
+    return (
+        f'<section><div class="query">{_content(pair.search.query)}</div>'
+        f'<div class="both">{columns}</div>'
+        f'<p class="foot">{pair.overlap:.0%} of the hits are the same</p></section>'
+    )
+
+
+def _hits(result: SearchResult) -> str:
+    return "".join(_hit(hit) for hit in result.hits) or "<p>Nothing found.</p>"
+
+
 def _section(search: Search, result: SearchResult) -> str:
     receipt = result.receipt
     target = " or ".join(modality.value for modality in receipt.searched)
     heading = f"{receipt.query_modality.value} → {target}"
-    hits = "".join(_hit(hit) for hit in result.hits) or "<p>Nothing found.</p>"
     foot = "<br>".join(escape(line) for line in footnotes(result))
     return (
         f"<section><h2>{escape(heading)}</h2>"
         f'<div class="query">{_content(search.query)}</div>'
         f'<p class="instruction">{escape(search.instruction)}</p>'
-        f'<div class="hits">{hits}</div><p class="foot">{foot}</p></section>'
+        f'<div class="hits">{_hits(result)}</div><p class="foot">{foot}</p></section>'
     )
 
 

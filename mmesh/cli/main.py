@@ -8,9 +8,11 @@ import click
 
 from mmesh.cli.alias import alias
 from mmesh.cli.candidates import delete, show
+from mmesh.cli.check import encode, rerank
 from mmesh.cli.collection import collection
 from mmesh.cli.index import index
 from mmesh.cli.ingest import ingest
+from mmesh.cli.migrate import migrate
 from mmesh.cli.scale import scale
 from mmesh.cli.search import search
 from mmesh.cli.status import status
@@ -37,7 +39,8 @@ def cli() -> None:
 
 
 COMMANDS = (
-    up, scale, collection, alias, ingest, search, delete, show, export, import_, index, status,
+    up, scale, collection, alias, ingest, search, delete, show, export, import_, migrate, index,
+    status, encode, rerank,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

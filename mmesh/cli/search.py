@@ -41,6 +41,10 @@ _ANY = "any"
               show_default=True, help="Modality of the hits.")  # fmt: skip
 @click.option("--limit", type=int, default=10, show_default=True, help="Hits; 1 to 1000.")
 @click.option("--rerank", type=int, help="Hits to judge; 0: none.  [default: 20]")
+@click.option("--rerank-seconds", type=float, default=0.0, metavar="SECONDS",
+              help="With --rerank: longest time.  [default: half of what is left]")  # fmt: skip
+@click.option("--rerank-image-tokens", type=int, default=0, metavar="TOKENS",
+              help="With --rerank: tokens of pictures to read.  [default: any]")  # fmt: skip
 @click.option("--merge", type=click.Choice([policy.value for policy in MergePolicy]),
               help="How the modalities' lists become one.  [default: the mesh's]")  # fmt: skip
 @click.option("--filter", "expression", metavar="EXPR",
@@ -78,6 +82,7 @@ def search(
 
 def _template(
     collection: str, *, instruction: str, target: str, limit: int, rerank: int | None,
+    rerank_seconds: float, rerank_image_tokens: int,
     merge: str | None, expression: str | None, token: str, require_all_shards: bool,
 ) -> Search:  # fmt: skip
     return Search(
@@ -86,12 +91,20 @@ def _template(
         instruction=instruction,
         target=None if target == _ANY else Modality(target),
         limit=limit,
-        rerank=None if rerank is None else Rerank(rerank),
+        rerank=_rerank(rerank, rerank_seconds, rerank_image_tokens),
         merge=MergePolicy(merge) if merge else None,
         filter=parse_filter(expression) if expression else None,
         token=token,
         require_all_shards=require_all_shards,
     )
+
+
+def _rerank(candidates: int | None, seconds: float, image_tokens: int) -> Rerank | None:
+    if candidates is not None:
+        return Rerank(candidates, seconds, image_tokens)
+    if seconds or image_tokens:
+        raise click.UsageError("--rerank-seconds and --rerank-image-tokens go with --rerank")
+    return None
 
 
 def _query(text: str | None, image: Path | None) -> Content:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmesh.errors import InvalidField
+from mmesh.errors import FailedPrecondition, InvalidField
 from mmesh.models import hub
 from mmesh.models.protocol import JudgeModel
 
@@ -60,13 +60,22 @@ async def open_judge(choice: JudgeChoice) -> JudgeModel:
 
         return load_maxsim(threads=choice.threads)
     if choice.model.startswith(REMOTE):
-        from mmesh.models.remote_judge import open_remote_judge
-
-        return await open_remote_judge(choice)
+        return await _open_remote(choice)
     if choice.model.startswith(IN_PROCESS):
         return await _open_vllm(choice)
     known = "maxsim, vllm:FOLDER, vllm:hf:ORG/NAME[@REVISION], vllm+http://HOST:PORT"
     raise SystemExit(f"no reranker is called {choice.model!r}; known: {known}")
+
+
+async def _open_remote(choice: JudgeChoice) -> JudgeModel:
+    try:
+        from mmesh.models.remote_judge import open_remote_judge
+
+        return await open_remote_judge(choice)
+    except ModuleNotFoundError as error:
+        raise FailedPrecondition(
+            f"a judge on a vLLM server needs {error.name}; run `make setup-models`"
+        ) from error
 
 
 def family_name(model: str, folder: Path) -> str:

@@ -139,6 +139,17 @@ class JudgeFamily:
         """What a score depends on besides the model's files and the engine."""
         return self.name, self.revision, self.route, self.template
 
+    def info(self, name: str, fingerprint: str) -> JudgeInfo:
+        """Describe the judge that a model of this family makes."""
+        return JudgeInfo(
+            name=name,
+            fingerprint=fingerprint,
+            template=self.template,
+            weights=self.weights,
+            query_weights=dict.fromkeys(Modality, 1.0),
+            compares_modalities=self.compares_modalities,
+        )
+
 
 def limit_pixels(least: int, most: int) -> dict[str, Any]:
     """Return the engine's arguments for Qwen's processors to scale pictures into this range."""
@@ -159,18 +170,11 @@ async def open_vllm_judge(
     settings = settings or VllmSettings()
     name = name or folder.name
     parts = (*family.identity, settings.dtype, settings.max_model_len)
-    info = JudgeInfo(
-        name=name,
-        fingerprint=await asyncio.to_thread(hub.fingerprint_of, folder, name, parts),
-        template=family.template,
-        weights=family.weights,
-        query_weights=dict.fromkeys(Modality, 1.0),
-        compares_modalities=family.compares_modalities,
-    )
+    fingerprint = await asyncio.to_thread(hub.fingerprint_of, folder, name, parts)
     arguments = {**family.engine_arguments, **family.route.engine_arguments}
     engine = await VllmEngine.start(folder, settings, arguments)
     logger.info("judge opened", extra={"model": name, "family": family.name})
-    return VllmJudge(engine, family, info, settings)
+    return VllmJudge(engine, family, family.info(name, fingerprint), settings)
 
 
 class VllmJudge:

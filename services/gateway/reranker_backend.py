@@ -35,13 +35,19 @@ class RerankerBackend:
         return self._judge[1]
 
     async def rerank(
-        self, query: Content, instruction: str, candidates: Sequence[Content], deadline: Deadline
+        self,
+        query: Content,
+        instruction: str,
+        candidates: Sequence[Content],
+        deadline: Deadline,
+        max_image_tokens: int = 0,
     ) -> Verdict:
-        """Return what the judge says of `candidates`."""
+        """Return what the judge says of `candidates` in time, and for these image tokens."""
         request = reranker_pb2.RerankRequest(
             query=wire.content_to_pb(query),
             instruction=instruction,
             candidates=[wire.content_to_pb(candidate) for candidate in candidates],
+            budget=reranker_pb2.Budget(image_tokens=max_image_tokens),
         )
         reply = await answer_of(self._stub.Rerank(request, **options_for(deadline)), "the reranker")
         if self._judge and reply.model_fingerprint != self._judge[0]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from mmesh.serving.settings import ServiceSettings
@@ -16,11 +17,24 @@ class RerankerSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="MMESH_RERANKER_")
 
     model: str = Field(
-        "maxsim", description="Judge: maxsim, or vllm:FOLDER for an instruct MLLM in vLLM."
+        "maxsim",
+        description="Judge: maxsim; vllm:FOLDER or vllm:hf:ORG/NAME[@REVISION] for an MLLM in "
+        "vLLM; vllm+http://HOST:PORT for a vLLM server.",
+    )
+    family: str = Field("auto", description="Family of an MLLM; auto tells it by its files.")
+    route: str = Field(
+        "auto", description="How an MLLM scores: logprob, classifier, or auto by its family."
     )
     template: str = Field(
-        "true-false.v1", description="Prompt template of an MLLM: a shipped name, or a TOML file."
+        "auto",
+        description="Prompt template of an MLLM that is no reranker: a shipped name, a TOML file, "
+        "or a folder of them; auto is mbeir.v1.",
     )
+    tokenizer: str = Field(
+        "",
+        description="Folder or hf:ORG/NAME[@REVISION] with the tokenizer of a vLLM server's model.",
+    )
+    api_key: SecretStr = Field(SecretStr(""), description="For a vLLM server that wants one.")
     dtype: str = Field("auto", description="Precision of an MLLM; auto takes the checkpoint's.")
     max_model_len: int = Field(
         4096, gt=0, description="Tokens of a prompt with its pictures; longer candidates are cut."
@@ -36,7 +50,25 @@ class RerankerSettings(ServiceSettings):
         os.cpu_count() or 1, gt=0, description="Threads of maxsim's model; one a core."
     )
     round_candidates: int = Field(
-        8, gt=0, description="Candidates judged between two looks at the deadline."
+        8, gt=0, description="Candidates of the first round; while time allows, rounds double."
+    )
+    score_cache: int = Field(65_536, ge=0, description="Scores that are remembered; some 20 MB.")
+    canary: Path | None = Field(
+        None,
+        description="Stored scores of the built-in probes (`mmesh rerank check --save`), which the "
+        "judge must give before the service is ready.",
+    )
+    parity_tolerance: float = Field(
+        0.0,
+        ge=0,
+        description="Largest difference between a probe's scores alone, in a batch, in another "
+        "order and stored; 0: 0.001, or 0.02 for an MLLM in another precision than float32.",
     )
     max_waiting_calls: int = Field(64, gt=0, description="Calls that may wait before QUEUE_FULL.")
     running_calls: int = Field(4, gt=0, description="Calls judged at a time.")
+
+    @property
+    def tolerance(self) -> float:
+        """The largest difference that parity allows."""
+        is_exact = self.model == "maxsim" or self.dtype == "float32"
+        return self.parity_tolerance or (1e-3 if is_exact else 2e-2)

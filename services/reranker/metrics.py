@@ -15,3 +15,10 @@ unjudged_total = Counter(
     "mmesh_reranker_unjudged_total", "Candidates not judged, by reason.", ["reason"]
 )
 waiting_calls = Gauge("mmesh_reranker_waiting_calls", "Calls that wait for their turn.")
+score_cache_total = Counter(
+    "mmesh_reranker_score_cache_total", "Scores looked up, by outcome: hit or miss.", ["outcome"]
+)
+parity_max_abs_diff = Gauge(
+    "mmesh_reranker_parity_max_abs_diff",
+    "Largest difference of a probe's scores at the start: alone, together, shuffled, stored.",
+)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
+from dataclasses import fields
 
 from mmesh.api.reranker.v1.reranker_pb2_grpc import add_RerankerServiceServicer_to_server
-from mmesh.models.families import open_judge, open_mllm_judge
+from mmesh.models.judge_families import JudgeChoice, open_judge
 from mmesh.models.protocol import JudgeModel
 from mmesh.serving import logs
 from mmesh.serving.host import Host, run_service
+from services.reranker.canary import check_parity
 from services.reranker.config import RerankerSettings
 from services.reranker.engine import RerankerEngine
 from services.reranker.servicer import RerankerServicer
@@ -23,40 +24,38 @@ LOOK_S = 0.5
 
 async def serve(settings: RerankerSettings) -> None:
     """Serve until told to stop, or until the judge's engine dies: a supervisor restarts us then."""
+    model = await open_judge(_choice(settings))
+    try:
+        await check_parity(model, settings.canary, settings.tolerance)
+        await _serve(model, settings)
+    finally:
+        await model.close()
+
+
+async def _serve(model: JudgeModel, settings: RerankerSettings) -> None:
     host = Host("reranker", settings)
-    model = await _open_model(settings)
     engine = RerankerEngine(
         model,
         round_candidates=settings.round_candidates,
         running_calls=settings.running_calls,
         max_waiting=settings.max_waiting_calls,
+        score_cache=settings.score_cache,
     )
     host.add(add_RerankerServiceServicer_to_server, RerankerServicer(engine), NAME)
     await host.start()
     watch = asyncio.create_task(_stop_when_dead(engine, host))
     try:
         await host.run()
-        dead = not engine.is_healthy()
     finally:
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
-        await model.close()
-    if dead:
+    if not engine.is_healthy():
         raise SystemExit("the judge's engine died")
 
 
-async def _open_model(settings: RerankerSettings) -> JudgeModel:
-    if not settings.model.startswith("vllm:"):
-        return open_judge(settings.model, threads=settings.threads)
-    return await open_mllm_judge(
-        Path(settings.model.removeprefix("vllm:")),
-        settings.template,
-        dtype=settings.dtype,
-        max_model_len=settings.max_model_len,
-        kv_cache_bytes=int(settings.kv_cache_gib * 2**30),
-        images_per_prompt=settings.images_per_prompt,
-        enforce_eager=settings.enforce_eager,
-    )
+def _choice(settings: RerankerSettings) -> JudgeChoice:
+    chosen = {field.name: getattr(settings, field.name) for field in fields(JudgeChoice)}
+    return JudgeChoice(**chosen | {"api_key": settings.api_key.get_secret_value()})
 
 
 async def _stop_when_dead(engine: RerankerEngine, host: Host) -> None:

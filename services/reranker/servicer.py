@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from mmesh import wire
 from mmesh.api.reranker.v1 import reranker_pb2 as pb
 from mmesh.api.reranker.v1 import reranker_pb2_grpc as rpc
@@ -9,7 +11,8 @@ from mmesh.content import Content, Modality, check_content, check_instruction
 from mmesh.errors import InvalidField
 from mmesh.models.protocol import JudgeInfo
 from mmesh.serving.deadline import Context, Deadline
-from services.reranker.engine import RerankerEngine
+from services.reranker.budget import Budget
+from services.reranker.engine import Question, RerankerEngine
 
 MAX_CANDIDATES = 256
 DEFAULT_DEADLINE_S = 60.0
@@ -31,8 +34,10 @@ class RerankerServicer(rpc.RerankerServiceServicer):
             _content_of(message, f"candidates[{number}]")
             for number, message in enumerate(request.candidates)
         ]
-        deadline = Deadline.of(context, DEFAULT_DEADLINE_S)
-        judged = await self._engine.judge(query, request.instruction, candidates, deadline)
+        asked = Question(
+            query, request.instruction, candidates, _budget_of(request.budget), request.fresh
+        )
+        judged = await self._engine.judge(asked, Deadline.of(context, DEFAULT_DEADLINE_S))
         info = self._engine.info
         return pb.RerankResponse(
             scores=[_score_to_pb(score) for score in judged.scores],
@@ -40,6 +45,7 @@ class RerankerServicer(rpc.RerankerServiceServicer):
             template=info.template,
             judge_seconds=judged.judge_s,
             queue_seconds=judged.queue_s,
+            remembered=judged.remembered,
         )
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
@@ -58,6 +64,14 @@ def _content_of(message: object, path: str) -> Content:
     content = wire.content_from_pb(message, path)  # type: ignore[arg-type]  # a Content
     check_content(content, path)
     return content
+
+
+def _budget_of(message: pb.Budget) -> Budget:
+    for name in ("candidates", "seconds", "image_tokens"):
+        value = getattr(message, name)
+        if not 0 <= value < math.inf:  # also refuses NaN
+            raise InvalidField(f"budget.{name}", f"is {value}; 0 or more is allowed")
+    return Budget(message.candidates, message.seconds, message.image_tokens)
 
 
 def _score_to_pb(score: float | str) -> pb.JudgedScore:

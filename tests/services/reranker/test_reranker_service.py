@@ -1,19 +1,14 @@
-"""The reranker over gRPC, with a judge at the protocol's seam, and with the real vLLM engine."""
+"""The reranker over gRPC, with a judge at the protocol's seam; tests/mesh has the real engine."""
 
 import asyncio
-import importlib.util
-import os
-import signal
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import grpc
 import pytest
 
-from mmesh import Client, wire
+from mmesh import wire
 from mmesh.api.reranker.v1 import reranker_pb2 as pb
 from mmesh.api.reranker.v1 import reranker_pb2_grpc as rpc
-from mmesh.candidates import Candidate
 from mmesh.content import Content, Modality
 from mmesh.errors import InvalidField, Unavailable
 from mmesh.models.protocol import JudgeInfo
@@ -47,6 +42,9 @@ class Judge:
             raise Unavailable("the engine is gone")
         return [float(len(text)) for text in texts]
 
+    def image_tokens(self, content):
+        return 10 * len(content.images)
+
     def is_healthy(self):
         return self.healthy
 
@@ -57,7 +55,8 @@ class Judge:
 @asynccontextmanager
 async def serving(judge, **limits):
     host = Host("reranker", RerankerSettings(drain_s=0, grace_s=1))
-    chosen = {"round_candidates": 2, "running_calls": 1, "max_waiting": 1} | limits
+    defaults = {"round_candidates": 2, "running_calls": 1, "max_waiting": 1, "score_cache": 100}
+    chosen = defaults | limits
     servicer = RerankerServicer(RerankerEngine(judge, **chosen))
     name = "mmesh.api.reranker.v1.RerankerService"
     host.add(rpc.add_RerankerServiceServicer_to_server, servicer, name)
@@ -67,9 +66,11 @@ async def serving(judge, **limits):
     await host.drain()
 
 
-def request(*texts):
-    candidates = [wire.content_to_pb(Content.of(text)) for text in texts]
-    return pb.RerankRequest(query=wire.content_to_pb(Content.of("q")), candidates=candidates)
+def request(*parts, query="q", **fields):
+    """Ask for texts, or bytes that stand for pictures, of which the judge reads headers only."""
+    candidates = [wire.content_to_pb(Content.of(part)) for part in parts]
+    query = wire.content_to_pb(Content.of(query))
+    return pb.RerankRequest(query=query, candidates=candidates, **fields)
 
 
 def scores_of(reply):
@@ -117,75 +118,75 @@ async def test_too_many_calls_are_refused():
     assert {error.reason for error in failed} == {"QUEUE_FULL"}
 
 
+async def test_scores_are_remembered_by_query_instruction_and_candidate():
+    judge = Judge()
+    async with serving(judge) as stub:
+        first = await stub.Rerank(request("aaa", "bad", "aa"))
+        again = await stub.Rerank(request("aa", "new!", "aaa"))
+        other = await stub.Rerank(request("aaa", query="another"))
+        instructed = await stub.Rerank(request("aaa", instruction="look closely"))
+        fresh = await stub.Rerank(request("aaa", fresh=True))
+    assert (scores_of(again), again.remembered) == ([2, 4, 3], 2)
+    assert [one.remembered for one in (first, other, instructed, fresh)] == [0, 0, 0, 0]
+    assert judge.calls == [2, 1, 1, 1, 1, 1, 1, 1]  # a round that failed, then one by one
+
+
+async def test_remembered_scores_need_no_turn_and_no_time():
+    async with serving(Judge(seconds=0.2)) as stub:
+        await stub.Rerank(request("a"))
+        running = asyncio.ensure_future(stub.Rerank(request(*"bcdefgh")))
+        await asyncio.sleep(0.05)
+        known = await stub.Rerank(request("a", budget=pb.Budget(seconds=0.01)))
+        partial = await stub.Rerank(request("a", "i", budget=pb.Budget(seconds=0.01)))
+        await running
+    assert (scores_of(known), known.remembered) == ([1], 1)
+    assert scores_of(partial) == [1, "DEADLINE"]
+
+
+async def test_the_least_recently_asked_score_is_forgotten():
+    async with serving(Judge(), score_cache=2) as stub:
+        for texts in ("ab", "a", "c"):
+            await stub.Rerank(request(*texts))
+        reply = await stub.Rerank(request(*"abc"))
+    assert reply.remembered == 2
+
+
+async def test_no_more_candidates_are_judged_than_the_budget_has():
+    judge = Judge()
+    async with serving(judge) as stub:
+        await stub.Rerank(request("aa"))
+        reply = await stub.Rerank(request("a", "aa", "aaa", "aaaa", budget=pb.Budget(candidates=2)))
+    assert scores_of(reply) == [1, 2, 3, "BUDGET"]
+
+
+async def test_image_tokens_are_spent_on_the_query_and_then_best_first():
+    pictures = [b"one", b"two", b"three"]
+    async with serving(Judge()) as stub:
+        budget = pb.Budget(image_tokens=20)
+        reply = await stub.Rerank(request(*pictures, "text", query=b"picture", budget=budget))
+        poor = await stub.Rerank(request("text", query=b"large", budget=pb.Budget(image_tokens=9)))
+    assert scores_of(reply) == [0, "BUDGET", "BUDGET", 4]
+    assert scores_of(poor) == ["BUDGET"]
+
+
+async def test_a_budget_of_seconds_ends_judging_before_the_deadline():
+    async with serving(Judge(seconds=0.1)) as stub:
+        reply = await stub.Rerank(request(*"abcdef", budget=pb.Budget(seconds=0.15)), timeout=30)
+    assert scores_of(reply) == [1, 1, *["DEADLINE"] * 4]
+
+
+@pytest.mark.parametrize(
+    "budget", [{"candidates": -1}, {"seconds": float("nan")}, {"image_tokens": -5}]
+)
+async def test_a_budget_below_zero_is_refused(budget):
+    async with serving(Judge()) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Rerank(request("a", budget=pb.Budget(**budget)))
+    assert error_of(caught.value).metadata["field"] == f"budget.{next(iter(budget))}"
+
+
 async def test_trust_is_told_for_each_query_modality():
     async with serving(Judge()) as stub:
         model = await stub.GetModel(pb.GetModelRequest())
     trust = {wire.modality_from_pb(t.query_modality): t.text_weight for t in model.trust}
     assert trust == {Modality.TEXT: 0.25, Modality.IMAGE: 0, Modality.IMAGE_TEXT: 0}
-
-
-needs_vllm = [
-    pytest.mark.vllm,
-    pytest.mark.timeout(300),
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None, reason="vLLM is absent: run `make setup-vllm`"
-    ),
-]
-
-
-@pytest.fixture(scope="module")
-def vllm_mesh(start_mesh, tmp_path_factory):
-    """A mesh whose reranker is a tiny MLLM in the real engine."""
-    from mmesh.models.tiny import build_tiny_qwen3_vl
-
-    folder = tmp_path_factory.mktemp("tiny") / "qwen3-vl"
-    build_tiny_qwen3_vl(folder)
-    wanted = {"ENFORCE_EAGER": "true", "KV_CACHE_GIB": "0.1", "MAX_MODEL_LEN": "2048"}
-    added = {f"MMESH_RERANKER_{name}": value for name, value in wanted.items()}
-    os.environ.update(added)
-    try:
-        yield start_mesh(tmp_path_factory.mktemp("vllm-mesh"), shards=1, reranker=f"vllm:{folder}")
-    finally:
-        for name in added:
-            del os.environ[name]
-
-
-@pytest.mark.usefixtures("vllm_mesh")
-class TestWithVllm:
-    pytestmark = needs_vllm
-
-    def test_hits_of_all_modalities_are_judged(self, vllm_mesh, new_collection, pictures):
-        with Client(vllm_mesh.address) as client, new_collection(client) as collection:
-            candidates = [
-                Candidate("text", Content.of("a red square")),
-                Candidate("picture", Content.of(pictures.png())),
-                Candidate("both", Content.of(pictures.png(1), "a green square")),
-            ]
-            token = client.upsert_candidates(collection, candidates)
-            result = client.search(collection, [pictures.png(2), "but blue"], token=token)
-        assert {hit.id for hit in result.hits} == {"text", "picture", "both"}
-        assert all(0 < (hit.rerank_score or 0) < 1 for hit in result.hits)
-        assert result.receipt.reranker_template.startswith("true-false@1:")
-        assert result.receipt.rerank_outcome.value == "full"
-
-    def test_a_killed_engine_degrades_searches_and_comes_back(
-        self, vllm_mesh, new_collection, eventually
-    ):
-        with Client(vllm_mesh.address) as client, new_collection(client) as collection:
-            token = client.upsert_candidates(collection, [Candidate("a", Content.of("a cat"))])
-            for child in children(vllm_mesh.pid("reranker")):
-                os.kill(child, signal.SIGKILL)
-            degraded = client.search(collection, "cat", token=token)
-            assert [d.reason for d in degraded.degradations] == ["RERANK_UNAVAILABLE"]
-            assert [hit.id for hit in degraded.hits] == ["a"]
-
-            def whole():
-                return not client.search(collection, "cat", token=token).degradations
-
-            eventually(whole, "the engine judges again", 120)
-
-
-def children(pid):
-    """Return the processes that `pid` started."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]

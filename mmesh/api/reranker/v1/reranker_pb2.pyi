@@ -29,8 +29,11 @@ class RerankRequest(_message.Message):
     INSTRUCTION_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
+    FRESH_FIELD_NUMBER: _builtins.int
     instruction: _builtins.str
     """What is sought, in natural language; at most 4096 bytes. Empty means the template's own words."""
+    fresh: _builtins.bool
+    """Judge anew, whatever is remembered: for checks. What is found is remembered."""
     @_builtins.property
     def query(self) -> _content_pb2.Content:
         """What is asked; required."""
@@ -52,10 +55,11 @@ class RerankRequest(_message.Message):
         instruction: _builtins.str = ...,
         candidates: _abc.Iterable[_content_pb2.Content] | None = ...,
         budget: Global___Budget | None = ...,
+        fresh: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "query", b"query"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "candidates", b"candidates", "instruction", b"instruction", "query", b"query"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "candidates", b"candidates", "fresh", b"fresh", "instruction", b"instruction", "query", b"query"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
