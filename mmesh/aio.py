@@ -41,6 +41,7 @@ from mmesh.vectors import DataType
 
 DEFAULT_ADDRESS = "127.0.0.1:50550"
 DEFAULT_TIMEOUT_S = 30.0
+MAX_PAGE = 1000
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 Query = Content | Part | bytes | Sequence[Part | bytes]
@@ -216,6 +217,7 @@ class AsyncClient:
         data_type: DataType = DataType.FLOAT32,
         batch_size: int = 64,
         patience_s: float = 60.0,
+        fill: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> IngestReport:
         """Ingest any number of candidates; refused ones are in the report, the rest is stored.
@@ -225,11 +227,15 @@ class AsyncClient:
 
         `Embedded` candidates are not encoded; `model_fingerprint` names the model of their
         vectors, which must be the collection's, and the vectors travel as `data_type`.
+
+        With `fill`, the collection is filled up from its mirror: candidates that it has, has
+        deleted lately, or that its mirror does not have are left alone, and count as stored.
         """
         source = _aiter(candidates)
         ingest = Ingest(
-            self._stub, collection, source, batch_size, patience_s, model_fingerprint, data_type
-        )
+            self._stub, collection, source, batch_size, patience_s, model_fingerprint, data_type,
+            fill,
+        )  # fmt: skip
         return await ingest.run(on_progress or (lambda _: None))
 
     # -- collections
@@ -239,13 +245,15 @@ class AsyncClient:
         name: str,
         settings: CollectionSettings | None = None,
         *,
+        model: str = "",
         timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> Collection:
-        """Create a collection for the model that the mesh serves, or return it if it exists.
+        """Create a collection, or return it if it exists; its settings are left as they are then.
 
-        The settings of a collection that exists are left as they are.
+        `model` is the name or the fingerprint of a model that the mesh serves; without one it is
+        that of the mesh's first encoder.
         """
-        request = pb.CreateCollectionRequest(name=name)
+        request = pb.CreateCollectionRequest(name=name, model=model)
         if settings is not None:
             check_settings(settings)
             request.settings.CopyFrom(wire.settings_to_pb(settings))
@@ -278,13 +286,13 @@ class AsyncClient:
     ) -> list[Collection]:
         """Return all collections by name."""
         found: list[Collection] = []
-        request = pb.ListCollectionsRequest()
+        request = pb.ListCollectionsRequest(page_size=MAX_PAGE)
         while True:
             reply = await _answer(self._stub.ListCollections(request, timeout=timeout))
             found += [wire.collection_from_pb(message) for message in reply.collections]
             if not reply.next_page_token:
                 return found
-            request = pb.ListCollectionsRequest(page_token=reply.next_page_token)
+            request.page_token = reply.next_page_token
 
     async def delete_collection(
         self, name: str, *, timeout: float | None = DEFAULT_TIMEOUT_S

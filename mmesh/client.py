@@ -168,6 +168,7 @@ class Client:
         data_type: DataType = DataType.FLOAT32,
         batch_size: int = 64,
         patience_s: float = 60.0,
+        fill: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> IngestReport:
         """Ingest any number of candidates; see `AsyncClient.ingest`."""
@@ -179,6 +180,7 @@ class Client:
                 data_type=data_type,
                 batch_size=batch_size,
                 patience_s=patience_s,
+                fill=fill,
                 on_progress=on_progress,
             )
         )
@@ -188,10 +190,12 @@ class Client:
         name: str,
         settings: CollectionSettings | None = None,
         *,
+        model: str = "",
         timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> Collection:
-        """Create a collection for the model that the mesh serves, or return it if it exists."""
-        return self._wait(self._client.create_collection(name, settings, timeout=timeout))
+        """Create a collection, or return it if it exists; see `AsyncClient.create_collection`."""
+        making = self._client.create_collection(name, settings, model=model, timeout=timeout)
+        return self._wait(making)
 
     def update_collection(
         self,

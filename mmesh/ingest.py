@@ -112,6 +112,8 @@ class Ingest:
     """Model of the vectors of `Embedded` candidates."""
     data_type: DataType = DataType.FLOAT32
     """What their vectors travel as."""
+    fill: bool = False
+    """Only fill the collection up from its mirror."""
     ingest_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
@@ -167,7 +169,9 @@ class Ingest:
         """Open a stream, send again what was not acknowledged, then go on."""
         link = _Link(self.stub.Ingest(), list(self._sent))
         try:
-            opening = pb.IngestOpen(collection=self.collection, ingest_id=self.ingest_id)
+            opening = pb.IngestOpen(
+                collection=self.collection, ingest_id=self.ingest_id, fill=self.fill
+            )
             await link.call.write(pb.IngestRequest(open=opening))
             async for event in link.call:
                 self._take(event, link)

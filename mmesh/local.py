@@ -49,7 +49,9 @@ class LocalSettings:
     """Port of the gateway; 0 takes a free one."""
     reranker: str = "maxsim"
     """maxsim, none, or vllm:FOLDER."""
-    encoder: str = "lite"
+    encoders: tuple[str, ...] = ("lite",)
+    """Each MODEL[,SETTING=VALUE]... with settings of the encoder service, such as "lite,dim=128";
+    new collections are for the first."""
     metrics: bool = True
     """Serve /metrics of every service; `mesh.json` in the data folder says where."""
     replicas: int = 1
@@ -340,16 +342,33 @@ class _StatusOf:
 
 def plan_services(settings: LocalSettings) -> list[Service]:
     """Return the services of a mesh in the order in which they start, the gateway last."""
-    encoder = _service(settings, "encoder", ["--model", settings.encoder])
+    encoders = _plan_encoders(settings)
     judges = []
     if settings.reranker != "none":
         judges = [_service(settings, "reranker", ["--model", settings.reranker])]
-    calls = ["--encoder", encoder.address]
+    calls = ["--encoder", json.dumps([encoder.address for encoder in encoders])]
     calls += ["--index", json.dumps([f"file:{settings.data.resolve() / 'index.json'}"])]
     calls += ["--reranker", judges[0].address] if judges else []
     gateway = _service(settings, "gateway", calls, settings.port)
     index = _plan_index(settings, "")
-    return [encoder, *index, *judges, gateway]
+    return [*encoders, *index, *judges, gateway]
+
+
+def _plan_encoders(settings: LocalSettings) -> list[Service]:
+    planned = []
+    for number, spelt in enumerate(settings.encoders):
+        model, *pairs = spelt.split(",")
+        flags = [part for pair in pairs for part in _flag_of(pair)]
+        name = f"encoder-{number}" if number else "encoder"
+        planned.append(_service(settings, name, ["--model", model, *flags]))
+    return planned
+
+
+def _flag_of(pair: str) -> tuple[str, str]:
+    name, equals, value = pair.partition("=")
+    if not (name and equals):
+        raise MeshFailed(f"{pair!r} is no SETTING=VALUE of an encoder")
+    return f"--{name.replace('_', '-')}", value
 
 
 def _plan_index(settings: LocalSettings, tag: str) -> list[Service]:

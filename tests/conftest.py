@@ -6,6 +6,7 @@ Helpers come as fixtures, since test modules do not import each other.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import io
 import json
 import os
@@ -33,7 +34,14 @@ from mmesh.status import DETAILS_KEY
 from mmesh.testing.postgres import PostgresServer
 from mmesh.testing.s3 import S3Server, weed_path
 
-START_S = 60.0
+START_S = 150.0
+VLLM_SETTINGS = {
+    "MMESH_RERANKER_DTYPE": "float32",
+    "MMESH_RERANKER_ENFORCE_EAGER": "true",
+    "MMESH_RERANKER_KV_CACHE_GIB": "0.1",
+    "MMESH_RERANKER_MAX_MODEL_LEN": "2048",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a process less to start
+}
 
 
 def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
@@ -187,6 +195,21 @@ def fresh_collection(client: Client) -> Iterator[str]:
     yield name
     with suppress(CollectionNotFound):
         client.delete_collection(name)
+
+
+@pytest.fixture(scope="session")
+def vllm_mesh(start_mesh, tmp_path_factory) -> Iterator[RunningMesh]:
+    """A mesh whose reranker is a tiny MLLM in the real vLLM engine; tests may kill its services."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is absent: run `make setup-vllm`")
+    from mmesh.models.tiny import build_tiny_qwen3_vl
+
+    folder = build_tiny_qwen3_vl(tmp_path_factory.mktemp("tiny") / "qwen3-vl")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in VLLM_SETTINGS.items():
+            patch.setenv(name, value)
+        data = tmp_path_factory.mktemp("vllm-mesh")
+        yield start_mesh(data, 1, reranker=f"vllm:{folder}", metrics=True)
 
 
 @pytest.fixture

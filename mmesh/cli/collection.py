@@ -23,12 +23,16 @@ def collection() -> None:
 
 @collection.command()
 @click.argument("name")
+@click.option("--model", default="", metavar="NAME",
+              help="Name or fingerprint of its model, one that the mesh serves; by default that of "
+              "the first encoder.")  # fmt: skip
 @settings_options
 @address_option
-def create(name: str, address: str, **settings: Any) -> None:
+def create(name: str, model: str, address: str, **settings: Any) -> None:
     """Create the collection NAME; it is no error if it exists, and is left as it is then."""
+    chosen = with_options(CollectionSettings(), settings)
     with Client(address) as client:
-        made = client.create_collection(name, with_options(CollectionSettings(), settings))
+        made = client.create_collection(name, chosen, model=model)
     click.echo(f"collection {made.name} for model {made.model_fingerprint}")
 
 

@@ -55,4 +55,5 @@ def settings_rows(settings: CollectionSettings) -> list[tuple[str, str]]:
         ("max attributes", str(limits.max_attributes or 64)),
         ("max filter depth", str(limits.max_filter_depth or 16)),
         ("max limit", str(limits.max_limit or 1000)),
+        ("mirror", settings.mirror or "none"),
     ]

@@ -21,8 +21,14 @@ from mmesh.scaling import carry_out_orders
               help="Index shards; may change from start to start.")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True,
               help="Port of the gateway on 127.0.0.1; 0 takes a free one.")  # fmt: skip
-@click.option("--reranker", default="maxsim", show_default=True,
-              metavar="maxsim|none|vllm:MODEL_DIR", help="Who judges the first hits.")  # fmt: skip
+@click.option("--encoder", "encoders", multiple=True, default=("lite",), show_default=True,
+              metavar="MODEL[,SETTING=VALUE]...",
+              help="A model that the mesh serves, with settings of its encoder, such as "
+              "/models/clip,device=cuda; give the option once for each model. New collections are "
+              "for the first.")  # fmt: skip
+@click.option("--reranker", default="maxsim", show_default=True, metavar="JUDGE",
+              help="Who judges the first hits: maxsim, none, vllm:MODEL or vllm+http://HOST:PORT; "
+              "its other settings are taken from the environment.")  # fmt: skip
 @click.option("--replicas", type=click.IntRange(1, 16), default=1, show_default=True,
               help="Index processes that hold each shard.")  # fmt: skip
 @click.option("--log-url", default="", metavar="URL",
@@ -35,22 +41,25 @@ def up(
     data: Path,
     shards: int,
     port: int,
+    encoders: tuple[str, ...],
     reranker: str,
     replicas: int,
     log_url: str,
     blobs_url: str,
 ) -> None:
-    """Start encoder, index, reranker and gateway, and keep them running.
+    """Start encoders, index, reranker and gateway, and keep them running.
 
     Prints "ready 127.0.0.1:PORT" once the mesh answers. A service that dies is restarted. Ctrl-C
     or SIGTERM lets running calls finish and stops everything.
     """
-    if reranker not in ("maxsim", "none") and not reranker.startswith("vllm:"):
-        raise click.BadParameter("use maxsim, none or vllm:MODEL_DIR", param_hint="--reranker")
+    if reranker not in ("maxsim", "none") and not reranker.startswith(("vllm:", "vllm+")):
+        known = "maxsim, none, vllm:MODEL or vllm+http://HOST:PORT"
+        raise click.BadParameter(f"use {known}", param_hint="--reranker")
     try:
         settings = LocalSettings(
-            data, shards, port, reranker, replicas=replicas, log_url=log_url, blobs_url=blobs_url
-        )
+            data, shards, port, reranker, encoders,
+            replicas=replicas, log_url=log_url, blobs_url=blobs_url,
+        )  # fmt: skip
         asyncio.run(_run(settings))
     except MeshFailed as failure:
         raise click.ClickException(str(failure)) from None

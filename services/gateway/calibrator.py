@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 FIT_S = 10.0
 VERBATIM = 0.98
 """Score above which a query is taken to be in the collection itself."""
-Key = tuple[str, str, Modality]
-"""A collection by name or alias, its epoch, and the modality of the queries."""
+Key = tuple[str, str, str, Modality]
+"""A collection, its epoch, the fingerprint of its model, and the modality of the queries."""
 
 
 class Calibrator:
-    """Fits calibrations with the encoder's own queries; an outgrown one serves meanwhile."""
+    """Fits calibrations with queries of the model's own; an outgrown one serves meanwhile."""
 
     def __init__(self, encoder: Encoder, index: Index) -> None:
         self._encoder, self._index = encoder, index
@@ -40,11 +40,16 @@ class Calibrator:
         await asyncio.gather(*self._fitting.values(), return_exceptions=True)
 
     async def get(
-        self, collection: str, token: str, query_modality: Modality, deadline: Deadline
+        self,
+        collection: str,
+        fingerprint: str,
+        token: str,
+        query_modality: Modality,
+        deadline: Deadline,
     ) -> Calibration | None:
         """Return the calibration; None when there is none and none can be fitted in time."""
         epoch, seq = epoch_of(token), seq_of(token)
-        key = (collection, epoch, query_modality)
+        key = (collection, epoch, fingerprint, query_modality)
         known = self._known.get(key)
         if known is not None and not known.is_outgrown(seq):
             return known
@@ -71,9 +76,9 @@ class Calibrator:
         return calibration
 
     async def _measure(self, key: Key, seq: int) -> Calibration | None:
-        collection, epoch, query_modality = key
+        collection, epoch, fingerprint, query_modality = key
         deadline = Deadline.after(FIT_S)
-        model = await self._encoder.model(deadline)
+        model = await self._encoder.model(fingerprint, deadline)
         queries = model.calibration.get(query_modality)
         if queries is None:
             return None
@@ -82,7 +87,7 @@ class Calibrator:
             Consistency.EVENTUAL, "",
         )  # fmt: skip
         found = await search_shards(self._index, order, deadline)
-        if epoch_of(found.token) != epoch:  # an alias, which names another collection by now
+        if epoch_of(found.token) != epoch:  # another collection has the name by now
             return None
         foreign = [lists for lists in found.lists if not _is_verbatim(lists)] or found.lists
         tails = {

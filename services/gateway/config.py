@@ -14,7 +14,12 @@ class GatewaySettings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="MMESH_GATEWAY_")
 
-    encoder: str = Field("127.0.0.1:50551", description="Address of the encoder.")
+    encoder: list[str] = Field(
+        ["127.0.0.1:50551"],
+        min_length=1,
+        description="Addresses of encoders, of one model or of several: host:port, or "
+        "dns:///name:port for all addresses of a name, which then have one model.",
+    )
     index: list[str] = Field(
         ["127.0.0.1:50553"],
         description="Where the index processes are, of any shard and replica: host:port, "

@@ -1,35 +1,42 @@
-"""Calls to the encoder, in plain Python; each has a deadline, failures are MmeshErrors."""
+"""Calls to one encoder, in plain Python; each has a deadline, failures are MmeshErrors."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from mmesh import wire
 from mmesh.api.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from mmesh.content import Content, Role
+from mmesh.errors import DeadlineExceeded, ModelMismatch, Unavailable
 from mmesh.serving.deadline import Deadline
 from mmesh.transport import open_channel
 from services.gateway.calls import answer_of, options_for
 from services.gateway.ports import Encoded, EncoderModel
 
+DISTRUST_S = 2.0
+"""Seconds for which an encoder that failed is asked after all others."""
+
 
 class EncoderBackend:
-    """The encoder."""
+    """One encoder."""
 
     def __init__(self, address: str) -> None:
+        self._address = address
         self._channel = open_channel(address)
         self._stub = encoder_pb2_grpc.EncoderServiceStub(self._channel)
-        self._model: EncoderModel | None = None
+        self._distrusted_until = 0.0
+        self.model: EncoderModel | None = None
+        """As last heard; None when it has not been reached, or has another since."""
 
     async def close(self) -> None:
         """Close the channel."""
         await self._channel.close()
 
-    async def model(self, deadline: Deadline) -> EncoderModel:
-        """Return the encoder's model; remembered until an answer comes from another."""
-        if self._model is None:
-            self._model = await self.ask_model(deadline)
-        return self._model
+    @property
+    def is_trusted(self) -> bool:
+        """Tell whether it has not failed just now."""
+        return time.monotonic() >= self._distrusted_until
 
     async def ask_model(self, deadline: Deadline) -> EncoderModel:
         """Return the encoder's model as it is now."""
@@ -42,19 +49,24 @@ class EncoderBackend:
             for c in reply.calibration
         }
         known = {modality: rows for modality, rows in calibration.items() if modality}
-        return EncoderModel(reply.name, reply.fingerprint, reply.dim, known)
+        read = (wire.modality_from_pb(value) for value in reply.modalities)
+        modalities = frozenset(modality for modality in read if modality)
+        self.model = EncoderModel(reply.name, reply.fingerprint, reply.dim, known, modalities)
+        return self.model
 
     async def encode(
         self,
+        fingerprint: str,
         inputs: Sequence[tuple[Content, str]],
         role: Role,
         deadline: Deadline,
-        *,
-        skip_problems: bool = False,
     ) -> Encoded:
-        """Encode (content, instruction) pairs; candidates are bulk work, queries are not."""
+        """Encode (content, instruction) pairs; candidates are bulk work, queries are not.
+
+        Raises:
+            ModelMismatch: it has another model by now.
+        """
         query = role is Role.QUERY
-        skip, fail = encoder_pb2.ON_PROBLEM_SKIP, encoder_pb2.ON_PROBLEM_FAIL
         request = encoder_pb2.EncodeRequest(
             inputs=[
                 encoder_pb2.Input(content=wire.content_to_pb(content), instruction=instruction)
@@ -62,11 +74,20 @@ class EncoderBackend:
             ],
             role=encoder_pb2.ROLE_QUERY if query else encoder_pb2.ROLE_CANDIDATE,
             priority=encoder_pb2.PRIORITY_INTERACTIVE if query else encoder_pb2.PRIORITY_BULK,
-            on_problem=skip if skip_problems else fail,
+            on_problem=encoder_pb2.ON_PROBLEM_SKIP,
         )
-        reply = await answer_of(self._stub.Encode(request, **options_for(deadline)), "the encoder")
-        if self._model and reply.model_fingerprint != self._model.fingerprint:
-            self._model = None
+        try:
+            call = self._stub.Encode(request, **options_for(deadline))
+            reply = await answer_of(call, "the encoder")
+        except (Unavailable, DeadlineExceeded):
+            self._distrusted_until = time.monotonic() + DISTRUST_S
+            raise
+        if reply.model_fingerprint != fingerprint:
+            self.model = None
+            raise ModelMismatch(
+                f"the encoder at {self._address} has the model {reply.model_fingerprint!r} by now",
+                {"model_fingerprint": fingerprint},
+            )
         timing = reply.timing
         return Encoded(
             wire.vectors_from_pb(reply.vectors),

@@ -13,10 +13,9 @@ from mmesh.candidates import Candidate, Collection, CollectionSettings, Page, Se
 from mmesh.errors import DeadlineExceeded, LogUnavailable, Unavailable
 from mmesh.filters import Filter
 from mmesh.serving.deadline import Deadline
-from mmesh.vectors import FloatMatrix
 from services.gateway.calls import answer_of, options_for
 from services.gateway.hedging import Pace
-from services.gateway.ports import EncoderModel, ShardOrder
+from services.gateway.ports import Embeddings, EncoderModel, ShardOrder
 from services.gateway.processes import describe
 from services.gateway.replica import Replica
 from services.gateway.shard_search import ReplicatedSearch
@@ -140,18 +139,23 @@ class IndexBackend:
         self,
         collection: str,
         candidates: Sequence[Candidate],
-        vectors: FloatMatrix,
-        fingerprint: str,
+        vectors: Embeddings,
         request_id: str,
         deadline: Deadline,
+        *,
+        mirror: Embeddings | None = None,
+        fill: bool = False,
     ) -> str:
-        """Store candidates durably, all or none; return the token."""
+        """Store candidates durably, all or none; return the token. See `ports.Index`."""
         request = index_pb2.UpsertCandidatesRequest(
             collection=collection,
             candidates=[wire.candidate_to_pb(candidate) for candidate in candidates],
-            vectors=wire.vectors_to_pb(vectors),
-            model_fingerprint=fingerprint,
+            vectors=wire.vectors_to_pb(vectors.rows),
+            model_fingerprint=vectors.fingerprint,
             request_id=request_id or uuid.uuid4().hex,
+            mirror_vectors=wire.vectors_to_pb(mirror.rows) if mirror else None,
+            mirror_fingerprint=mirror.fingerprint if mirror else "",
+            fill=fill,
         )
         reply = await self._any(_INDEX, "UpsertCandidates", request, deadline)
         return str(reply.token)

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from mmesh.candidates import Candidate
-from mmesh.content import Role
-from mmesh.errors import DeadlineExceeded, InvalidField, MmeshError, Overloaded, Unavailable
+from mmesh.errors import DeadlineExceeded, Overloaded, Unavailable
 from mmesh.serving.deadline import Deadline
-from mmesh.vectors import FloatMatrix
 from services.gateway import metrics
-from services.gateway.ports import Encoded, Encoder, Index
+from services.gateway.ports import Embeddings
+from services.gateway.writer import Order, Refused, Writer
 
 Value = TypeVar("Value")
 ATTEMPT_S = 30.0
 PAUSE_S = 0.25
-_CULPRIT = re.compile(r"(candidates|vectors)\[(\d+)\]")
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """Vectors (n, dim) of n candidates, and the model that made them."""
+class Stream:
+    """What an ingest is for; `ingest_id` names it over reconnections."""
 
-    rows: FloatMatrix
-    fingerprint: str
+    collection: str
+    ingest_id: str
+    fill: bool = False
+    """Store only what the collection lacks and its mirror has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +36,8 @@ class Batch:
 
     sequence: int
     candidates: Sequence[Candidate | Refused]
-    given: Given | None = None
+    given: Embeddings | None = None
     """A vector for each of them, if they were encoded elsewhere."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A candidate that is not stored, and why."""
-
-    id: str
-    number: int
-    error: MmeshError
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +54,11 @@ class Stored:
 class Ingester:
     """Stores the batches of ingest streams."""
 
-    def __init__(self, encoder: Encoder, index: Index, *, window: int, patience_s: float) -> None:
-        self._encoder, self._index = encoder, index
+    def __init__(self, writer: Writer, *, window: int, patience_s: float) -> None:
+        self._writer = writer
         self._window, self._patience_s = window, patience_s
 
-    async def run(
-        self, collection: str, ingest_id: str, batches: AsyncIterator[Batch]
-    ) -> AsyncIterator[Stored]:
+    async def run(self, stream: Stream, batches: AsyncIterator[Batch]) -> AsyncIterator[Stored]:
         """Yield what became of each batch, in order; up to `window` are under way at a time."""
         under_way: asyncio.Queue[asyncio.Task[Stored] | None] = asyncio.Queue(self._window)
 
@@ -79,8 +66,7 @@ class Ingester:
             before: asyncio.Task[Stored] | None = None
             try:
                 async for batch in batches:
-                    name = f"{ingest_id}:{batch.sequence}"
-                    before = asyncio.create_task(self._store(collection, name, batch, before))
+                    before = asyncio.create_task(self._store(stream, batch, before))
                     await under_way.put(before)
             finally:
                 await under_way.put(None)
@@ -99,102 +85,28 @@ class Ingester:
             await asyncio.gather(reader, *tasks, return_exceptions=True)
 
     async def _store(
-        self, collection: str, request_id: str, batch: Batch, before: asyncio.Task[Stored] | None
+        self, stream: Stream, batch: Batch, before: asyncio.Task[Stored] | None
     ) -> Stored:
         """Encode a batch, then store it once the one before it is stored."""
-        refused = [one for one in batch.candidates if isinstance(one, Refused)]
         numbered = [(n, c) for n, c in enumerate(batch.candidates) if isinstance(c, Candidate)]
+        name = f"{stream.ingest_id}:{batch.sequence}"
+        draft = self._writer.draft(
+            Order(stream.collection, numbered, name, batch.given, stream.fill)
+        )
         patience = _Patience(self._patience_s)
-        kept: list[Row] = []
-        token = ""
-        if numbered and batch.given:
-            vectors = batch.given
-            kept = [Row(candidate, number, number) for number, candidate in numbered]
-        elif numbered:
-            encoded = await patience.keep_trying(lambda until: self._encode(numbered, until))
-            vectors = Given(encoded.vectors, encoded.fingerprint)
-            kept, problems = _sort_out(numbered, encoded)
-            refused += problems
+        if numbered:
+            await patience.keep_trying(draft.encode)
         if before is not None:
             await asyncio.wait([before])
             before.result()  # where one batch fails, those after it do too
-        while kept:
-            try:
-                token = await patience.keep_trying(
-                    lambda until: self._write(collection, request_id, kept, vectors, until)  # noqa: B023  # awaited at once
-                )
-                break
-            except InvalidField as error:
-                kept, problem = _without_culprit(kept, error)
-                refused.append(problem)
-        metrics.ingested_total.inc(len(kept))
+        token = await patience.keep_trying(draft.store_good) if numbered else ""
+        refused = [one for one in batch.candidates if isinstance(one, Refused)] + draft.refused
+        refused.sort(key=lambda one: one.number)
         for one in refused:
             metrics.rejected_total.labels(one.error.reason).inc()
-        refused.sort(key=lambda one: one.number)
-        return Stored(batch.sequence, len(kept), token, refused, patience.was_overloaded)
-
-    async def _encode(self, numbered: Sequence[Numbered], deadline: Deadline) -> Encoded:
-        inputs = [(candidate.content, "") for _, candidate in numbered]
-        return await self._encoder.encode(inputs, Role.CANDIDATE, deadline, skip_problems=True)
-
-    async def _write(
-        self,
-        collection: str,
-        request_id: str,
-        rows: Sequence[Row],
-        vectors: Given,
-        deadline: Deadline,
-    ) -> str:
-        # The same batch sent again goes through the same refusals, so each write needs its own id.
-        ids = "\n".join(row.candidate.id for row in rows)
-        digest = hashlib.sha256(ids.encode()).hexdigest()[:16]
-        return await self._index.upsert(
-            collection,
-            [row.candidate for row in rows],
-            vectors.rows[[row.vector for row in rows]],
-            vectors.fingerprint,
-            f"{request_id}:{digest}",
-            deadline,
-        )
-
-
-Numbered = tuple[int, Candidate]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A candidate that can be stored: its number in the batch, and that of its vector."""
-
-    candidate: Candidate
-    number: int
-    vector: int
-
-
-def _sort_out(numbered: Sequence[Numbered], encoded: Encoded) -> tuple[list[Row], list[Refused]]:
-    rows, refused = [], []
-    for place, (number, candidate) in enumerate(numbered):
-        problem = encoded.problems.get(place)
-        if problem is None:
-            rows.append(Row(candidate, number, place))
-        else:
-            where = f"candidates[{number}]"
-            error = problem.under(where) if isinstance(problem, InvalidField) else problem
-            refused.append(Refused(candidate.id, number, error))
-    return rows, refused
-
-
-def _without_culprit(rows: Sequence[Row], error: InvalidField) -> tuple[list[Row], Refused]:
-    """Take the row out that the index refused the write for; raise if it named none."""
-    found = _CULPRIT.match(error.field)
-    if found is None or int(found[2]) >= len(rows):
-        raise error
-    place = int(found[2])
-    culprit = rows[place]
-    field = f"{found[1]}[{culprit.number}]{error.field[found.end() :]}"
-    problem = type(error)(field, error.problem)
-    return [*rows[:place], *rows[place + 1 :]], Refused(
-        culprit.candidate.id, culprit.number, problem
-    )
+        count = len(batch.candidates) - len(refused)
+        metrics.ingested_total.inc(count)
+        return Stored(batch.sequence, count, token, refused, patience.was_overloaded)
 
 
 class _Patience:

@@ -23,6 +23,11 @@ ingested_total = Counter("mmesh_gateway_ingested_total", "Candidates stored by i
 rejected_total = Counter(
     "mmesh_gateway_rejected_total", "Candidates refused by ingest streams, by reason.", ["reason"]
 )
+mirror_refused_total = Counter(
+    "mmesh_gateway_mirror_refused_total",
+    "Candidates stored that the model of the collection's mirror cannot encode, by reason.",
+    ["reason"],
+)
 shard_sets = Gauge(
     "mmesh_gateway_shard_sets",
     "Shard sets that are whole: one, or two while one replaces the other.",

@@ -23,9 +23,12 @@ from mmesh.candidates import (
     SearchResult,
 )
 from mmesh.errors import (
+    CollectionNotFound,
+    DimMismatch,
     InvalidField,
     InvalidRequest,
     MmeshError,
+    ModelMismatch,
     Overloaded,
     ShardUnavailable,
 )
@@ -33,6 +36,7 @@ from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
 from services.gateway.calibrator import Calibrator
+from services.gateway.catalog import Catalog
 from services.gateway.config import GatewaySettings
 from services.gateway.fanout import Gathered, search_shards
 from services.gateway.merge import merge, needs_calibration
@@ -49,6 +53,8 @@ JUDGED_AT_A_TIME = 4
 SHARDS_SHARE, CALIBRATE_SHARE = 0.8, 0.3
 JUDGE_SHARE, JUDGE_SHARE_UNASKED = 0.9, 0.5
 """Shares of the time that is left which a stage may use."""
+_MOVED = (CollectionNotFound, ModelMismatch, DimMismatch)
+"""Errors that may mean that a name stands for another collection than a moment ago."""
 
 
 class Pipeline:
@@ -58,10 +64,12 @@ class Pipeline:
         self,
         encoder: Encoder,
         index: Index,
+        catalog: Catalog,
         reranker: Reranker | None,
         settings: GatewaySettings,
     ) -> None:
-        self._index, self._reranker, self._settings = index, reranker, settings
+        self._index, self._catalog = index, catalog
+        self._reranker, self._settings = reranker, settings
         self._embedder = QueryEmbedder(encoder, settings.embedding_cache)
         self._calibrator = Calibrator(encoder, index)
         self._judging = asyncio.Semaphore(JUDGED_AT_A_TIME)
@@ -99,14 +107,36 @@ class Pipeline:
         depth = wanted if self._reranker or search.rerank else 0
         run = Run(search, deadline, depth, search.merge or self._settings.merge)
         run.plan = make_plan(search)
-        run.watch.lap("plan")
         return run
 
     async def _run_all(self, runs: Sequence[Run], deadline: Deadline) -> None:
-        await self._encode(runs, deadline)
-        searched = [run for run in runs if run.error is None]
-        await asyncio.gather(*(self._search_alike(alike) for alike in _alike(searched)))
-        await asyncio.gather(*(self._finish(run) for run in searched if run.error is None))
+        await self._find(runs, deadline)
+        moved = [run for run in runs if run.collection and isinstance(run.error, _MOVED)]
+        if moved:
+            self._catalog.forget()
+            for run in moved:
+                run.error, run.degradations = None, []
+            await self._find(moved, deadline)
+        await asyncio.gather(*(self._finish(run) for run in runs if run.error is None))
+
+    async def _find(self, runs: Sequence[Run], deadline: Deadline) -> None:
+        """Fill in the hits, or the error, of every run."""
+        await asyncio.gather(*(self._look_up(run) for run in runs))
+        await self._encode([run for run in runs if run.error is None], deadline)
+        encoded = [run for run in runs if run.error is None]
+        await asyncio.gather(*(self._search_alike(alike) for alike in _alike(encoded)))
+
+    async def _look_up(self, run: Run) -> None:
+        """Find out which collection is meant, and of which model; no shard sees an alias."""
+        is_strong = run.search.consistency is Consistency.STRONG
+        source = self._index.get_collection if is_strong else self._catalog.get
+        try:
+            collection = await source(run.search.collection, run.deadline)
+        except MmeshError as error:
+            run.error = error
+            return
+        run.collection, run.model = collection.name, collection.model_fingerprint
+        run.watch.lap("plan")
 
     async def _encode(self, runs: Sequence[Run], deadline: Deadline) -> None:
         service_s = await self._embedder.embed(runs, deadline)
@@ -167,7 +197,7 @@ class Pipeline:
             deadline = run.deadline.share(CALIBRATE_SHARE)
             modality = run.search.query.modality
             run.calibration = await self._calibrator.get(
-                run.search.collection, run.token, modality, deadline
+                run.collection, run.model, run.token, modality, deadline
             )
             if run.calibration is None:
                 run.degrade("CALIBRATION_MISSING", "the lists were merged by raw scores")
@@ -199,8 +229,11 @@ class Pipeline:
             return
         contents = [run.contents[run.ranked[place].hit.id] for place in places]
         search = run.search
+        image_tokens = search.rerank.max_image_tokens if search.rerank else 0
         async with self._judging:
-            run.verdict = await reranker.rerank(search.query, search.instruction, contents, budget)
+            run.verdict = await reranker.rerank(
+                search.query, search.instruction, contents, budget, image_tokens
+            )
         pairs = zip(places, run.verdict.scores, strict=True)
         scores = {place: score for place, score in pairs if score is not None}
         run.ranked = reorder(run.ranked, scores, weights, judge)
@@ -219,7 +252,7 @@ class Pipeline:
         ids = [run.ranked[p].hit.id for p in places if run.ranked[p].hit.id not in run.contents]
         if not ids:
             return
-        found = await self._index.get(run.search.collection, ids, deadline)
+        found = await self._index.get(run.collection, ids, deadline)
         run.contents |= {candidate.id: candidate.content for candidate in found}
         gone = set(ids) - run.contents.keys()
         run.ranked = [entry for entry in run.ranked if entry.hit.id not in gone]
@@ -257,7 +290,7 @@ def _alike(runs: Sequence[Run]) -> list[list[Run]]:
 
     def key(run: Run) -> tuple[Hashable, ...]:
         search = run.search
-        fixed = (search.collection, run.plan.modalities, run.list_limit, search.filter)
+        fixed = (run.collection, run.plan.modalities, run.list_limit, search.filter)
         return (*fixed, search.consistency, search.token, search.require_all_shards)
 
     groups: dict[Hashable, list[Run]] = {}
@@ -271,9 +304,9 @@ def _order_for(runs: Sequence[Run]) -> ShardOrder:
     embeddings = [run.embedding for run in runs if run.embedding is not None]
     default = Consistency.SESSION if search.token else Consistency.EVENTUAL
     return ShardOrder(
-        search.collection,
+        runs[0].collection,
         np.stack([embedding.vector for embedding in embeddings]),
-        embeddings[0].fingerprint,
+        runs[0].model,
         runs[0].plan.modalities,
         runs[0].list_limit,
         search.filter,

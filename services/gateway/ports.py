@@ -21,17 +21,30 @@ from services.gateway.rerank import Judge, Verdict
 
 @dataclass(frozen=True, slots=True)
 class EncoderModel:
-    """What the gateway knows of the encoder."""
+    """What the gateway knows of an encoder's model."""
 
     name: str
     fingerprint: str
     dim: int
     calibration: Mapping[Modality, FloatMatrix]
+    modalities: frozenset[Modality] = frozenset(Modality)
+    """What this encoder reads, which may be less than others of the same fingerprint do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Vectors (n, dim) of n candidates, and the model that made them."""
+
+    rows: FloatMatrix
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Unit rows (n, dim) with the inputs that could not be encoded or were cut, by number."""
+    """Unit rows (n, dim) with the inputs that could not be encoded or were cut, by number.
+
+    The row of an input that could not be encoded is all zeros.
+    """
 
     vectors: FloatMatrix
     fingerprint: str
@@ -66,20 +79,27 @@ class ShardAnswer:
 
 
 class Encoder(Protocol):
-    """Turns content into unit vectors."""
+    """Turns content into unit vectors of the models that the mesh serves."""
 
-    async def model(self, deadline: Deadline) -> EncoderModel:
-        """Return the encoder's model; remembered until an answer comes from another."""
+    async def model(self, fingerprint: str, deadline: Deadline) -> EncoderModel:
+        """Return a model that is served.
+
+        Raises:
+            ModelMismatch: no encoder serves it.
+        """
 
     async def encode(
         self,
+        fingerprint: str,
         inputs: Sequence[tuple[Content, str]],
         role: Role,
         deadline: Deadline,
-        *,
-        skip_problems: bool = False,
     ) -> Encoded:
-        """Encode (content, instruction) pairs; candidates are bulk work, queries are not."""
+        """Encode (content, instruction) pairs with a model; queries go before bulk work.
+
+        Raises:
+            ModelMismatch: no encoder serves it.
+        """
 
 
 class ShardSearch(Protocol):
@@ -109,12 +129,18 @@ class Index(Protocol):
         self,
         collection: str,
         candidates: Sequence[Candidate],
-        vectors: FloatMatrix,
-        fingerprint: str,
+        vectors: Embeddings,
         request_id: str,
         deadline: Deadline,
+        *,
+        mirror: Embeddings | None = None,
+        fill: bool = False,
     ) -> str:
-        """Store candidates durably, all or none; return the token."""
+        """Store candidates durably, all or none; return the token.
+
+        `mirror` has vectors for the collection's mirror. With `fill` only candidates are stored
+        that the collection lacks and its mirror has.
+        """
 
 
 class Reranker(Protocol):
@@ -124,6 +150,11 @@ class Reranker(Protocol):
         """Return how far the judge is to be trusted; remembered until another one answers."""
 
     async def rerank(
-        self, query: Content, instruction: str, candidates: Sequence[Content], deadline: Deadline
+        self,
+        query: Content,
+        instruction: str,
+        candidates: Sequence[Content],
+        deadline: Deadline,
+        max_image_tokens: int = 0,
     ) -> Verdict:
-        """Return what the judge says of `candidates`."""
+        """Return what the judge says of `candidates` in time, and for these image tokens."""

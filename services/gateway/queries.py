@@ -1,7 +1,8 @@
-"""Query embeddings: one call for all that are new, and a memory of those that were seen."""
+"""Query embeddings: one call for all that are new to a model, and a memory of those seen."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from services.gateway.run import QueryEmbedding, Run
 
 
 class QueryEmbedder:
-    """Embeds the queries of searches, with an LRU cache by content and instruction."""
+    """Embeds the queries of searches, with an LRU cache by model, content and instruction."""
 
     def __init__(self, encoder: Encoder, cache_size: int) -> None:
         self._encoder = encoder
@@ -24,16 +25,16 @@ class QueryEmbedder:
 
     async def embed(self, runs: Sequence[Run], deadline: Deadline) -> float:
         """Fill in the embedding, or the error, of every run; return seconds in the encoder."""
-        fingerprint = (await self._encoder.model(deadline)).fingerprint
-        missing: dict[Hashable, list[Run]] = {}
+        missing: dict[str, dict[Hashable, list[Run]]] = {}
         for run in runs:
-            key = (fingerprint, run.search.query.digest(), run.search.instruction)
+            key = (run.model, run.search.query.digest(), run.search.instruction)
             run.embedding = self._remembered(key)
             outcome = "miss" if run.embedding is None else "hit"
             metrics.embedding_cache_total.labels(outcome).inc()
             if run.embedding is None:
-                missing.setdefault(key, []).append(run)
-        return await self._encode(missing, deadline) if missing else 0.0
+                missing.setdefault(run.model, {}).setdefault(key, []).append(run)
+        calls = (self._encode(model, runs, deadline) for model, runs in missing.items())
+        return max(await asyncio.gather(*calls), default=0.0)
 
     def _remembered(self, key: Hashable) -> QueryEmbedding | None:
         known = self._cache.get(key)
@@ -41,10 +42,17 @@ class QueryEmbedder:
             self._cache.move_to_end(key)
         return known
 
-    async def _encode(self, missing: dict[Hashable, list[Run]], deadline: Deadline) -> float:
+    async def _encode(
+        self, model: str, missing: dict[Hashable, list[Run]], deadline: Deadline
+    ) -> float:
         first = [runs[0].search for runs in missing.values()]
         inputs = [(search.query, search.instruction) for search in first]
-        encoded = await self._encoder.encode(inputs, Role.QUERY, deadline, skip_problems=True)
+        try:
+            encoded = await self._encoder.encode(model, inputs, Role.QUERY, deadline)
+        except MmeshError as error:
+            for run in (run for runs in missing.values() for run in runs):
+                run.error = error
+            return 0.0
         for number, (key, runs) in enumerate(missing.items()):
             problem = encoded.problems.get(number)
             embedding = QueryEmbedding(

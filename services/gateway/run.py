@@ -68,6 +68,10 @@ class Run:
     merge: MergePolicy
     watch: Stopwatch = field(default_factory=Stopwatch)
     plan: Plan = field(default_factory=lambda: Plan((), ""))
+    collection: str = ""
+    """Name of the collection itself, where the search may give an alias."""
+    model: str = ""
+    """Fingerprint of its model."""
     embedding: QueryEmbedding | None = None
     lists: Mapping[Modality, Sequence[Scored]] = field(default_factory=dict)
     coverage: Coverage = NOTHING_COVERED

@@ -15,9 +15,11 @@ from mmesh.filters import check_filter
 from mmesh.searches import result_to_pb, search_from_pb
 from mmesh.serving.deadline import Context, Deadline
 from services.gateway.config import GatewaySettings
-from services.gateway.ingest import Batch, Given, Refused, Stored
+from services.gateway.ingest import Batch, Stored, Stream
 from services.gateway.mesh import Mesh
 from services.gateway.pipeline import VERSION
+from services.gateway.ports import Embeddings
+from services.gateway.writer import Order, Refused
 
 MAX_SEARCHES = 256
 MAX_CANDIDATES = 256
@@ -60,9 +62,8 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
             raise refused.error
         candidates = [one for one in outcomes if isinstance(one, Candidate)]
         given = _embeddings_of(request, "vectors")
-        token = await self._mesh.upsert(
-            request.collection, candidates, given, request.request_id, self._deadline(context)
-        )
+        order = Order(request.collection, list(enumerate(candidates)), request.request_id, given)
+        token = await self._mesh.writer.draft(order).store_all(self._deadline(context))
         return pb.UpsertCandidatesResponse(token=token)
 
     async def DeleteCandidates(
@@ -125,7 +126,8 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
         ))  # fmt: skip
         batches = _until(self._draining, _batches_of(request_iterator))
         told = False
-        async for stored in self._mesh.ingester.run(opened.collection, opened.ingest_id, batches):
+        stream = Stream(opened.collection, opened.ingest_id, opened.fill)
+        async for stored in self._mesh.ingester.run(stream, batches):
             for event in _events_of(stored):
                 yield event
             if self._draining.is_set() and not told:
@@ -141,7 +143,7 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
     ) -> pb.CreateCollectionResponse:
         deadline = self._deadline(context)
         settings = _settings_of(request)
-        model = await self._mesh.encoder.model(deadline)
+        model = await self._mesh.encoders.find(request.model, deadline)
         made = await self._mesh.index.create_collection(request.name, model, settings, deadline)
         return pb.CreateCollectionResponse(collection=wire.collection_to_pb(made))
 
@@ -168,24 +170,28 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
         updated = await self._mesh.index.update_collection(
             request.name, _settings_of(request), self._deadline(context)
         )
+        self._mesh.catalog.forget()
         return pb.UpdateCollectionResponse(collection=wire.collection_to_pb(updated))
 
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Context
     ) -> pb.DeleteCollectionResponse:
         count = await self._mesh.index.delete_collection(request.name, self._deadline(context))
+        self._mesh.catalog.forget()
         return pb.DeleteCollectionResponse(deleted_candidates=count)
 
     async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
         previous = await self._mesh.index.set_alias(
             request.alias, request.collection, self._deadline(context)
         )
+        self._mesh.catalog.forget()
         return pb.SetAliasResponse(previous_collection=previous)
 
     async def DeleteAlias(
         self, request: pb.DeleteAliasRequest, context: Context
     ) -> pb.DeleteAliasResponse:
         await self._mesh.index.delete_alias(request.alias, self._deadline(context))
+        self._mesh.catalog.forget()
         return pb.DeleteAliasResponse()
 
     async def GetStatus(
@@ -242,7 +248,9 @@ def _settings_of(
     return settings
 
 
-def _embeddings_of(request: pb.UpsertCandidatesRequest | pb.IngestBatch, path: str) -> Given | None:
+def _embeddings_of(
+    request: pb.UpsertCandidatesRequest | pb.IngestBatch, path: str
+) -> Embeddings | None:
     """Return the vectors that came with candidates, one for each, or None without any."""
     if not request.HasField("vectors"):
         return None
@@ -250,7 +258,7 @@ def _embeddings_of(request: pb.UpsertCandidatesRequest | pb.IngestBatch, path: s
     if len(matrix) != len(request.candidates):
         count = len(request.candidates)
         raise InvalidField(path, f"has {len(matrix)} rows for {count} candidates")
-    return Given(matrix, request.model_fingerprint)
+    return Embeddings(matrix, request.model_fingerprint)
 
 
 async def _open_of(requests: AsyncIterator[pb.IngestRequest]) -> pb.IngestOpen:

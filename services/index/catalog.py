@@ -13,7 +13,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from mmesh.candidates import CollectionLimits, CollectionSettings
-from mmesh.errors import AliasNotFound, CollectionExists, CollectionNotFound, InvalidField
+from mmesh.errors import (
+    AliasNotFound,
+    CollectionExists,
+    CollectionNotFound,
+    FailedPrecondition,
+    InvalidField,
+)
 from services.index.rows import CollectionRow
 from services.index.tables import MODALITIES, aliases, collections, dropped
 
@@ -90,6 +96,23 @@ def is_name(text: str) -> bool:
     return not any(character in text for character in _RESERVED)
 
 
+def mirrored_by(connection: sa.Connection, name: str) -> list[CollectionRow]:
+    """Return the collections of which `name` is the mirror."""
+    rows = [row_of(row) for row in connection.execute(ROWS)]
+    return [row for row in rows if row.settings.mirror == name]
+
+
+def check_mirror(connection: sa.Connection, name: str, mirror: str, wanted: str) -> None:
+    """Raise unless collection `name`, which has `mirror`, may have the mirror `wanted`."""
+    if wanted in ("", mirror):
+        return
+    if mirror:
+        message = f"collection {name!r} has the mirror {mirror!r}; clear it first"
+        raise FailedPrecondition(message, {"collection": name})
+    if wanted == name or must_find(connection, wanted).name != wanted:
+        raise InvalidField("settings.mirror", f"is {wanted!r}; name another collection, no alias")
+
+
 def check_name(field: str, text: str) -> None:
     """Raise `InvalidField` for what no collection can be called."""
     if not is_name(text):
@@ -114,6 +137,7 @@ def create(
     """Insert a collection, or return the one that has this name, dim and model already."""
     row = find(connection, name)
     if row is None:
+        check_mirror(connection, name, "", settings.mirror)
         connection.execute(
             collections.insert().values(
                 name=name,

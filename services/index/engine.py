@@ -9,13 +9,16 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self, TypeVar
+
+import numpy as np
 
 from mmesh.candidates import Candidate, Collection, CollectionSettings, Consistency
 from mmesh.content import Modality
 from mmesh.errors import (
     DimMismatch,
+    FailedPrecondition,
     InvalidField,
     LogUnavailable,
     ModelMismatch,
@@ -49,7 +52,7 @@ from services.index.shard import View
 from services.index.slots import slot_of, slots_of
 from services.index.snapshot import Snapshots
 from services.index.tuning import check_factory
-from services.index.writes import Delete, DeleteUnchanged, Upsert
+from services.index.writes import Delete, DeleteUnchanged, Fill, Mirrored, Upsert
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +75,13 @@ class SearchOrder(NamedTuple):
     filter: Filter | None
     consistency: Consistency
     token: str
+
+
+class MirrorVectors(NamedTuple):
+    """Rows (n, dim) for the mirror of a collection; zeros where its model encodes nothing."""
+
+    rows: FloatMatrix
+    model_fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,18 +221,47 @@ class IndexEngine:
         vectors: FloatMatrix,
         model_fingerprint: str,
         request_id: str,
+        mirror: MirrorVectors | None = None,
     ) -> str:
         """Store candidates durably, all or none, and return the token of the write."""
-        row = await self._row_of(collection)
-        check_model(row, vectors.shape[1], model_fingerprint)
-        if len(vectors) != len(candidates):
-            problem = f"has {len(vectors)} rows for {len(candidates)} candidates"
-            raise InvalidField("vectors", problem)
-        check_candidates(candidates, row.settings.limits)
-        rows = await self._run(self._preparer, self._new_rows, candidates, vectors)
+        rows = await self._prepare(collection, candidates, vectors, model_fingerprint)
+        mirrored = None
+        if mirror is not None:
+            _check_count("mirror_vectors", mirror.rows, candidates)
+            taken = await self._run(self._preparer, _mirror_rows, rows, mirror.rows)
+            mirrored = Mirrored(taken, mirror.model_fingerprint)
         types = attribute_types_with(candidates)
-        write = Upsert(collection, rows, types, request_id, model_fingerprint)
-        written = await self._open.committer.write(write, len(rows))
+        return await self._write(
+            Upsert(collection, rows, types, request_id, model_fingerprint, mirrored)
+        )
+
+    async def fill(
+        self,
+        collection: str,
+        candidates: Sequence[Candidate],
+        vectors: FloatMatrix,
+        model_fingerprint: str,
+        request_id: str,
+    ) -> str:
+        """Store those candidates that the collection lacks and its mirror has; return the token."""
+        rows = await self._prepare(collection, candidates, vectors, model_fingerprint)
+        types = attribute_types_with(candidates)
+        return await self._write(Fill(collection, rows, types, request_id, model_fingerprint))
+
+    async def _prepare(
+        self,
+        collection: str,
+        candidates: Sequence[Candidate],
+        vectors: FloatMatrix,
+        model_fingerprint: str,
+    ) -> list[NewCandidate]:
+        row = await self._row_that_fits(collection, vectors.shape[1], model_fingerprint)
+        _check_count("vectors", vectors, candidates)
+        check_candidates(candidates, row.settings.limits)
+        return await self._run(self._preparer, self._new_rows, candidates, vectors)
+
+    async def _write(self, write: Upsert) -> str:
+        written = await self._open.committer.write(write, len(write.candidates))
         self._open.follower.look()
         return written.token
 
@@ -303,7 +342,6 @@ class IndexEngine:
             MemoryFull: this shard refused to load the collection.
         """
         row = await self._row_for_search(order)
-        check_model(row, order.queries.shape[1], order.model_fingerprint or row.model_fingerprint)
         check_limit(order.limit, row.settings.limits)
         if order.filter is not None:
             self._check_filter(order.filter, row)
@@ -322,10 +360,27 @@ class IndexEngine:
         check_types(condition, row.attribute_types)
 
     async def _row_for_search(self, order: SearchOrder) -> CollectionRow:
+        dim, model_fingerprint = order.queries.shape[1], order.model_fingerprint or None
         if order.consistency is not Consistency.STRONG:
-            return await self._row_of(order.collection)
+            row = await self._row_that_fits(order.collection, dim, model_fingerprint)
+            if order.consistency is not Consistency.SESSION or _is_of(order.token, row):
+                return row
         self._open.follower.look()
-        return await self._read(self._open.log.collection, order.collection)
+        row = await self._read(self._open.log.collection, order.collection)
+        check_model(row, dim, model_fingerprint)
+        return row
+
+    async def _row_that_fits(
+        self, collection: str, dim: int, model_fingerprint: str | None
+    ) -> CollectionRow:
+        """Return the collection as last seen, or as the log has it where vectors do not fit it."""
+        row = await self._row_of(collection)
+        try:
+            check_model(row, dim, model_fingerprint)
+        except FailedPrecondition:  # the name may stand for another collection by now
+            row = await self._read(self._open.log.collection, collection)
+            check_model(row, dim, model_fingerprint)
+        return row
 
     async def _row_of(self, collection: str) -> CollectionRow:
         """Return the collection as last seen, or from the log when it was not seen yet."""
@@ -379,14 +434,26 @@ class IndexEngine:
         return await asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
 
 
-def check_model(row: CollectionRow, dim: int, model_fingerprint: str) -> None:
-    """Raise `DimMismatch` or `ModelMismatch` unless vectors fit the collection."""
+def _check_count(path: str, vectors: FloatMatrix, candidates: Sequence[Candidate]) -> None:
+    if len(vectors) != len(candidates):
+        raise InvalidField(path, f"has {len(vectors)} rows for {len(candidates)} candidates")
+
+
+def _mirror_rows(rows: Sequence[NewCandidate], vectors: FloatMatrix) -> list[NewCandidate]:
+    """Return the rows with the vectors of another model, without those that have none."""
+    held = np.flatnonzero(vectors.any(axis=1))
+    unit = unit_rows(vectors[held], "mirror_vectors")
+    return [replace(rows[n], vector=pack(v)) for n, v in zip(held, unit, strict=True)]
+
+
+def check_model(row: CollectionRow, dim: int, model_fingerprint: str | None) -> None:
+    """Raise `DimMismatch` or `ModelMismatch` unless vectors, of any model if None, fit."""
     if dim != row.dim:
         raise DimMismatch(
             f"vectors are {dim} wide; collection {row.name!r} has {row.dim}",
             {"collection": row.name, "dim": str(row.dim)},
         )
-    if model_fingerprint != row.model_fingerprint:
+    if model_fingerprint not in (None, row.model_fingerprint):
         raise ModelMismatch(
             f"vectors are of model {model_fingerprint!r}; collection {row.name!r} is for "
             f"{row.model_fingerprint!r}. Ingest into a new collection, or serve that model",
@@ -394,8 +461,16 @@ def check_model(row: CollectionRow, dim: int, model_fingerprint: str) -> None:
         )
 
 
+def _is_of(token: str, row: CollectionRow) -> bool:
+    return token.partition(":")[0] == row.epoch
+
+
 def _seq_of(token: str, row: CollectionRow) -> int:
-    epoch, _, seq = token.partition(":")
+    """Return the sequence that the token names; that of the row if it is of another collection.
+
+    The alias may have moved from that one to its mirror, which has the same writes.
+    """
+    seq = token.partition(":")[2]
     if not _SEQUENCE.fullmatch(seq):
         raise InvalidField("token", f"is {token[:80]!r}, which is no token of this mesh")
-    return int(seq) if epoch == row.epoch else 0
+    return int(seq) if _is_of(token, row) else row.seq

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -86,10 +87,12 @@ class Log:
         """Replace the settings of a collection and return it.
 
         Raises:
-            CollectionNotFound: there is none of this name or alias.
+            CollectionNotFound: there is none of this name or alias, or no such mirror.
+            FailedPrecondition: it has another mirror.
         """
-        with self._database.write() as connection:
+        with self._names() as connection:
             row = self._lock_one(connection, name)
+            catalog.check_mirror(connection, row.name, row.settings.mirror, settings.mirror)
             catalog.update(connection, row.key, settings=catalog.settings_to_json(settings))
             return catalog.must_find(connection, name)
 
@@ -113,13 +116,17 @@ class Log:
     def delete_collection(self, name: str) -> int:
         """Delete the collection and return how many candidates went with it; not by alias.
 
-        It is gone at once; `purge` removes its rows.
+        It is gone at once, and no mirror any more; `purge` removes its rows.
 
         Raises:
             CollectionNotFound: there is none.
         """
         with self._names() as connection:
-            self._lock_one(connection, name)
+            mirrored = catalog.mirrored_by(connection, name)
+            self._lock(connection, {name, *(row.name for row in mirrored)})
+            for row in mirrored:
+                settings = replace(row.settings, mirror="")
+                catalog.update(connection, row.key, settings=catalog.settings_to_json(settings))
             return catalog.drop(connection, name)
 
     def set_alias(self, alias: str, collection: str) -> str:
@@ -148,23 +155,33 @@ class Log:
         """Write for many callers in one transaction, in order; return what became of each.
 
         A write that is refused has its error in the answer and no effect on the data, and none on
-        the other writes.
+        the other writes. What is written to a collection is written to its mirror too.
         """
-        with self._database.write() as connection:
-            ledgers = self._open_ledgers(connection, writes)
-            outcomes = decide(writes, ledgers, int(time.time()))
-            self._save(connection, {ledger.row.key: ledger for ledger in ledgers.values()})
-        return outcomes
+        names = {write.collection for write in writes}
+        while True:
+            with self._database.write() as connection:
+                rows = self._lock(connection, names)
+                mirrors = {row.settings.mirror for row in rows.values()} - {""}
+                if mirrors <= names:
+                    ledgers = self._open_ledgers(connection, writes, rows)
+                    outcomes = decide(writes, ledgers, int(time.time()))
+                    self._save(connection, {ledger.row.key: ledger for ledger in ledgers.values()})
+                    return outcomes
+            names |= mirrors  # all are locked at once, in order, or two writers wait for each other
 
     def _open_ledgers(
-        self, connection: sa.Connection, writes: Sequence[Write]
+        self,
+        connection: sa.Connection,
+        writes: Sequence[Write],
+        rows: Mapping[str, CollectionRow],
     ) -> dict[str, Ledger]:
-        """Lock the collections that are written and return their ledgers, by name and by alias."""
-        rows = self._lock(connection, {write.collection for write in writes})
+        """Return the ledgers of collections, which are locked, by name and by alias."""
         mine: dict[int, list[Write]] = {row.key: [] for row in rows.values()}
         for write in writes:
-            if write.collection in rows:
-                mine[rows[write.collection].key].append(write)
+            if row := rows.get(write.collection):
+                mine[row.key].append(write)
+                if mirror := rows.get(row.settings.mirror):
+                    mine[mirror.key].append(write)
         by_key = {
             row.key: Ledger(
                 row,
@@ -173,7 +190,10 @@ class Log:
             )
             for row in rows.values()
         }
-        return {name: by_key[row.key] for name, row in rows.items()}
+        ledgers = {name: by_key[row.key] for name, row in rows.items()}
+        for ledger in by_key.values():
+            ledger.mirror = ledgers.get(ledger.row.settings.mirror)
+        return ledgers
 
     def _lock(self, connection: sa.Connection, names: set[str]) -> dict[str, CollectionRow]:
         """Lock collections, given by name or alias, and return those that there are."""

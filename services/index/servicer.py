@@ -25,7 +25,7 @@ from mmesh.vectors import MAX_DIM, unpack
 from mmesh.wire import page_size_of
 from services.index.config import IndexSettings
 from services.index.description import SegmentState
-from services.index.engine import IndexEngine, SearchOrder
+from services.index.engine import IndexEngine, MirrorVectors, SearchOrder
 from services.index.rows import StoredCandidate, attributes_from_json
 from services.index.shard import Found
 
@@ -109,13 +109,17 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
     ) -> index_pb2.UpsertCandidatesResponse:
         _check_count("candidates", len(request.candidates), MAX_CANDIDATES)
         _check_request_id(request.request_id)
-        token = await self._engine.upsert(
+        write = (
             request.collection,
             _candidates_of(request.candidates),
             wire.vectors_from_pb(request.vectors),
             request.model_fingerprint,
             request.request_id,
         )
+        if request.fill:
+            token = await self._engine.fill(*write)
+        else:
+            token = await self._engine.upsert(*write, _mirror_vectors_of(request))
         return index_pb2.UpsertCandidatesResponse(token=token)
 
     async def DeleteCandidates(
@@ -221,6 +225,13 @@ def _settings_of(request: Any) -> CollectionSettings:
     settings = wire.settings_from_pb(request.settings)
     check_settings(settings)
     return settings
+
+
+def _mirror_vectors_of(request: index_pb2.UpsertCandidatesRequest) -> MirrorVectors | None:
+    if not request.HasField("mirror_vectors"):
+        return None
+    rows = wire.vectors_from_pb(request.mirror_vectors)
+    return MirrorVectors(rows, request.mirror_fingerprint)
 
 
 def _vectors_to_pb(stored: Sequence[StoredCandidate], dim: int) -> vector_pb2.Vectors:

@@ -11,6 +11,7 @@ from mmesh.errors import (
     CollectionFull,
     CollectionNotFound,
     DimMismatch,
+    FailedPrecondition,
     InvalidField,
     MmeshError,
     ModelMismatch,
@@ -25,6 +26,15 @@ candidate does not fit."""
 
 
 @dataclass(frozen=True, slots=True)
+class Mirrored:
+    """What an upsert writes into the mirror of its collection."""
+
+    candidates: Sequence[NewCandidate]
+    """Those of the upsert that the mirror's model can encode; the mirror loses the others."""
+    model_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
 class Upsert:
     """Insert or replace candidates, all or none."""
 
@@ -34,6 +44,17 @@ class Upsert:
     request_id: str = ""
     model_fingerprint: str = ""
     """Model of the vectors; refused when the collection (an alias may have moved) has another."""
+    mirrored: Mirrored | None = None
+    """Needed where the collection has a mirror."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fill(Upsert):
+    """Insert those candidates that the collection has no row of and that its mirror has.
+
+    What was read from the mirror some time ago can so be written at any time: a candidate that was
+    deleted or replaced meanwhile has left a row here, of the write that was mirrored.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +108,8 @@ class Ledger:
     """Of all ids in the group that the log has; later, of those written too."""
     answers: dict[str, Written]
     """By request id: what is remembered, and what is new."""
+    mirror: Ledger | None = None
+    """That of the collection which gets every write of this one."""
     seq: int = field(init=False)
     attribute_types: Mapping[str, str] = field(init=False)
     counts: dict[Modality, int] = field(init=False)
@@ -115,30 +138,79 @@ class Ledger:
         known = self.answers.get(write.request_id) if write.request_id else None
         if known is not None:
             return known
-        count = self._upsert(write) if isinstance(write, Upsert) else self._delete(write, now_s)
-        written = Written(f"{self.row.epoch}:{self.seq}", count)
-        if write.request_id:
-            self.answers[write.request_id] = written
-        return written
+        if isinstance(write, Fill):
+            count = self._fill(write)
+        elif isinstance(write, Upsert):
+            count = self._upsert(write, now_s)
+        else:
+            count = self._delete(write, now_s)
+        self._remember(write.request_id, count)
+        if self.mirror is not None:
+            self.mirror._remember(write.request_id, count)
+        return Written(self._token, count)
 
-    def _upsert(self, write: Upsert) -> int:
-        self._check_vectors(write)
-        types = write.attribute_types(self.attribute_types)
-        self._check_room(write)
-        self.attribute_types = types
-        for candidate in write.candidates:
-            self._put(candidate)
+    @property
+    def _token(self) -> str:
+        return f"{self.row.epoch}:{self.seq}"
+
+    def _remember(self, request_id: str, count: int) -> None:
+        """Answer a repetition; in the mirror too, which the same name may stand for by then."""
+        if request_id:
+            self.answers.setdefault(request_id, Written(self._token, count))
+
+    def _upsert(self, write: Upsert, now_s: int) -> int:
+        types = self._accept(write.candidates, write.model_fingerprint, write.attribute_types)
+        if self.mirror is not None:
+            self.mirror._take_mirrored(write, self.row.name, now_s)
+        self._take(write.candidates, types)
         return len(write.candidates)
 
-    def _check_vectors(self, write: Upsert) -> None:
+    def _take_mirrored(self, write: Upsert, of: str, now_s: int) -> None:
+        if write.mirrored is None:
+            raise ModelMismatch(
+                f"collection {of!r} has the mirror {self.row.name!r}, which needs vectors of model "
+                f"{self.row.model_fingerprint!r} as well",
+                {"collection": of},
+            )
+        taken, model = write.mirrored.candidates, write.mirrored.model_fingerprint
+        types = self._accept(taken, model, write.attribute_types)
+        self._take(taken, types)
+        held = {candidate.id for candidate in taken}
+        for candidate in write.candidates:
+            if candidate.id not in held:
+                self._bury(candidate.id, NUMBERS[candidate.modality], now_s)
+
+    def _fill(self, write: Fill) -> int:
+        mirror = self.mirror
+        if mirror is None:
+            message = f"collection {self.row.name!r} has no mirror that it could be filled from"
+            raise FailedPrecondition(message, {"collection": self.row.name})
+        new = [c for c in write.candidates if c.id not in self.states and mirror._lives(c.id)]
+        self._take(new, self._accept(new, write.model_fingerprint, write.attribute_types))
+        return len(new)
+
+    def _accept(
+        self, candidates: Sequence[NewCandidate], model_fingerprint: str, types: TypesOf
+    ) -> Mapping[str, str]:
+        """Return the attribute types with those of the candidates, or raise what is wrong."""
+        self._check_vectors(candidates, model_fingerprint)
+        self._check_room(candidates)
+        return types(self.attribute_types)
+
+    def _take(self, candidates: Sequence[NewCandidate], types: Mapping[str, str]) -> None:
+        self.attribute_types = types
+        for candidate in candidates:
+            self._put(candidate)
+
+    def _check_vectors(self, candidates: Sequence[NewCandidate], model_fingerprint: str) -> None:
         model, dim = self.row.model_fingerprint, self.row.dim
-        if write.model_fingerprint and write.model_fingerprint != model:
+        if model_fingerprint and model_fingerprint != model:
             message = f"collection {self.row.name!r} has vectors of model {model!r}"
             raise ModelMismatch(
-                f"{message}; these are of {write.model_fingerprint!r}",
+                f"{message}; these are of {model_fingerprint!r}",
                 {"collection": self.row.name},
             )
-        for candidate in write.candidates:
+        for candidate in candidates:
             if len(candidate.vector) != 4 * dim:
                 message = f"collection {self.row.name!r} has vectors of dim {dim}"
                 raise DimMismatch(
@@ -147,11 +219,11 @@ class Ledger:
                     {"collection": self.row.name},
                 )
 
-    def _check_room(self, write: Upsert) -> None:
+    def _check_room(self, candidates: Sequence[NewCandidate]) -> None:
         most = self.row.settings.limits.max_candidates
         if not most:
             return
-        ids = {candidate.id for candidate in write.candidates}
+        ids = {candidate.id for candidate in candidates}
         added = sum(not self._lives(candidate_id) for candidate_id in ids)
         have = sum(self.counts.values())
         if added and have + added > most:
@@ -184,15 +256,19 @@ class Ledger:
         else:
             gone = [i for i in dict.fromkeys(write.ids) if self._lives(i)]
         for candidate_id in gone:
-            self._count_off(candidate_id)
-            self.seq += 1
             number = self.states[candidate_id].modality
-            self.states[candidate_id] = RowState(number, self.seq, living=False)
-            slot = slot_of(candidate_id)
-            self._write_row(
-                (self.row.key, candidate_id, slot, number, "", "[]", b"", self.seq, now_s)
-            )
+            self._bury(candidate_id, number, now_s)
+            if self.mirror is not None:
+                self.mirror._bury(candidate_id, number, now_s)
         return len(gone)
+
+    def _bury(self, candidate_id: str, number: int, now_s: int) -> None:
+        """Write a deletion, also of a candidate that there never was: so no fill brings it in."""
+        self._count_off(candidate_id)
+        self.seq += 1
+        self.states[candidate_id] = RowState(number, self.seq, living=False)
+        slot = slot_of(candidate_id)
+        self._write_row((self.row.key, candidate_id, slot, number, "", "[]", b"", self.seq, now_s))
 
     def _count_off(self, candidate_id: str) -> None:
         state = self.states.get(candidate_id)

@@ -659,6 +659,7 @@ def test_a_limit_out_of_1_to_1000_is_refused(stub, collection, refusal, limit):
         ({"rerank": pb.RerankOptions(candidates=257)}, "rerank.candidates"),
         ({"rerank": pb.RerankOptions(max_seconds=float("nan"))}, "rerank.max_seconds"),
         ({"rerank": pb.RerankOptions(max_seconds=-1)}, "rerank.max_seconds"),
+        ({"rerank": pb.RerankOptions(max_image_tokens=-1)}, "rerank.max_image_tokens"),
         ({"target": 99}, "target"),
         ({"merge": 99}, "merge"),
         ({"consistency": 99}, "consistency"),
@@ -667,8 +668,8 @@ def test_a_limit_out_of_1_to_1000_is_refused(stub, collection, refusal, limit):
         ({"token": "nonsense"}, "token"),
         ({"consistency": index_pb2.CONSISTENCY_SESSION}, "token"),
     ],
-    ids=["rerank -1", "rerank 257", "NaN seconds", "-1 seconds", "target 99", "merge 99",
-         "consistency 99", "long instruction", "NUL in the instruction", "token",
+    ids=["rerank -1", "rerank 257", "NaN seconds", "-1 seconds", "-1 tokens", "target 99",
+         "merge 99", "consistency 99", "long instruction", "NUL in the instruction", "token",
          "session without token"],
 )  # fmt: skip
 def test_an_option_out_of_its_limits_is_refused(stub, collection, refusal, options, field):

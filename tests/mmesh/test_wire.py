@@ -70,7 +70,8 @@ def test_a_filter_survives_the_wire(condition):
         limit=st.integers(1, 1000),
         filter=st.none() | filters,
         merge=st.sampled_from([None, *MergePolicy]),
-        rerank=st.none() | st.builds(Rerank, st.integers(0, 256), st.floats(0, 3600)),
+        rerank=st.none()
+        | st.builds(Rerank, st.integers(0, 256), st.floats(0, 3600), st.integers(0, 2**31 - 1)),
         include_content=st.booleans(),
     )
 )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import numpy as np
 import pytest
 
-from mmesh.candidates import Candidate
+from mmesh.candidates import Candidate, Collection
 from mmesh.content import Content
 from mmesh.errors import DimMismatch, InvalidField
 from mmesh.vectors import unit_rows
-from services.gateway.ingest import Batch, Given, Ingester, Refused
+from services.gateway.catalog import Catalog
+from services.gateway.ingest import Batch, Ingester, Stream
+from services.gateway.ports import Embeddings
+from services.gateway.writer import Refused, Writer
 
 DIM = 4
 
@@ -22,12 +27,15 @@ class Store:
         self.fingerprints: set[str] = set()
         self.request_ids: list[str] = []
 
-    async def upsert(self, collection, candidates, vectors, fingerprint, request_id, deadline):
+    async def get_collection(self, name, deadline):
+        return Collection(name, DIM, "m", {}, 1, datetime.now(UTC), "e:1")
+
+    async def upsert(self, collection, candidates, vectors, request_id, deadline, **_):
         self.request_ids.append(request_id)
-        if vectors.shape[1] != DIM:
-            raise DimMismatch(f"is {vectors.shape[1]} wide")
-        rows = unit_rows(vectors)
-        self.fingerprints.add(fingerprint)
+        if vectors.rows.shape[1] != DIM:
+            raise DimMismatch(f"is {vectors.rows.shape[1]} wide")
+        rows = unit_rows(vectors.rows)
+        self.fingerprints.add(vectors.fingerprint)
         self.rows |= {one.id: row for one, row in zip(candidates, rows, strict=True)}
         return "e:1"
 
@@ -48,13 +56,14 @@ async def run(store: Store, *batches: Batch):
         for batch in batches:
             yield batch
 
-    ingester = Ingester(NoEncoder(), store, window=4, patience_s=1.0)
-    return [stored async for stored in ingester.run("photos", "ingest", stream())]
+    writer = Writer(NoEncoder(), store, Catalog(store))
+    ingester = Ingester(writer, window=4, patience_s=1.0)
+    return [stored async for stored in ingester.run(Stream("photos", "ingest"), stream())]
 
 
 async def test_vectors_that_are_given_are_stored_without_the_encoder():
     store, rows = Store(), np.eye(DIM, dtype=np.float32)
-    (stored,) = await run(store, Batch(1, candidates(DIM), Given(rows, "m")))
+    (stored,) = await run(store, Batch(1, candidates(DIM), Embeddings(rows, "m")))
     assert (stored.stored, stored.refused) == (DIM, [])
     assert store.fingerprints == {"m"}
     assert all((store.rows[f"c{n}"] == rows[n]).all() for n in range(DIM))
@@ -65,7 +74,7 @@ async def test_candidates_with_bad_vectors_are_refused_by_number_and_the_rest_is
     rows[1], rows[4, 2] = 0, np.nan
     batch: list[Candidate | Refused] = list(candidates(6))
     batch[2] = Refused("c2", 2, InvalidField("candidates[2].id", "is odd"))
-    (stored,) = await run(store, Batch(1, batch, Given(rows, "m")))
+    (stored,) = await run(store, Batch(1, batch, Embeddings(rows, "m")))
     assert [(one.id, one.number, one.error.field) for one in stored.refused] == [
         ("c1", 1, "vectors[1]"),
         ("c2", 2, "candidates[2].id"),
@@ -79,4 +88,4 @@ async def test_candidates_with_bad_vectors_are_refused_by_number_and_the_rest_is
 
 async def test_vectors_of_another_width_end_the_stream():
     with pytest.raises(DimMismatch):
-        await run(Store(), Batch(1, candidates(2), Given(np.ones((2, 9), np.float32), "m")))
+        await run(Store(), Batch(1, candidates(2), Embeddings(np.ones((2, 9), np.float32), "m")))

@@ -586,7 +586,9 @@ class UpsertCandidatesRequest(_message.Message):
     request_id: _builtins.str
     """Makes a repeated call harmless; at most 128 bytes. Empty means none."""
     model_fingerprint: _builtins.str
-    """Model of the vectors; must be the collection's, else FAILED_PRECONDITION (MODEL_MISMATCH)."""
+    """Model of the vectors; must be the collection's or its mirror's, else FAILED_PRECONDITION
+    (MODEL_MISMATCH). What the other one needs is encoded by the mesh.
+    """
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_index_pb2.Candidate]:
         """The candidates; 1 to 256, no id twice."""
@@ -920,21 +922,27 @@ class IngestOpen(_message.Message):
 
     COLLECTION_FIELD_NUMBER: _builtins.int
     INGEST_ID_FIELD_NUMBER: _builtins.int
+    FILL_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name of the collection; it must exist."""
     ingest_id: _builtins.str
     """Names this ingest over reconnections; 1 to 64 bytes, unique to it (a UUID does). With it, a
     repeated sequence is recognised and not stored twice.
     """
+    fill: _builtins.bool
+    """Fill the collection up from its mirror (see CollectionSettings.mirror): candidates that it has,
+    has deleted lately, or that its mirror does not have are left alone, and count as stored.
+    """
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
         ingest_id: _builtins.str = ...,
+        fill: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "ingest_id", b"ingest_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "fill", b"fill", "ingest_id", b"ingest_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

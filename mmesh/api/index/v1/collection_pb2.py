@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from mmesh.api.content.v1 import content_pb2 as mmesh_dot_api_dot_content_dot_v1_dot_content__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#mmesh/api/index/v1/collection.proto\x12\x12mmesh.api.index.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"mmesh/api/content/v1/content.proto\"\x99\x02\n\nCollection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\x05\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\x35\n\ncandidates\x18\x04 \x03(\x0b\x32!.mmesh.api.index.v1.ModalityCount\x12\x13\n\x0bshard_count\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05token\x18\x07 \x01(\t\x12\x38\n\x08settings\x18\x08 \x01(\x0b\x32&.mmesh.api.index.v1.CollectionSettings\x12\x0f\n\x07\x61liases\x18\t \x03(\t\"x\n\x12\x43ollectionSettings\x12\x15\n\rindex_factory\x18\x01 \x01(\t\x12\x15\n\rrecall_target\x18\x02 \x01(\x01\x12\x34\n\x06limits\x18\x03 \x01(\x0b\x32$.mmesh.api.index.v1.CollectionLimits\"\x8c\x01\n\x10\x43ollectionLimits\x12\x16\n\x0emax_candidates\x18\x01 \x01(\x03\x12\x1b\n\x13max_candidate_bytes\x18\x02 \x01(\x03\x12\x16\n\x0emax_attributes\x18\x03 \x01(\x05\x12\x18\n\x10max_filter_depth\x18\x04 \x01(\x05\x12\x11\n\tmax_limit\x18\x05 \x01(\x05\"P\n\rModalityCount\x12\x30\n\x08modality\x18\x01 \x01(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"\x89\x01\n\x17\x43reateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\x05\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\x38\n\x08settings\x18\x04 \x01(\x0b\x32&.mmesh.api.index.v1.CollectionSettings\"N\n\x18\x43reateCollectionResponse\x12\x32\n\ncollection\x18\x01 \x01(\x0b\x32\x1e.mmesh.api.index.v1.Collection\"$\n\x14GetCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"K\n\x15GetCollectionResponse\x12\x32\n\ncollection\x18\x01 \x01(\x0b\x32\x1e.mmesh.api.index.v1.Collection\"?\n\x16ListCollectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"g\n\x17ListCollectionsResponse\x12\x33\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32\x1e.mmesh.api.index.v1.Collection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"a\n\x17UpdateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x38\n\x08settings\x18\x02 \x01(\x0b\x32&.mmesh.api.index.v1.CollectionSettings\"N\n\x18UpdateCollectionResponse\x12\x32\n\ncollection\x18\x01 \x01(\x0b\x32\x1e.mmesh.api.index.v1.Collection\"\'\n\x17\x44\x65leteCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x18\x44\x65leteCollectionResponse\x12\x1a\n\x12\x64\x65leted_candidates\x18\x01 \x01(\x03\"4\n\x0fSetAliasRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x12\n\ncollection\x18\x02 \x01(\t\"/\n\x10SetAliasResponse\x12\x1b\n\x13previous_collection\x18\x01 \x01(\t\"#\n\x12\x44\x65leteAliasRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteAliasResponse2\xe9\x05\n\x11\x43ollectionService\x12m\n\x10\x43reateCollection\x12+.mmesh.api.index.v1.CreateCollectionRequest\x1a,.mmesh.api.index.v1.CreateCollectionResponse\x12\x64\n\rGetCollection\x12(.mmesh.api.index.v1.GetCollectionRequest\x1a).mmesh.api.index.v1.GetCollectionResponse\x12j\n\x0fListCollections\x12*.mmesh.api.index.v1.ListCollectionsRequest\x1a+.mmesh.api.index.v1.ListCollectionsResponse\x12m\n\x10UpdateCollection\x12+.mmesh.api.index.v1.UpdateCollectionRequest\x1a,.mmesh.api.index.v1.UpdateCollectionResponse\x12m\n\x10\x44\x65leteCollection\x12+.mmesh.api.index.v1.DeleteCollectionRequest\x1a,.mmesh.api.index.v1.DeleteCollectionResponse\x12U\n\x08SetAlias\x12#.mmesh.api.index.v1.SetAliasRequest\x1a$.mmesh.api.index.v1.SetAliasResponse\x12^\n\x0b\x44\x65leteAlias\x12&.mmesh.api.index.v1.DeleteAliasRequest\x1a\'.mmesh.api.index.v1.DeleteAliasResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#mmesh/api/index/v1/collection.proto\x12\x12mmesh.api.index.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"mmesh/api/content/v1/content.proto\"\x99\x02\n\nCollection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\x05\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\x35\n\ncandidates\x18\x04 \x03(\x0b\x32!.mmesh.api.index.v1.ModalityCount\x12\x13\n\x0bshard_count\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05token\x18\x07 \x01(\t\x12\x38\n\x08settings\x18\x08 \x01(\x0b\x32&.mmesh.api.index.v1.CollectionSettings\x12\x0f\n\x07\x61liases\x18\t \x03(\t\"\x88\x01\n\x12\x43ollectionSettings\x12\x15\n\rindex_factory\x18\x01 \x01(\t\x12\x15\n\rrecall_target\x18\x02 \x01(\x01\x12\x34\n\x06limits\x18\x03 \x01(\x0b\x32$.mmesh.api.index.v1.CollectionLimits\x12\x0e\n\x06mirror\x18\x04 \x01(\t\"\x8c\x01\n\x10\x43ollectionLimits\x12\x16\n\x0emax_candidates\x18\x01 \x01(\x03\x12\x1b\n\x13max_candidate_bytes\x18\x02 \x01(\x03\x12\x16\n\x0emax_attributes\x18\x03 \x01(\x05\x12\x18\n\x10max_filter_depth\x18\x04 \x01(\x05\x12\x11\n\tmax_limit\x18\x05 \x01(\x05\"P\n\rModalityCount\x12\x30\n\x08modality\x18\x01 \x01(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"\x89\x01\n\x17\x43reateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\x05\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\x38\n\x08settings\x18\x04 \x01(\x0b\x32&.mmesh.api.index.v1.CollectionSettings\"N\n\x18\x43reateCollectionResponse\x12\x32\n\ncollection\x18\x01 \x01(\x0b\x32\x1e.mmesh.api.index.v1.Collection\"$\n\x14GetCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"K\n\x15GetCollectionResponse\x12\x32\n\ncollection\x18\x01 \x01(\x0b\x32\x1e.mmesh.api.index.v1.Collection\"?\n\x16ListCollectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"g\n\x17ListCollectionsResponse\x12\x33\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32\x1e.mmesh.api.index.v1.Collection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"a\n\x17UpdateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x38\n\x08settings\x18\x02 \x01(\x0b\x32&.mmesh.api.index.v1.CollectionSettings\"N\n\x18UpdateCollectionResponse\x12\x32\n\ncollection\x18\x01 \x01(\x0b\x32\x1e.mmesh.api.index.v1.Collection\"\'\n\x17\x44\x65leteCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x18\x44\x65leteCollectionResponse\x12\x1a\n\x12\x64\x65leted_candidates\x18\x01 \x01(\x03\"4\n\x0fSetAliasRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x12\n\ncollection\x18\x02 \x01(\t\"/\n\x10SetAliasResponse\x12\x1b\n\x13previous_collection\x18\x01 \x01(\t\"#\n\x12\x44\x65leteAliasRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteAliasResponse2\xe9\x05\n\x11\x43ollectionService\x12m\n\x10\x43reateCollection\x12+.mmesh.api.index.v1.CreateCollectionRequest\x1a,.mmesh.api.index.v1.CreateCollectionResponse\x12\x64\n\rGetCollection\x12(.mmesh.api.index.v1.GetCollectionRequest\x1a).mmesh.api.index.v1.GetCollectionResponse\x12j\n\x0fListCollections\x12*.mmesh.api.index.v1.ListCollectionsRequest\x1a+.mmesh.api.index.v1.ListCollectionsResponse\x12m\n\x10UpdateCollection\x12+.mmesh.api.index.v1.UpdateCollectionRequest\x1a,.mmesh.api.index.v1.UpdateCollectionResponse\x12m\n\x10\x44\x65leteCollection\x12+.mmesh.api.index.v1.DeleteCollectionRequest\x1a,.mmesh.api.index.v1.DeleteCollectionResponse\x12U\n\x08SetAlias\x12#.mmesh.api.index.v1.SetAliasRequest\x1a$.mmesh.api.index.v1.SetAliasResponse\x12^\n\x0b\x44\x65leteAlias\x12&.mmesh.api.index.v1.DeleteAliasRequest\x1a\'.mmesh.api.index.v1.DeleteAliasResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,40 +35,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_COLLECTION']._serialized_start=129
   _globals['_COLLECTION']._serialized_end=410
-  _globals['_COLLECTIONSETTINGS']._serialized_start=412
-  _globals['_COLLECTIONSETTINGS']._serialized_end=532
-  _globals['_COLLECTIONLIMITS']._serialized_start=535
-  _globals['_COLLECTIONLIMITS']._serialized_end=675
-  _globals['_MODALITYCOUNT']._serialized_start=677
-  _globals['_MODALITYCOUNT']._serialized_end=757
-  _globals['_CREATECOLLECTIONREQUEST']._serialized_start=760
-  _globals['_CREATECOLLECTIONREQUEST']._serialized_end=897
-  _globals['_CREATECOLLECTIONRESPONSE']._serialized_start=899
-  _globals['_CREATECOLLECTIONRESPONSE']._serialized_end=977
-  _globals['_GETCOLLECTIONREQUEST']._serialized_start=979
-  _globals['_GETCOLLECTIONREQUEST']._serialized_end=1015
-  _globals['_GETCOLLECTIONRESPONSE']._serialized_start=1017
-  _globals['_GETCOLLECTIONRESPONSE']._serialized_end=1092
-  _globals['_LISTCOLLECTIONSREQUEST']._serialized_start=1094
-  _globals['_LISTCOLLECTIONSREQUEST']._serialized_end=1157
-  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_start=1159
-  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_end=1262
-  _globals['_UPDATECOLLECTIONREQUEST']._serialized_start=1264
-  _globals['_UPDATECOLLECTIONREQUEST']._serialized_end=1361
-  _globals['_UPDATECOLLECTIONRESPONSE']._serialized_start=1363
-  _globals['_UPDATECOLLECTIONRESPONSE']._serialized_end=1441
-  _globals['_DELETECOLLECTIONREQUEST']._serialized_start=1443
-  _globals['_DELETECOLLECTIONREQUEST']._serialized_end=1482
-  _globals['_DELETECOLLECTIONRESPONSE']._serialized_start=1484
-  _globals['_DELETECOLLECTIONRESPONSE']._serialized_end=1538
-  _globals['_SETALIASREQUEST']._serialized_start=1540
-  _globals['_SETALIASREQUEST']._serialized_end=1592
-  _globals['_SETALIASRESPONSE']._serialized_start=1594
-  _globals['_SETALIASRESPONSE']._serialized_end=1641
-  _globals['_DELETEALIASREQUEST']._serialized_start=1643
-  _globals['_DELETEALIASREQUEST']._serialized_end=1678
-  _globals['_DELETEALIASRESPONSE']._serialized_start=1680
-  _globals['_DELETEALIASRESPONSE']._serialized_end=1701
-  _globals['_COLLECTIONSERVICE']._serialized_start=1704
-  _globals['_COLLECTIONSERVICE']._serialized_end=2449
+  _globals['_COLLECTIONSETTINGS']._serialized_start=413
+  _globals['_COLLECTIONSETTINGS']._serialized_end=549
+  _globals['_COLLECTIONLIMITS']._serialized_start=552
+  _globals['_COLLECTIONLIMITS']._serialized_end=692
+  _globals['_MODALITYCOUNT']._serialized_start=694
+  _globals['_MODALITYCOUNT']._serialized_end=774
+  _globals['_CREATECOLLECTIONREQUEST']._serialized_start=777
+  _globals['_CREATECOLLECTIONREQUEST']._serialized_end=914
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_start=916
+  _globals['_CREATECOLLECTIONRESPONSE']._serialized_end=994
+  _globals['_GETCOLLECTIONREQUEST']._serialized_start=996
+  _globals['_GETCOLLECTIONREQUEST']._serialized_end=1032
+  _globals['_GETCOLLECTIONRESPONSE']._serialized_start=1034
+  _globals['_GETCOLLECTIONRESPONSE']._serialized_end=1109
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_start=1111
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_end=1174
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_start=1176
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_end=1279
+  _globals['_UPDATECOLLECTIONREQUEST']._serialized_start=1281
+  _globals['_UPDATECOLLECTIONREQUEST']._serialized_end=1378
+  _globals['_UPDATECOLLECTIONRESPONSE']._serialized_start=1380
+  _globals['_UPDATECOLLECTIONRESPONSE']._serialized_end=1458
+  _globals['_DELETECOLLECTIONREQUEST']._serialized_start=1460
+  _globals['_DELETECOLLECTIONREQUEST']._serialized_end=1499
+  _globals['_DELETECOLLECTIONRESPONSE']._serialized_start=1501
+  _globals['_DELETECOLLECTIONRESPONSE']._serialized_end=1555
+  _globals['_SETALIASREQUEST']._serialized_start=1557
+  _globals['_SETALIASREQUEST']._serialized_end=1609
+  _globals['_SETALIASRESPONSE']._serialized_start=1611
+  _globals['_SETALIASRESPONSE']._serialized_end=1658
+  _globals['_DELETEALIASREQUEST']._serialized_start=1660
+  _globals['_DELETEALIASREQUEST']._serialized_end=1695
+  _globals['_DELETEALIASRESPONSE']._serialized_start=1697
+  _globals['_DELETEALIASRESPONSE']._serialized_end=1718
+  _globals['_COLLECTIONSERVICE']._serialized_start=1721
+  _globals['_COLLECTIONSERVICE']._serialized_end=2466
 # @@protoc_insertion_point(module_scope)

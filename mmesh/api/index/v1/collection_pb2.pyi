@@ -91,6 +91,7 @@ class CollectionSettings(_message.Message):
     INDEX_FACTORY_FIELD_NUMBER: _builtins.int
     RECALL_TARGET_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    MIRROR_FIELD_NUMBER: _builtins.int
     index_factory: _builtins.str
     """FAISS factory string of its segments, such as "Flat" or "IVF512,PQ192x4fs,Refine(SQfp16)"; at
     most 256 bytes. Empty means that each segment is of the kind that suits its size.
@@ -98,6 +99,12 @@ class CollectionSettings(_message.Message):
     recall_target: _builtins.float
     """Recall at 10 against exact search for which segments are tuned when they are built, 0.5 to 1.
     0 means 0.97.
+    """
+    mirror: _builtins.str
+    """Name of a collection, usually of another model, that gets every write to this one in the same
+    transaction. Two collections that are each other's mirror stay in step whichever is written.
+    Empty means none. It can be set and cleared, but not go from one name to another
+    (FAILED_PRECONDITION), and is cleared when that collection is deleted.
     """
     @_builtins.property
     def limits(self) -> Global___CollectionLimits:
@@ -109,10 +116,11 @@ class CollectionSettings(_message.Message):
         index_factory: _builtins.str = ...,
         recall_target: _builtins.float = ...,
         limits: Global___CollectionLimits | None = ...,
+        mirror: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_factory", b"index_factory", "limits", b"limits", "recall_target", b"recall_target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_factory", b"index_factory", "limits", b"limits", "mirror", b"mirror", "recall_target", b"recall_target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -120,6 +120,9 @@ class UpsertCandidatesRequest(_message.Message):
     VECTORS_FIELD_NUMBER: _builtins.int
     MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MIRROR_VECTORS_FIELD_NUMBER: _builtins.int
+    MIRROR_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    FILL_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name of the collection."""
     model_fingerprint: _builtins.str
@@ -127,6 +130,15 @@ class UpsertCandidatesRequest(_message.Message):
     request_id: _builtins.str
     """Makes a repeated call harmless: the first answer is given again. At most 128 bytes; empty
     means none. Remembered for at least a day.
+    """
+    mirror_fingerprint: _builtins.str
+    """Model of these; must be the mirror's, else FAILED_PRECONDITION (MODEL_MISMATCH). Ignored
+    without a mirror.
+    """
+    fill: _builtins.bool
+    """Fill up from the mirror: of the candidates only those are stored that the collection does not
+    have and has not deleted lately, and that its mirror has now. The mirror is not written.
+    FAILED_PRECONDITION without a mirror.
     """
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
@@ -136,6 +148,12 @@ class UpsertCandidatesRequest(_message.Message):
     def vectors(self) -> _vector_pb2.Vectors:
         """One vector for each candidate, in order; brought to unit length when stored."""
 
+    @_builtins.property
+    def mirror_vectors(self) -> _vector_pb2.Vectors:
+        """One vector for each candidate for the collection's mirror, if it has one; a row of zeros says
+        that the mirror's model cannot encode the candidate, which the mirror then does not hold.
+        """
+
     def __init__(
         self,
         *,
@@ -144,10 +162,13 @@ class UpsertCandidatesRequest(_message.Message):
         vectors: _vector_pb2.Vectors | None = ...,
         model_fingerprint: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        mirror_vectors: _vector_pb2.Vectors | None = ...,
+        mirror_fingerprint: _builtins.str = ...,
+        fill: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["vectors", b"vectors"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mirror_vectors", b"mirror_vectors", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "collection", b"collection", "model_fingerprint", b"model_fingerprint", "request_id", b"request_id", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "collection", b"collection", "fill", b"fill", "mirror_fingerprint", b"mirror_fingerprint", "mirror_vectors", b"mirror_vectors", "model_fingerprint", b"model_fingerprint", "request_id", b"request_id", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,236 @@
+"""All encoders of the mesh: several models, and several encoders of one model.
+
+Encoders with the same fingerprint share a space, so any of them may answer. A text-only encoder
+beside a multimodal one is preferred for texts, which keeps these out of the queue of pictures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from itertools import count
+
+import numpy as np
+
+from mmesh.content import Content, Modality, Role
+from mmesh.errors import (
+    DeadlineExceeded,
+    InvalidField,
+    MmeshError,
+    ModelMismatch,
+    ResourceExhausted,
+    Unavailable,
+)
+from mmesh.serving.deadline import Deadline
+from services.gateway.encoder_backend import EncoderBackend
+from services.gateway.ports import Encoded, EncoderModel
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+"""Seconds between calls to encoders that have not said what they serve."""
+ASK_S = 2.0
+MOST_PARTS = 3
+"""However many encoders are left to be tried, the next one gets a third of the time at least."""
+_OF_THE_ENCODER = (Unavailable, DeadlineExceeded, ResourceExhausted, ModelMismatch)
+"""Errors that another encoder need not have."""
+Inputs = Sequence[tuple[Content, str]]
+
+
+class Encoders:
+    """The encoders at some addresses; once started it looks for the models of all."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._backends = [EncoderBackend(address) for address in addresses]
+        self._turn = count()
+        self._looking: asyncio.Task[list[EncoderModel | MmeshError]] | None = None
+        self._looked_at = -LOOK_S
+        self._owner: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to ask the encoders what they serve."""
+        self._owner = asyncio.create_task(self._keep_looking())
+
+    async def close(self) -> None:
+        """End the asking and close all channels."""
+        tasks = [task for task in (self._owner, self._looking) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for backend in self._backends:
+            await backend.close()
+
+    async def describe(self, deadline: Deadline) -> dict[str, str | MmeshError]:
+        """Return what every encoder serves, or why it does not answer, by the encoder's name."""
+        answers = await _ask(self._backends, deadline)
+        names = ["encoder", *(f"encoder-{n}" for n in range(1, len(answers)))]
+        return {
+            name: f"{one.name} ({one.dim} wide)" if isinstance(one, EncoderModel) else one
+            for name, one in zip(names, answers, strict=True)
+        }
+
+    # -- models
+
+    async def model(self, fingerprint: str, deadline: Deadline) -> EncoderModel:
+        """Return the model with this fingerprint.
+
+        Raises:
+            ModelMismatch: no encoder serves it.
+            Unavailable: none that answers serves it, and one does not answer.
+        """
+        backends = await self._serving(fingerprint, deadline)
+        return next(backend.model for backend in backends if backend.model is not None)
+
+    async def find(self, wanted: str, deadline: Deadline) -> EncoderModel:
+        """Return the model with this name or fingerprint; with "", that of the first encoder.
+
+        Raises:
+            InvalidField: several models have this name.
+            ModelMismatch, Unavailable: see `model`.
+        """
+        if not wanted:
+            return await self._backends[0].ask_model(deadline)
+        await self._look(deadline)
+        found = {m.fingerprint: m for m in self._known() if wanted in (m.fingerprint, m.name)}
+        if not found:
+            raise self._unknown(wanted)
+        if len(found) > 1 and wanted not in found:
+            problem = f"is {wanted!r}, the name of several; give one of {', '.join(found)}"
+            raise InvalidField("model", problem)
+        return found.get(wanted) or next(iter(found.values()))
+
+    async def _serving(self, fingerprint: str, deadline: Deadline) -> list[EncoderBackend]:
+        """Return the encoders of a model; ask them all when it seems that there are none."""
+        found = self._with(fingerprint)
+        if not found:
+            await self._look(deadline)
+            found = self._with(fingerprint)
+        if not found:
+            raise self._unknown(fingerprint)
+        return found
+
+    def _with(self, fingerprint: str) -> list[EncoderBackend]:
+        return [b for b in self._backends if b.model and b.model.fingerprint == fingerprint]
+
+    def _known(self) -> list[EncoderModel]:
+        return [backend.model for backend in self._backends if backend.model is not None]
+
+    def _unknown(self, wanted: str) -> MmeshError:
+        if len(self._known()) < len(self._backends):
+            return Unavailable(f"an encoder is away, and no other one serves the model {wanted!r}")
+        served = ", ".join(dict.fromkeys(f"{m.name} ({m.fingerprint})" for m in self._known()))
+        message = f"no encoder serves the model {wanted[:200]!r}; they serve {served}"
+        return ModelMismatch(message, {"model_fingerprint": wanted[:200]})
+
+    async def _look(self, deadline: Deadline) -> None:
+        """Ask all encoders, unless that was done just now; those who want it share the calls."""
+        if self._looking is None:
+            if time.monotonic() < self._looked_at + LOOK_S:
+                return
+            self._looking = asyncio.create_task(_ask(self._backends, Deadline.after(ASK_S)))
+            self._looking.add_done_callback(self._note_look)
+        await asyncio.wait({self._looking}, timeout=deadline.remaining())
+
+    def _note_look(self, _: object) -> None:
+        self._looking, self._looked_at = None, time.monotonic()
+
+    async def _keep_looking(self) -> None:
+        while True:
+            unknown = [backend for backend in self._backends if backend.model is None]
+            for model in await _ask(unknown, Deadline.after(ASK_S)):
+                if isinstance(model, EncoderModel):
+                    extra = {"model": model.name, "fingerprint": model.fingerprint}
+                    logger.info("encoder found", extra=extra)
+            await asyncio.sleep(LOOK_S)
+
+    # -- encoding
+
+    async def encode(
+        self, fingerprint: str, inputs: Inputs, role: Role, deadline: Deadline
+    ) -> Encoded:
+        """Encode (content, instruction) pairs with the model that has this fingerprint.
+
+        Raises: see `model`.
+        """
+        backends = await self._serving(fingerprint, deadline)
+        first = next(self._turn) % len(backends)
+        shares = _share_out(inputs, [*backends[first:], *backends[:first]])
+        calls = (
+            _encode(order, fingerprint, [inputs[place] for place in places], role, deadline)
+            for order, places in shares.items()
+        )
+        return _joined(await asyncio.gather(*calls), list(shares.values()))
+
+
+def _share_out(
+    inputs: Inputs, backends: Sequence[EncoderBackend]
+) -> dict[tuple[EncoderBackend, ...], list[int]]:
+    """Return places of inputs by the encoders that can read them, in the order of preference."""
+    orders = {modality: _order(modality, backends) for modality in Modality}
+    shares: dict[tuple[EncoderBackend, ...], list[int]] = {}
+    for place, (content, _) in enumerate(inputs):
+        shares.setdefault(orders[content.modality], []).append(place)
+    return shares
+
+
+def _order(modality: Modality, backends: Sequence[EncoderBackend]) -> tuple[EncoderBackend, ...]:
+    """Return the encoders that read a modality, the narrowest first; all of them if none does."""
+
+    def read_by(backend: EncoderBackend) -> frozenset[Modality]:
+        return backend.model.modalities if backend.model else frozenset()
+
+    able = [backend for backend in backends if modality in read_by(backend)] or backends
+    return tuple(sorted(able, key=lambda b: (not b.is_trusted, len(read_by(b)))))
+
+
+async def _encode(
+    order: Sequence[EncoderBackend],
+    fingerprint: str,
+    inputs: Inputs,
+    role: Role,
+    deadline: Deadline,
+) -> Encoded:
+    """Return the answer of the first encoder that has one; each but the last gets its part."""
+    for left, backend in zip(range(len(order), 1, -1), order, strict=False):
+        part = deadline.share(1 / min(left, MOST_PARTS))
+        with contextlib.suppress(*_OF_THE_ENCODER):
+            return await backend.encode(fingerprint, inputs, role, part)
+    return await order[-1].encode(fingerprint, inputs, role, deadline)
+
+
+def _joined(answers: Sequence[Encoded], shares: Sequence[Sequence[int]]) -> Encoded:
+    """Return the answers as one; `shares` are the places of their inputs."""
+    if len(answers) == 1:
+        return answers[0]
+    rows = np.zeros((sum(map(len, shares)), answers[0].vectors.shape[1]), np.float32)
+    problems: dict[int, MmeshError] = {}
+    truncated: set[int] = set()
+    for answer, places in zip(answers, shares, strict=True):
+        rows[places] = answer.vectors
+        problems |= {places[number]: error for number, error in answer.problems.items()}
+        truncated |= {places[number] for number in answer.truncated}
+    return Encoded(
+        rows,
+        answers[0].fingerprint,
+        problems,
+        frozenset(truncated),
+        max(answer.batch_size for answer in answers),
+        max(answer.service_s for answer in answers),
+    )
+
+
+async def _ask(
+    backends: Sequence[EncoderBackend], deadline: Deadline
+) -> list[EncoderModel | MmeshError]:
+    """Return the model of each, or why it does not answer."""
+    return await asyncio.gather(*(_model_of(backend, deadline) for backend in backends))
+
+
+async def _model_of(backend: EncoderBackend, deadline: Deadline) -> EncoderModel | MmeshError:
+    try:
+        return await backend.ask_model(deadline)
+    except MmeshError as error:
+        return error

@@ -1,0 +1,213 @@
+"""Candidates on their way into a collection: encoded for its model and its mirror's, then stored.
+
+Which collection a name stands for may change at any time, when an alias moves or a mirror is set.
+The index refuses what does not fit any more; it is then encoded for the models that are due now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mmesh.candidates import Candidate
+from mmesh.content import Role
+from mmesh.errors import (
+    CollectionNotFound,
+    DimMismatch,
+    InvalidField,
+    MmeshError,
+    ModelMismatch,
+)
+from mmesh.serving.deadline import Deadline
+from services.gateway import metrics
+from services.gateway.catalog import Catalog
+from services.gateway.ports import Embeddings, Encoded, Encoder, Index
+
+_CULPRIT = re.compile(r"(candidates|vectors)\[(\d+)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A candidate that is not stored, and why."""
+
+    id: str
+    number: int
+    error: MmeshError
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Candidates to be stored, each with its number in the caller's list."""
+
+    collection: str
+    candidates: Sequence[tuple[int, Candidate]]
+    request_id: str
+    given: Embeddings | None = None
+    """A vector for each number, if they were encoded elsewhere."""
+    fill: bool = False
+    """Store only what the collection lacks and its mirror has."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Models:
+    """Fingerprints of the models of a collection and, if it has one, of its mirror."""
+
+    own: str
+    mirror: str | None
+
+
+class Writer:
+    """Takes orders."""
+
+    def __init__(self, encoder: Encoder, index: Index, catalog: Catalog) -> None:
+        self.encoder, self.index, self.catalog = encoder, index, catalog
+
+    def draft(self, order: Order) -> Draft:
+        """Return an order under way; nothing has happened yet."""
+        return Draft(self, order)
+
+
+class Draft:
+    """An order under way. A step that failed may be repeated; what was encoded is kept."""
+
+    def __init__(self, writer: Writer, order: Order) -> None:
+        self._writer, self._order = writer, order
+        self._encoded: dict[str, Encoded] = {}
+        self._models = _Models("", None)
+        self._culprits: dict[int, Refused] = {}
+        if order.given is not None:
+            rows = order.given.rows[[number for number, _ in order.candidates]]
+            given = Encoded(rows, order.given.fingerprint, {}, frozenset(), 0, 0.0)
+            self._encoded[given.fingerprint] = given
+
+    @property
+    def refused(self) -> list[Refused]:
+        """What cannot be stored, as far as is known."""
+        problems = self._problems
+        return [self._refusal(place, error) for place, error in problems.items()] + [
+            refused for place, refused in self._culprits.items() if place not in problems
+        ]
+
+    @property
+    def _problems(self) -> Mapping[int, MmeshError]:
+        encoded = self._encoded.get(self._models.own)
+        return encoded.problems if encoded else {}
+
+    def _refusal(self, place: int, error: MmeshError) -> Refused:
+        number, candidate = self._order.candidates[place]
+        if isinstance(error, InvalidField):
+            error = error.under(f"candidates[{number}]")
+        return Refused(candidate.id, number, error)
+
+    # -- encoding
+
+    async def encode(self, deadline: Deadline) -> None:
+        """Encode for the models that are due now, unless that was done.
+
+        Raises:
+            ModelMismatch: the vectors that were given are of another model, or none serves it.
+        """
+        models = await self._due(deadline)
+        due = dict.fromkeys(model for model in (models.own, models.mirror) if model is not None)
+        given = self._order.given
+        if given is not None and given.fingerprint not in due:
+            raise ModelMismatch(
+                f"vectors are of model {given.fingerprint!r}; collection "
+                f"{self._order.collection!r} is for {models.own!r}",
+                {"collection": self._order.collection, "model_fingerprint": models.own},
+            )
+        inputs = [(candidate.content, "") for _, candidate in self._order.candidates]
+        encode = self._writer.encoder.encode
+        missing = [model for model in due if model not in self._encoded]
+        calls = (encode(model, inputs, Role.CANDIDATE, deadline) for model in missing)
+        self._encoded |= zip(missing, await asyncio.gather(*calls), strict=True)
+        self._models = models
+
+    async def _due(self, deadline: Deadline) -> _Models:
+        catalog = self._writer.catalog
+        collection = await catalog.get(self._order.collection, deadline)
+        own, mirror = collection.model_fingerprint, collection.settings.mirror
+        if self._order.fill or not mirror:
+            return _Models(own, None)
+        try:
+            return _Models(own, (await catalog.get(mirror, deadline)).model_fingerprint)
+        except CollectionNotFound:  # deleted since the collection was looked at
+            return _Models(own, None)
+
+    # -- storing
+
+    async def store_all(self, deadline: Deadline) -> str:
+        """Store all or none; return the token.
+
+        Raises:
+            MmeshError: what is wrong with one candidate, the number of which is in its field.
+        """
+        return await self._store(self._try_all, deadline)
+
+    async def store_good(self, deadline: Deadline) -> str:
+        """Store what can be stored; return the token, empty when that is nothing."""
+        return await self._store(self._try_good, deadline)
+
+    async def _store(
+        self, attempt: Callable[[Deadline], Awaitable[str]], deadline: Deadline
+    ) -> str:
+        """Try, and again as long as other models are due than were tried."""
+        while True:
+            await self.encode(deadline)
+            try:
+                return await attempt(deadline)
+            except (ModelMismatch, DimMismatch):
+                self._writer.catalog.forget()
+                if await self._due(deadline) == self._models:
+                    raise
+
+    async def _try_all(self, deadline: Deadline) -> str:
+        for one in self.refused:
+            raise one.error
+        places = range(len(self._order.candidates))
+        return await self._upsert(places, self._order.request_id, deadline)
+
+    async def _try_good(self, deadline: Deadline) -> str:
+        bad = self._problems.keys() | self._culprits.keys()
+        while places := [n for n in range(len(self._order.candidates)) if n not in bad]:
+            # The same order again meets the same refusals, so each write needs its own id.
+            ids = "\n".join(self._order.candidates[place][1].id for place in places)
+            digest = hashlib.sha256(ids.encode()).hexdigest()[:16]
+            try:
+                return await self._upsert(places, f"{self._order.request_id}:{digest}", deadline)
+            except InvalidField as error:
+                bad.add(self._note_culprit(places, error))
+        return ""
+
+    async def _upsert(self, places: Sequence[int], request_id: str, deadline: Deadline) -> str:
+        order, models = self._order, self._models
+        token = await self._writer.index.upsert(
+            order.collection,
+            [order.candidates[place][1] for place in places],
+            self._embeddings(models.own, places),
+            request_id,
+            deadline,
+            mirror=None if models.mirror is None else self._embeddings(models.mirror, places),
+            fill=order.fill,
+        )
+        if models.mirror is not None:
+            for error in self._encoded[models.mirror].problems.values():
+                metrics.mirror_refused_total.labels(error.reason).inc()
+        return token
+
+    def _embeddings(self, model: str, places: Sequence[int]) -> Embeddings:
+        return Embeddings(self._encoded[model].vectors[list(places)], model)
+
+    def _note_culprit(self, places: Sequence[int], error: InvalidField) -> int:
+        """Return the place of what the index refused the write for; raise if it named none."""
+        found = _CULPRIT.match(error.field)
+        if found is None or int(found[2]) >= len(places):
+            raise error
+        place = places[int(found[2])]
+        number, candidate = self._order.candidates[place]
+        field = f"{found[1]}[{number}]{error.field[found.end() :]}"
+        self._culprits[place] = Refused(candidate.id, number, type(error)(field, error.problem))
+        return place
