@@ -270,10 +270,11 @@ class InternalError(MmeshError):
 
 
 def all_errors() -> list[type[MmeshError]]:
-    """Return every class of the tree, root first."""
+    """Return every class of the tree, root first; not those that services add for themselves."""
 
     def walk(cls: type[MmeshError]) -> list[type[MmeshError]]:
-        return [cls, *(leaf for sub in cls.__subclasses__() for leaf in walk(sub))]
+        own = [sub for sub in cls.__subclasses__() if sub.__module__ == __name__]
+        return [cls, *(leaf for sub in own for leaf in walk(sub))]
 
     return walk(MmeshError)
 
