@@ -3,47 +3,64 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 Result = TypeVar("Result")
 
 
-@dataclass(slots=True)
-class _Shared(Generic[Result]):
-    task: asyncio.Future[Result]
-    waiters: int = 0
+@dataclass(slots=True, eq=False)
+class Ticket(Generic[Result]):
+    """An outcome that is to come, and who waits for it; needs a running event loop."""
+
+    expires_at: float = float("inf")
+    """Moment on the monotonic clock after which nobody wants the outcome."""
+    outcome: asyncio.Future[Result] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    callers: int = 1
+
+    def is_wanted(self, now: float) -> bool:
+        """Tell whether somebody still waits; may be asked from any thread."""
+        return now < self.expires_at and not self.outcome.done()
+
+    def settle(self, result: Result) -> None:
+        """Give the outcome to whoever still waits."""
+        if not self.outcome.done():
+            self.outcome.set_result(result)
+
+    def fail(self, error: Exception) -> None:
+        """Give the error to whoever still waits."""
+        if not self.outcome.done():
+            self.outcome.set_exception(error)
+            self.outcome.exception()  # seen: asyncio is not to complain if nobody looks
 
 
 class Coalescer(Generic[Result]):
-    """Runs work by key; callers who come while it runs share its outcome.
-
-    Work is cancelled when its last caller has gone away.
-    """
+    """Hands out tickets by key; callers who come while there is no outcome yet share one."""
 
     def __init__(self) -> None:
-        self._running: dict[Hashable, _Shared[Result]] = {}
+        self._tickets: dict[Hashable, Ticket[Result]] = {}
 
-    async def run(
-        self, key: Hashable, work: Callable[[], Awaitable[Result]]
-    ) -> tuple[Result, bool]:
-        """Return the outcome of `work` and whether another caller had started it."""
-        shared = self._running.get(key)
-        joined = shared is not None
-        if shared is None:
-            shared = _Shared(asyncio.ensure_future(work()))
-            self._running[key] = shared
-            shared.task.add_done_callback(lambda _: self._forget(key, shared))
-        shared.waiters += 1
-        try:
-            return await asyncio.shield(shared.task), joined
-        finally:
-            shared.waiters -= 1
-            if not shared.waiters and not shared.task.done():
-                self._forget(key, shared)
-                shared.task.cancel()
+    def join(self, key: Hashable, expires_at: float) -> tuple[Ticket[Result], bool]:
+        """Return the ticket for `key` and whether it is new: whoever gets a new one does the work.
 
-    def _forget(self, key: Hashable, shared: _Shared[Result]) -> None:
-        if self._running.get(key) is shared:
-            del self._running[key]
+        Every caller waits for `outcome` without cancelling it, and calls `leave` in the end.
+        """
+        ticket = self._tickets.get(key)
+        if ticket is None or ticket.outcome.done():
+            ticket = self._tickets[key] = Ticket(expires_at)
+            return ticket, True
+        ticket.callers += 1
+        ticket.expires_at = max(ticket.expires_at, expires_at)
+        return ticket, False
+
+    def leave(self, key: Hashable, ticket: Ticket[Result]) -> None:
+        """Wait no longer; the outcome is cancelled when its last caller has gone."""
+        ticket.callers -= 1
+        if ticket.callers:
+            return
+        ticket.outcome.cancel()
+        if self._tickets.get(key) is ticket:
+            del self._tickets[key]

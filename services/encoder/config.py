@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from mmesh.content import Modality
+from mmesh.errors import FailedPrecondition
+from mmesh.models.families import EncoderChoice
+from mmesh.serving.backlog import BatchShape
+from mmesh.serving.batcher import BatchLimits
 from mmesh.serving.settings import ServiceSettings
 
 
@@ -16,18 +23,95 @@ class EncoderSettings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="MMESH_ENCODER_")
 
-    model: str = Field("lite", description="Model family; `lite` is the embedded default.")
+    model: str = Field(
+        "lite",
+        description="The embedded default `lite`, a folder, or hf:ORG/NAME[@REVISION].",
+    )
+    family: str = Field("auto", description="Model family; auto tells it by its config.json.")
     backend: Literal["onnxruntime", "openvino"] = Field(
         "onnxruntime", description="What runs lite: onnxruntime, or openvino (extra `openvino`)."
     )
+    device: str = Field(
+        "cpu", description="cpu, cuda, or several such as cuda:0,cuda:1, each with its own copy."
+    )
+    dtype: str = Field(
+        "auto", description="float32, bfloat16 or float16; auto: float32 on a CPU, else bfloat16."
+    )
+    dim: int = Field(
+        0, ge=0, description="Length of the vectors, for models trained for several; 0: all of it."
+    )
+    max_text_tokens: int = Field(
+        0, ge=0, description="Tokens of a text that are read; 0: as many as the model can."
+    )
+    modalities: str = Field(
+        "", description="What is answered, such as text or text,image; empty: all that it reads."
+    )
+    trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
+    compile: bool = Field(False, description="Let torch.compile rewrite the network.")
     threads: int = Field(
         os.cpu_count() or 1, gt=0, description="Threads of one forward pass; one a core."
     )
-    prepare_threads: int = Field(2, gt=0, description="Threads that decode, resize and tokenise.")
+    prepare_threads: int = Field(
+        2, gt=0, description="Threads that prepare queries, and as many that prepare bulk work."
+    )
     max_batch_items: int = Field(64, gt=0, description="Inputs in one forward pass.")
     max_batch_cost: int = Field(
-        1024, gt=0, description="Text tokens in one forward pass, padding included; about 0.2 s."
+        1024, gt=0, description="Text tokens in one forward pass, padding included; about 0.1 s."
+    )
+    pass_cost: int = Field(
+        24,
+        ge=0,
+        description="Text tokens that take as long as a forward pass of nothing: so much padding "
+        "is put up with to save one. Some hundreds on a GPU.",
+    )
+    max_input_cost: int = Field(
+        8192,
+        gt=0,
+        description="Text tokens that one input may cost, its pictures included; more is "
+        "INPUT_TOO_LONG. Longer text is cut at max-text-tokens, so keep that below.",
     )
     max_waiting_cost: int = Field(
         65_536, gt=0, description="Text tokens that may wait before QUEUE_FULL; some ten seconds."
     )
+    canary: Path | None = Field(
+        None,
+        description="Stored vectors of the built-in probes (`mmesh encode check --save`), which "
+        "the model must give before the service is ready.",
+    )
+    parity_tolerance: float = Field(
+        0.0,
+        ge=0,
+        description="Largest difference between a probe's vectors alone, in a batch, in another "
+        "order and stored; 0: 1e-4 in float32, 0.02 in half precision.",
+    )
+
+    @property
+    def choices(self) -> list[EncoderChoice]:
+        """The encoder to open on each device."""
+        shared = {one.name: getattr(self, one.name) for one in fields(EncoderChoice)}
+        shared["modalities"] = _modalities(self.modalities)
+        return [EncoderChoice(**shared | {"device": one}) for one in _listed(self.device)]
+
+    @property
+    def limits(self) -> BatchLimits:
+        """How much goes into a batch and how much may wait."""
+        shape = BatchShape(self.max_batch_items, self.max_batch_cost, self.pass_cost)
+        return BatchLimits(shape, self.max_waiting_cost)
+
+    @property
+    def tolerance(self) -> float:
+        """The largest difference that parity allows."""
+        is_exact = self.dtype == "float32" or (self.dtype == "auto" and self.device == "cpu")
+        return self.parity_tolerance or (1e-4 if is_exact else 2e-2)
+
+
+def _modalities(listed: str) -> frozenset[Modality] | None:
+    try:
+        return frozenset(map(Modality, _listed(listed))) or None
+    except ValueError:
+        known = ", ".join(modality.value for modality in Modality)
+        raise FailedPrecondition(f"no modality list: {listed!r}; known: {known}") from None
+
+
+def _listed(text: str) -> list[str]:
+    return [one.strip() for one in text.split(",") if one.strip()]

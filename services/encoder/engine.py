@@ -1,26 +1,24 @@
-"""The encoder engine: prepare on worker threads, group into batches, run on the device thread."""
+"""The encoder engine: prepare on worker threads, group into batches, run on the device threads."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-import numpy as np
-
-from mmesh.content import Content, Role
-from mmesh.errors import DeadlineExceeded, InvalidField, MmeshError
-from mmesh.models.protocol import EncoderInfo, EncoderModel, FloatMatrix, Prepared
-from mmesh.serving.batcher import Batcher, BatchLimits, Priority, Work
-from mmesh.serving.coalesce import Coalescer
-from mmesh.serving.deadline import Deadline
+from mmesh.content import Content
+from mmesh.errors import InvalidField
+from mmesh.models.protocol import EncoderInfo, EncoderModel, FloatMatrix
+from mmesh.serving.backlog import Work
+from mmesh.serving.batcher import Batcher, BatchLimits
+from mmesh.serving.coalesce import Coalescer, Ticket
+from mmesh.serving.lane import Done
 from services.encoder import metrics
+from services.encoder.device import ModelDevice
+from services.encoder.preparation import Encoded, EncodeOptions, Item, Job, Preparer
 
-SMALL_TEXT = 4096
-"""Characters that are tokenised at once; longer texts, and pictures, go to the worker threads."""
+Outcome = Done[Encoded]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,95 +39,121 @@ class Embedding:
     queue_s: float
     forward_s: float
     batch_size: int
-    coalesced: bool = False
+    coalesced: bool
+    """Another call had started the work."""
 
 
 class EncoderEngine:
-    """Encodes inputs with one model; an async context manager that owns the batcher."""
+    """Encodes inputs with copies of one model, one a device; an async context manager."""
 
-    def __init__(self, model: EncoderModel, limits: BatchLimits, prepare_threads: int) -> None:
-        self._model = model
-        self._batcher: Batcher[Prepared, FloatMatrix] = Batcher(self._forward, limits)
-        self._coalescer: Coalescer[Embedding] = Coalescer()
-        self._workers = ThreadPoolExecutor(prepare_threads, "prepare")
-        self._device = ThreadPoolExecutor(1, "device")
+    def __init__(
+        self,
+        models: Sequence[EncoderModel],
+        limits: BatchLimits,
+        prepare_threads: int = 2,
+        max_input_cost: int = 8192,
+    ) -> None:
+        self._info = models[0].info
+        self._preparer = Preparer(models[0], prepare_threads, max_input_cost)
+        self._devices = [ModelDevice(model) for model in models]
+        self._batcher: Batcher[Item, Encoded] = Batcher(self._devices, limits)
+        self._coalescer: Coalescer[Outcome] = Coalescer()
+        self._feeding: set[asyncio.Task[None]] = set()
 
     @property
     def info(self) -> EncoderInfo:
         """The model's own description."""
-        return self._model.info
+        return self._info
 
     async def __aenter__(self) -> Self:
+        metrics.waiting_cost.set_function(lambda: self._batcher.waiting_cost)
         await self._batcher.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await asyncio.gather(*self._feeding)
         await self._batcher.__aexit__()
-        for pool in (self._workers, self._device):
-            await asyncio.to_thread(pool.shutdown)
+        await asyncio.to_thread(self._preparer.close)
+        for device in self._devices:
+            await asyncio.to_thread(device.close)
 
     async def encode(
-        self, inputs: Sequence[EncodeInput], role: Role, priority: Priority, deadline: Deadline
-    ) -> list[Embedding | MmeshError]:
-        """Return, for each input in order, its embedding or the error that it met."""
-        work = (self._encode_one(one, role, priority, deadline) for one in inputs)
-        return list(await asyncio.gather(*work))
+        self, inputs: Sequence[EncodeInput], options: EncodeOptions
+    ) -> list[Embedding | InvalidField]:
+        """Return, for each input in order, its embedding, or what is wrong with it if skipped.
 
-    async def _encode_one(
-        self, one: EncodeInput, role: Role, priority: Priority, deadline: Deadline
-    ) -> Embedding | MmeshError:
-        key = (one.content.digest(), one.instruction, role, priority)
+        Raises:
+            InvalidField: an input cannot be encoded, named by a path that starts with `inputs[i]`.
+            Overloaded: too much waits, or this would come too late.
+            DeadlineExceeded: the time was up before all inputs were encoded.
+        """
+        keys = [_key(one, options) for one in inputs]
+        joined = [self._coalescer.join(key, options.deadline.at) for key in keys]
         try:
-            embedding, joined = await self._coalescer.run(
-                key, lambda: self._compute(one, role, priority, deadline)
-            )
-        except DeadlineExceeded as error:
-            if deadline.remaining() <= 0:
-                return error
-            return await self._encode_one(one, role, priority, deadline)  # another's time ran out
-        except MmeshError as error:
-            return error
-        if not joined:
-            return embedding
-        metrics.coalesced_total.inc()
-        return Embedding(
-            embedding.vector, embedding.truncated, embedding.prepare_s,
-            embedding.queue_s, embedding.forward_s, embedding.batch_size, coalesced=True,
-        )  # fmt: skip
+            new = [(one, t) for one, (t, is_new) in zip(inputs, joined, strict=True) if is_new]
+            if new:
+                self._start(new, options)
+            metrics.coalesced_total.inc(len(inputs) - len(new))
+            await _all_done([ticket.outcome for ticket, _ in joined], options)
+            return [_embedding(t, options, coalesced=not is_new) for t, is_new in joined]
+        finally:
+            for key, (ticket, _) in zip(keys, joined, strict=True):
+                self._coalescer.leave(key, ticket)
 
-    async def _compute(
-        self, one: EncodeInput, role: Role, priority: Priority, deadline: Deadline
-    ) -> Embedding:
-        start = time.perf_counter()
-        prepared = await self._prepare(one, role)
-        prepare_s = time.perf_counter() - start
-        metrics.prepare_seconds.labels(prepared.group).observe(prepare_s)
-        work = Work(prepared, prepared.group, prepared.cost, priority, deadline.at)
-        done = await self._batcher.submit(work)
-        metrics.queue_seconds.labels(priority.name.lower()).observe(done.queue_s)
-        return Embedding(
-            done.result, prepared.truncated, prepare_s, done.queue_s, done.run_s, done.batch_size
-        )
+    def _start(
+        self, new: Sequence[tuple[EncodeInput, Ticket[Outcome]]], options: EncodeOptions
+    ) -> None:
+        """Begin to work on inputs; it goes on when this call ends, for others who have joined."""
+        expected = self._preparer.expected_cost
+        jobs = [Job(one.content, one.instruction, t, expected(one.content)) for one, t in new]
+        cost = sum(job.expected_cost for job in jobs)
+        self._batcher.reserve(cost, options.priority, options.deadline.at)
+        task = asyncio.create_task(self._feed(jobs, options))
+        self._feeding.add(task)
+        task.add_done_callback(self._feeding.discard)
 
-    async def _prepare(self, one: EncodeInput, role: Role) -> Prepared:
-        modalities = self._model.info.modalities
-        if one.content.modality not in modalities:
-            known = ", ".join(sorted(modality.value for modality in modalities))
-            raise InvalidField(
-                "content", f"is {one.content.modality.value}; this model reads {known}"
-            )
-        arguments = (one.content, role, one.instruction)
-        if not one.content.images and sum(map(len, one.content.texts)) <= SMALL_TEXT:
-            return self._model.prepare(*arguments)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._workers, self._model.prepare, *arguments)
+    async def _feed(self, jobs: Sequence[Job], options: EncodeOptions) -> None:
+        """Prepare inputs and hand them to the batcher."""
+        async for job, item in self._preparer.prepare(jobs, options):
+            self._batcher.release(job.expected_cost, options.priority)
+            if isinstance(item, Exception):
+                job.ticket.fail(item)
+            else:
+                self._batcher.put(_work(item, job.ticket, options))
 
-    async def _forward(self, batch: Sequence[Prepared]) -> Sequence[FloatMatrix]:
-        group = batch[0].group
-        metrics.waiting_cost.set(self._batcher.waiting_cost)
-        metrics.batch_inputs.labels(group).observe(len(batch))
-        loop = asyncio.get_running_loop()
-        with metrics.forward_seconds.labels(group).time():
-            rows = await loop.run_in_executor(self._device, self._model.forward, batch)
-        assert rows.shape == (len(batch), self._model.info.dim)
-        return list(np.asarray(rows, np.float32))
+
+def _key(one: EncodeInput, options: EncodeOptions) -> Hashable:
+    how = (options.role, options.priority, options.refuse_long_text)
+    return one.content.digest(), one.instruction, how
+
+
+def _work(item: Item, ticket: Ticket[Outcome], options: EncodeOptions) -> Work[Item]:
+    cost = max(1, item.prepared.cost)
+    return Work(item, item.prepared.group, cost, ticket, options.priority)
+
+
+async def _all_done(outcomes: Sequence[asyncio.Future[Outcome]], options: EncodeOptions) -> None:
+    """Wait for all outcomes, or for the first error that fails the call, and raise that."""
+    pending = set(outcomes)
+    while pending:
+        _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_EXCEPTION)
+        for number, outcome in enumerate(outcomes):
+            error = outcome.exception() if outcome.done() else None
+            if isinstance(error, InvalidField) and not options.skip_problems:
+                raise error.under(f"inputs[{number}]")
+            if error is not None and not isinstance(error, InvalidField):
+                raise error
+
+
+def _embedding(
+    ticket: Ticket[Outcome], options: EncodeOptions, *, coalesced: bool
+) -> Embedding | InvalidField:
+    error = ticket.outcome.exception()
+    if isinstance(error, InvalidField):
+        return error
+    done = ticket.outcome.result()
+    if not coalesced:
+        metrics.queue_seconds.labels(options.priority.name.lower()).observe(done.queue_s)
+    one = done.result
+    times = (one.prepare_s, done.queue_s, done.run_s)
+    return Embedding(one.vector, one.truncated, *times, done.batch_size, coalesced)

@@ -31,3 +31,7 @@ waiting_cost = Gauge(
 coalesced_total = Counter(
     "mmesh_encoder_coalesced_total", "Inputs answered by work that another call had started."
 )
+parity_max_abs_diff = Gauge(
+    "mmesh_encoder_parity_max_abs_diff",
+    "Largest difference of a probe's vectors at start-up: alone, in a batch, reordered, stored.",
+)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from mmesh.api.encoder.v1.encoder_pb2_grpc import add_EncoderServiceServicer_to_server
 from mmesh.models.families import open_encoder
 from mmesh.serving import logs
-from mmesh.serving.batcher import BatchLimits
 from mmesh.serving.host import Host, run_service
+from services.encoder.canary import check_parity
 from services.encoder.config import EncoderSettings
 from services.encoder.engine import EncoderEngine
 from services.encoder.servicer import EncoderServicer
@@ -14,14 +14,15 @@ from services.encoder.servicer import EncoderServicer
 
 async def serve(settings: EncoderSettings) -> None:
     """Serve until told to stop."""
+    models = [open_encoder(choice) for choice in settings.choices]
+    await check_parity(models, settings.canary, settings.tolerance)
     host = Host("encoder", settings)
-    model = open_encoder(settings.model, backend=settings.backend, threads=settings.threads)
-    limits = BatchLimits(
-        max_items=settings.max_batch_items,
-        max_cost=settings.max_batch_cost,
-        max_waiting_cost=settings.max_waiting_cost,
-    )
-    async with EncoderEngine(model, limits, settings.prepare_threads) as engine:
+    async with EncoderEngine(
+        models,
+        settings.limits,
+        prepare_threads=settings.prepare_threads,
+        max_input_cost=settings.max_input_cost,
+    ) as engine:
         host.add(
             add_EncoderServiceServicer_to_server,
             EncoderServicer(engine),

@@ -10,11 +10,12 @@ from mmesh import wire
 from mmesh.api.encoder.v1 import encoder_pb2 as pb
 from mmesh.api.encoder.v1 import encoder_pb2_grpc as rpc
 from mmesh.content import Role, check_content, check_instruction
-from mmesh.errors import InvalidField, MmeshError
-from mmesh.serving.batcher import Priority
+from mmesh.errors import InvalidField
+from mmesh.serving.backlog import Priority
 from mmesh.serving.deadline import Context, Deadline
 from mmesh.vectors import DataType
 from services.encoder.engine import Embedding, EncodeInput, EncoderEngine
+from services.encoder.preparation import EncodeOptions
 
 MAX_INPUTS = 256
 DEFAULT_DEADLINE_S = 60.0
@@ -30,34 +31,30 @@ class EncoderServicer(rpc.EncoderServiceServicer):
         if not 1 <= len(request.inputs) <= MAX_INPUTS:
             problem = f"has {len(request.inputs)} entries; 1 to {MAX_INPUTS} are allowed"
             raise InvalidField("inputs", problem)
+        data_type = wire.data_type_from_pb(request.data_type, "data_type")
+        options = _options_of(request, context)
         inputs = [_input_of(message, number) for number, message in enumerate(request.inputs)]
         good = [one for one in inputs if isinstance(one, EncodeInput)]
-        skips = request.on_problem == pb.ON_PROBLEM_SKIP
-        if not skips:
+        if not options.skip_problems:
             _raise_first(inputs)
-        role = Role.QUERY if request.role == pb.ROLE_QUERY else Role.CANDIDATE
-        bulk = request.priority == pb.PRIORITY_BULK
-        priority = Priority.BULK if bulk else Priority.INTERACTIVE
-        deadline = Deadline.of(context, DEFAULT_DEADLINE_S)
-        encoded = iter(await self._engine.encode(good, role, priority, deadline))
-        outcomes = [one if isinstance(one, MmeshError) else next(encoded) for one in inputs]
-        if not skips:
-            _raise_first(outcomes)
-        _raise_overload(outcomes)
-        return self._response(outcomes)
+        encoded = iter(await self._engine.encode(good, options)) if good else iter(())
+        outcomes = [one if isinstance(one, InvalidField) else next(encoded) for one in inputs]
+        return self._response(outcomes, data_type)
 
-    def _response(self, outcomes: Sequence[Embedding | MmeshError]) -> pb.EncodeResponse:
+    def _response(
+        self, outcomes: Sequence[Embedding | InvalidField], data_type: DataType
+    ) -> pb.EncodeResponse:
         info = self._engine.info
         nothing = np.zeros(info.dim, np.float32)
         rows = [o.vector if isinstance(o, Embedding) else nothing for o in outcomes]
         done = [o for o in outcomes if isinstance(o, Embedding)]
         return pb.EncodeResponse(
-            vectors=wire.vectors_to_pb(np.stack(rows)),
+            vectors=wire.vectors_to_pb(np.stack(rows), data_type),
             model_fingerprint=info.fingerprint,
             problems=[
                 pb.InputProblem(input=number, problem=wire.problem_to_pb(outcome))
                 for number, outcome in enumerate(outcomes)
-                if isinstance(outcome, MmeshError)
+                if isinstance(outcome, InvalidField)
             ],
             truncated=[
                 number
@@ -87,7 +84,18 @@ class EncoderServicer(rpc.EncoderServiceServicer):
         )
 
 
-def _input_of(message: pb.Input, number: int) -> EncodeInput | MmeshError:
+def _options_of(request: pb.EncodeRequest, context: Context) -> EncodeOptions:
+    is_bulk = request.priority == pb.PRIORITY_BULK
+    return EncodeOptions(
+        role=Role.QUERY if request.role == pb.ROLE_QUERY else Role.CANDIDATE,
+        priority=Priority.BULK if is_bulk else Priority.INTERACTIVE,
+        deadline=Deadline.of(context, DEFAULT_DEADLINE_S),
+        refuse_long_text=request.on_long_text == pb.ON_LONG_TEXT_REFUSE,
+        skip_problems=request.on_problem == pb.ON_PROBLEM_SKIP,
+    )
+
+
+def _input_of(message: pb.Input, number: int) -> EncodeInput | InvalidField:
     path = f"inputs[{number}].content"
     try:
         content = wire.content_from_pb(message.content, path)
@@ -98,19 +106,10 @@ def _input_of(message: pb.Input, number: int) -> EncodeInput | MmeshError:
     return EncodeInput(content, message.instruction)
 
 
-def _raise_first(outcomes: Sequence[object]) -> None:
-    for number, outcome in enumerate(outcomes):
-        if isinstance(outcome, InvalidField) and not outcome.field.startswith("inputs"):
-            raise outcome.under(f"inputs[{number}]")
-        if isinstance(outcome, MmeshError):
-            raise outcome
-
-
-def _raise_overload(outcomes: Sequence[Embedding | MmeshError]) -> None:
-    """Raise what is wrong with the service, not with an input: nobody may skip over that."""
-    for outcome in outcomes:
-        if isinstance(outcome, MmeshError) and not isinstance(outcome, InvalidField):
-            raise outcome
+def _raise_first(inputs: Sequence[EncodeInput | InvalidField]) -> None:
+    for one in inputs:
+        if isinstance(one, InvalidField):
+            raise one
 
 
 def _timing(done: Sequence[Embedding]) -> pb.EncodeTiming:

@@ -1,44 +1,65 @@
+"""Batches on devices that run when they are let, one task and one real event loop."""
+
 import asyncio
+import random
 import time
 
 import pytest
 
-from mmesh.errors import DeadlineExceeded, Draining, Overloaded
-from mmesh.serving.batcher import Batcher, BatchLimits, Priority, Work
-from mmesh.serving.coalesce import Coalescer
+from mmesh.errors import DeadlineExceeded, Draining, InputTooLong, Overloaded
+from mmesh.serving.backlog import BatchShape, Priority, Work
+from mmesh.serving.batcher import Batcher, BatchLimits
+from mmesh.serving.coalesce import Ticket
+from mmesh.serving.lane import TooLarge
+
+FOREVER = float("inf")
 
 
 class Device:
-    """Runs batches one at a time, when it is let; remembers what it ran."""
+    """Runs batches one at a time, when it is let; remembers what it collated and ran."""
 
-    def __init__(self):
-        self.batches = []
+    def __init__(self, fits=100):
+        self.fits = fits
+        self.collated, self.batches, self.failures = [], [], []
         self.free = asyncio.Event()
         self.free.set()
 
-    async def run(self, items):
-        self.batches.append(list(items))
+    def collate(self, items):
+        self.collated.append(list(items))
+        return list(items)
+
+    def run(self, batch):
+        self.batches.append(batch)
+        return asyncio.ensure_future(self._run(batch))
+
+    async def _run(self, batch):
         await self.free.wait()
-        if "bad" in items:
+        if "bad" in batch:
             raise ValueError("bad batch")
-        return [f"{item}!" for item in items]
+        if len(batch) > self.fits:
+            raise TooLarge
+        return [f"{item}!" for item in batch]
 
 
-def work(item, group="text", cost=1, **more):
-    return Work(item, group, cost, **more)
+def limits(max_items=64, max_cost=1024, pass_cost=100, **more):
+    return BatchLimits(BatchShape(max_items, max_cost, pass_cost), **more)
 
 
-async def started(batcher, device, *works):
-    """Submit works while the device is busy, then let it go; return their outcomes."""
-    device.free.clear()
-    busy = asyncio.create_task(batcher.submit(work("busy", group="none")))
-    await until(lambda: device.batches)
-    tasks = [asyncio.create_task(batcher.submit(one)) for one in works]
-    await asyncio.sleep(0)
-    device.free.set()
-    await busy
-    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-    return outcomes
+def put(batcher, item, group="text", cost=1, priority=Priority.INTERACTIVE, expires_at=FOREVER):
+    ticket = Ticket(expires_at)
+    batcher.put(Work(item, group, cost, ticket, priority))
+    return ticket
+
+
+def bulk(batcher, item, **more):
+    return put(batcher, item, priority=Priority.BULK, **more)
+
+
+async def outcomes(*tickets):
+    """Return the results, or the errors, of all tickets."""
+    async with asyncio.timeout(5):
+        found = await asyncio.gather(*(t.outcome for t in tickets), return_exceptions=True)
+    return [getattr(one, "result", one) for one in found]
 
 
 async def until(condition):
@@ -47,165 +68,334 @@ async def until(condition):
             await asyncio.sleep(0.001)
 
 
+class Busy:
+    """Holds a device with a batch of its own while the body submits work."""
+
+    def __init__(self, batcher, device):
+        self.batcher, self.device = batcher, device
+
+    async def __aenter__(self):
+        self.device.free.clear()
+        self.ticket = put(self.batcher, "busy", group="none")
+        await until(lambda: self.device.batches)
+
+    async def __aexit__(self, *_):
+        self.device.free.set()
+        await outcomes(self.ticket)
+
+
+# -- what shares a batch
+
+
 async def test_what_comes_while_the_device_is_busy_is_one_batch():
     device = Device()
-    async with Batcher(device.run, BatchLimits()) as batcher:
-        done = await started(batcher, device, work("a"), work("b"), work("c"))
+    async with Batcher([device], limits()) as batcher:
+        async with Busy(batcher, device):
+            tickets = [put(batcher, item) for item in "abc"]
+        assert await outcomes(*tickets) == ["a!", "b!", "c!"]
+        assert tickets[0].outcome.result().batch_size == 3
     assert device.batches == [["busy"], ["a", "b", "c"]]
-    assert [(d.result, d.batch_size) for d in done] == [("a!", 3), ("b!", 3), ("c!", 3)]
 
 
 async def test_groups_do_not_share_a_batch():
     device = Device()
-    async with Batcher(device.run, BatchLimits()) as batcher:
-        await started(batcher, device, work("a"), work("p", group="image"), work("b"))
+    async with Batcher([device], limits()) as batcher:
+        async with Busy(batcher, device):
+            tickets = [put(batcher, "a"), put(batcher, "p", group="image"), put(batcher, "b")]
+        await outcomes(*tickets)
     assert device.batches == [["busy"], ["a", "b"], ["p"]]
 
 
 async def test_a_batch_is_bounded_by_its_padded_cost():
     device = Device()
-    limits = BatchLimits(max_items=10, max_cost=100)
-    async with Batcher(device.run, limits) as batcher:
-        short = [work(f"s{n}", cost=10) for n in range(4)]
-        await started(batcher, device, short[0], work("long", cost=90), *short[1:])
+    async with Batcher([device], limits(max_items=10, max_cost=100)) as batcher:
+        async with Busy(batcher, device):
+            short = [put(batcher, f"s{n}", cost=10) for n in range(4)]
+            long = put(batcher, "long", cost=90)
+        await outcomes(*short, long)
     assert device.batches == [["busy"], ["s0", "s1", "s2", "s3"], ["long"]]
+
+
+async def test_padding_dearer_than_a_pass_is_not_made():
+    device = Device()
+    async with Batcher([device], limits(pass_cost=5)) as batcher:
+        async with Busy(batcher, device):
+            tickets = [put(batcher, cost, cost=cost) for cost in (10, 30, 12, 33)]
+        await outcomes(*tickets)
+    assert device.batches == [["busy"], [10, 12], [30, 33]]
 
 
 async def test_an_item_dearer_than_a_batch_runs_alone():
     device = Device()
-    async with Batcher(device.run, BatchLimits(max_cost=10)) as batcher:
-        assert (await batcher.submit(work("huge", cost=1000))).result == "huge!"
+    async with Batcher([device], limits(max_cost=10)) as batcher:
+        assert await outcomes(put(batcher, "huge", cost=1000)) == ["huge!"]
+
+
+async def test_what_is_due_first_goes_first():
+    device, now = Device(), time.monotonic()
+    async with Batcher([device], limits(max_items=1)) as batcher:
+        async with Busy(batcher, device):
+            tickets = [put(batcher, n, expires_at=now + 9 - n) for n in (1, 3, 2)]
+        await outcomes(*tickets)
+    assert device.batches[1:] == [[3], [2], [1]]
+
+
+# -- queries and bulk work
 
 
 async def test_queries_go_before_bulk_work_that_came_first():
     device = Device()
-    async with Batcher(device.run, BatchLimits()) as batcher:
-        bulk = work("bulk", priority=Priority.BULK)
-        await started(batcher, device, bulk, work("query"))
+    async with Batcher([device], limits()) as batcher:
+        async with Busy(batcher, device):
+            tickets = [bulk(batcher, "bulk"), put(batcher, "query")]
+        await outcomes(*tickets)
     assert device.batches == [["busy"], ["query"], ["bulk"]]
 
 
-async def test_bulk_work_that_has_waited_too_long_goes_first():
+async def test_bulk_work_goes_first_once_in_a_while():
     device = Device()
-    async with Batcher(device.run, BatchLimits(bulk_patience_s=0.0)) as batcher:
-        bulk = work("bulk", priority=Priority.BULK)
-        await started(batcher, device, bulk, work("query"))
+    async with Batcher([device], limits(max_items=1, bulk_patience_s=0.0)) as batcher:
+        async with Busy(batcher, device):
+            tickets = [bulk(batcher, "bulk"), put(batcher, "query")]
+        await outcomes(*tickets)
     assert device.batches == [["busy"], ["bulk"], ["query"]]
+
+
+async def test_a_query_overtakes_bulk_work_that_is_ready():
+    device = Device()
+    async with Batcher([device], limits(max_items=2, max_cost=2)) as batcher:
+        device.free.clear()
+        tickets = [bulk(batcher, f"b{n}") for n in range(6)]
+        await until(lambda: len(device.collated) == 2)  # one runs, the next is ready
+        tickets.append(put(batcher, "query"))
+        device.free.set()
+        await outcomes(*tickets)
+    assert device.batches[:3] == [["b0", "b1"], ["query"], ["b2", "b3"]]
+
+
+async def test_bulk_work_runs_in_small_batches_while_queries_come():
+    device = Device()
+    async with Batcher([device], limits()) as batcher:
+        await outcomes(put(batcher, "query", cost=10))  # now the pace is known
+        async with Busy(batcher, device):
+            tickets = [bulk(batcher, n, cost=10) for n in range(40)]
+        await outcomes(*tickets)
+    assert max(len(batch) for batch in device.batches) < 40
+
+
+# -- ready ahead
+
+
+async def test_a_whole_batch_is_made_ready_while_another_runs_but_no_part_of_one():
+    device = Device()
+    async with Batcher([device], limits(max_items=2, max_cost=2)) as batcher:
+        async with Busy(batcher, device):
+            pass
+        device.free.clear()
+        tickets = [put(batcher, n) for n in range(5)]
+        await until(lambda: len(device.collated) == 3)
+        assert device.batches == [["busy"], [0, 1]]
+        assert device.collated == [["busy"], [0, 1], [2, 3]]
+        tickets.append(put(batcher, 5))  # in time for the batch that was not yet whole
+        device.free.set()
+        await outcomes(*tickets)
+    assert device.batches == [["busy"], [0, 1], [2, 3], [4, 5]]
+
+
+async def test_what_is_cancelled_when_it_is_ready_never_runs():
+    device = Device()
+    async with Batcher([device], limits(max_items=2, max_cost=2)) as batcher:
+        device.free.clear()
+        tickets = [put(batcher, n) for n in range(6)]
+        await until(lambda: len(device.collated) == 2)
+        tickets[2].outcome.cancel()
+        device.free.set()
+        await outcomes(tickets[0], tickets[1], *tickets[3:])
+    assert device.batches == [[0, 1], [3], [4, 5]]
+
+
+# -- several devices
+
+
+async def test_devices_share_what_waits():
+    devices = [Device(), Device()]
+    async with Batcher(devices, limits(max_items=1)) as batcher:
+        for device in devices:
+            device.free.clear()
+        tickets = [put(batcher, n) for n in range(2)]
+        await until(lambda: all(device.batches for device in devices))
+        for device in devices:
+            device.free.set()
+        assert sorted(await outcomes(*tickets)) == ["0!", "1!"]
+
+
+# -- failures
 
 
 async def test_a_failed_batch_fails_its_callers_and_the_next_one_runs():
     device = Device()
-    async with Batcher(device.run, BatchLimits()) as batcher:
-        outcomes = await started(batcher, device, work("bad"), work("a"))
-        assert all(isinstance(outcome, ValueError) for outcome in outcomes)
-        assert (await batcher.submit(work("b"))).result == "b!"
+    async with Batcher([device], limits()) as batcher:
+        async with Busy(batcher, device):
+            tickets = [put(batcher, "bad"), put(batcher, "a")]
+        assert all(isinstance(error, ValueError) for error in await outcomes(*tickets))
+        assert await outcomes(put(batcher, "b")) == ["b!"]
 
 
-async def test_a_full_queue_is_refused_with_a_pause():
+async def test_a_batch_that_does_not_fit_is_run_in_halves():
+    device = Device(fits=2)
+    async with Batcher([device], limits()) as batcher:
+        for _ in range(2):
+            async with Busy(batcher, device):
+                tickets = [put(batcher, n, cost=100) for n in range(4)]
+            assert await outcomes(*tickets) == ["0!", "1!", "2!", "3!"]
+    assert device.batches[1:4] == [[0, 1, 2, 3], [0, 1], [2, 3]]
+    assert device.batches[5:] == [[0, 1], [2, 3]]  # learnt
+
+
+async def test_halves_that_do_not_fit_either_are_refused_and_a_single_input_for_good():
+    device = Device(fits=1)
+    async with Batcher([device], limits()) as batcher:
+        async with Busy(batcher, device):
+            tickets = [put(batcher, n) for n in range(3)]
+        refused = await outcomes(*tickets)
+        assert [type(one) for one in refused] == [Overloaded, Overloaded, str]
+        assert refused[0].retry_after_s > 0
+        device.fits = 0
+        (refused,) = await outcomes(put(batcher, "huge"))
+        assert isinstance(refused, InputTooLong)
+        device.fits = 1
+        assert await outcomes(put(batcher, "small")) == ["small!"]
+
+
+# -- admission
+
+
+async def test_a_full_queue_is_refused_with_the_pause_that_the_backlog_takes():
     device = Device()
-    async with Batcher(device.run, BatchLimits(max_waiting_cost=10)) as batcher:
-        outcomes = await started(batcher, device, work("a", cost=8), work("b", cost=8))
-    assert outcomes[0].result == "a!"
-    assert isinstance(outcomes[1], Overloaded)
-    assert outcomes[1].retry_after_s > 0
+    async with Batcher([device], limits(max_waiting_cost=10)) as batcher:
+        async with Busy(batcher, device):
+            await asyncio.sleep(0.01)  # so that the pace is no more than 100 a second
+        async with Busy(batcher, device):
+            ticket = put(batcher, "a", cost=8)
+            with pytest.raises(Overloaded) as caught:
+                batcher.reserve(8, Priority.INTERACTIVE, FOREVER)
+            assert caught.value.retry_after_s >= 0.05
+        await outcomes(ticket)
+        batcher.reserve(8, Priority.INTERACTIVE, FOREVER)
+
+
+async def test_room_is_reserved_until_it_is_released():
+    async with Batcher([Device()], limits(max_waiting_cost=10)) as batcher:
+        batcher.reserve(8, Priority.INTERACTIVE, FOREVER)
+        with pytest.raises(Overloaded):
+            batcher.reserve(8, Priority.INTERACTIVE, FOREVER)
+        batcher.release(8, Priority.INTERACTIVE)
+        batcher.reserve(80, Priority.INTERACTIVE, FOREVER)  # nothing waits
 
 
 async def test_bulk_work_leaves_room_for_queries():
-    device = Device()
-    limits = BatchLimits(max_waiting_cost=10, bulk_share=0.5)
-    async with Batcher(device.run, limits) as batcher:
-        bulk = [work(f"bulk{n}", cost=3, priority=Priority.BULK) for n in range(2)]
-        outcomes = await started(batcher, device, *bulk, work("query", cost=7))
-    assert [type(outcome).__name__ for outcome in outcomes] == ["Done", "Overloaded", "Done"]
+    async with Batcher([Device()], limits(max_waiting_cost=10, bulk_share=0.5)) as batcher:
+        batcher.reserve(3, Priority.BULK, FOREVER)
+        with pytest.raises(Overloaded):
+            batcher.reserve(3, Priority.BULK, FOREVER)
+        batcher.reserve(7, Priority.INTERACTIVE, FOREVER)
 
 
-async def test_cancelled_work_is_never_run():
+async def test_work_that_could_only_be_late_is_refused_at_once():
     device = Device()
-    async with Batcher(device.run, BatchLimits()) as batcher:
-        device.free.clear()
-        busy = asyncio.create_task(batcher.submit(work("busy")))
-        await until(lambda: device.batches)
-        cancelled = asyncio.create_task(batcher.submit(work("cancelled")))
-        await asyncio.sleep(0)
-        cancelled.cancel()
-        device.free.set()
-        await busy
-        await batcher.submit(work("next"))
-        assert device.batches == [["busy"], ["next"]]
-        assert batcher.waiting_cost == 0
+    async with Batcher([device], limits()) as batcher:
+        async with Busy(batcher, device):
+            await asyncio.sleep(0.05)  # a pace of 20 a second
+        async with Busy(batcher, device):
+            ticket = put(batcher, "a", cost=20)
+            soon = time.monotonic() + 0.5
+            with pytest.raises(Overloaded) as caught:
+                batcher.reserve(20, Priority.INTERACTIVE, soon)
+            assert caught.value.retry_after_s > 0.5
+            batcher.reserve(20, Priority.INTERACTIVE, soon + 3600)
+        await outcomes(ticket)
+
+
+async def test_queries_are_not_refused_for_bulk_work_that_lets_them_go_first():
+    device = Device()
+    async with Batcher([device], limits()) as batcher:
+        async with Busy(batcher, device):
+            await asyncio.sleep(0.01)
+        async with Busy(batcher, device):
+            ticket = bulk(batcher, "bulk", cost=10_000)
+            batcher.reserve(1, Priority.INTERACTIVE, time.monotonic() + 30)
+        await outcomes(ticket)
+
+
+# -- callers that go away
+
+
+async def test_cancelled_work_is_forgotten_at_once():
+    device = Device()
+    async with Batcher([device], limits()) as batcher:
+        async with Busy(batcher, device):
+            cancelled = put(batcher, "cancelled", cost=50)
+            assert batcher.waiting_cost == 50
+            cancelled.outcome.cancel()
+            await asyncio.sleep(0)
+            assert batcher.waiting_cost == 0
+        assert await outcomes(put(batcher, "next")) == ["next!"]
+    assert device.batches == [["busy"], ["next"]]
 
 
 async def test_expired_work_is_never_run():
     device = Device()
-    async with Batcher(device.run, BatchLimits()) as batcher:
-        late = work("late", expires_at=time.monotonic() - 1)
-        outcomes = await started(batcher, device, late, work("a"))
-    assert isinstance(outcomes[0], DeadlineExceeded)
+    async with Batcher([device], limits()) as batcher:
+        async with Busy(batcher, device):
+            late = put(batcher, "late", expires_at=time.monotonic())
+            tickets = [late, put(batcher, "a")]
+        found = await outcomes(*tickets)
+    assert isinstance(found[0], DeadlineExceeded)
     assert device.batches == [["busy"], ["a"]]
 
 
+async def test_whatever_happens_every_ticket_gets_its_outcome():
+    """Random work and callers on two devices that run out of memory and fail now and then."""
+    rng = random.Random(7)
+    devices = [Device(fits=3), Device(fits=5)]
+    async with Batcher(devices, limits(max_items=8, max_cost=200, pass_cost=10)) as batcher:
+        tickets = []
+        for number in range(600):
+            item = "bad" if rng.random() < 0.02 else number
+            expires_at = time.monotonic() + rng.choice([0.0005, 0.01, 60])
+            cost, priority = rng.randint(1, 60), rng.choice(list(Priority))
+            tickets.append(put(batcher, item, rng.choice("ab"), cost, priority, expires_at))
+            if rng.random() < 0.1:
+                rng.choice(tickets).outcome.cancel()
+            if rng.random() < 0.2:
+                await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            await asyncio.wait([ticket.outcome for ticket in tickets])
+        assert batcher.waiting_cost == 0
+        assert len({id(ticket) for ticket in tickets if not ticket.outcome.cancelled()}) > 300
+    ran = [item for device in devices for batch in device.batches for item in batch]
+    assert max(ran.count(number) for number in range(600)) <= 2
+
+
+# -- the end
+
+
 async def test_closing_finishes_what_waits_and_refuses_what_comes():
-    device = Device()
-    batcher = Batcher(device.run, BatchLimits())
+    batcher = Batcher([Device()], limits())
     async with batcher:
-        waiting = asyncio.create_task(batcher.submit(work("a")))
-        await asyncio.sleep(0)
-    assert (await waiting).result == "a!"
+        waiting = put(batcher, "a")
+    assert await outcomes(waiting) == ["a!"]
     with pytest.raises(Draining):
-        await batcher.submit(work("b"))
+        batcher.reserve(1, Priority.INTERACTIVE, FOREVER)
+    assert isinstance((await outcomes(put(batcher, "b")))[0], Draining)
 
 
-async def test_the_same_work_at_a_time_is_done_once():
-    runs = []
-
-    async def compute():
-        runs.append(1)
-        await asyncio.sleep(0.01)
-        return "done"
-
-    coalescer = Coalescer()
-    outcomes = await asyncio.gather(*(coalescer.run("key", compute) for _ in range(5)))
-    assert sorted(outcomes) == [("done", False), *[("done", True)] * 4]
-    assert len(runs) == 1
-    assert await coalescer.run("key", compute) == ("done", False)
-
-
-async def test_shared_work_goes_on_while_one_caller_is_left():
-    release, cancelled = asyncio.Event(), []
-
-    async def compute():
-        try:
-            await release.wait()
-        except asyncio.CancelledError:
-            cancelled.append(1)
-            raise
-        return "done"
-
-    coalescer = Coalescer()
-    first = asyncio.create_task(coalescer.run("key", compute))
-    second = asyncio.create_task(coalescer.run("key", compute))
-    await asyncio.sleep(0.01)
-    first.cancel()
-    await asyncio.sleep(0.01)
-    assert not cancelled
-    release.set()
-    assert await second == ("done", True)
-
-
-async def test_shared_work_ends_with_its_last_caller():
-    cancelled = asyncio.Event()
-
-    async def compute():
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
-
-    coalescer = Coalescer()
-    tasks = [asyncio.create_task(coalescer.run("key", compute)) for _ in range(2)]
-    await asyncio.sleep(0.01)
-    for task in tasks:
-        task.cancel()
-    async with asyncio.timeout(5):
-        await cancelled.wait()
+async def test_a_defect_of_a_device_leaves_nobody_waiting():
+    device = Device()
+    batcher = Batcher([device], limits(max_items=1))
+    await batcher.__aenter__()
+    device.run = lambda batch: 1 // 0
+    found = await outcomes(*[put(batcher, n) for n in range(3)])
+    assert all(isinstance(error, Draining) for error in found)
+    with pytest.raises(ZeroDivisionError):
+        await batcher.__aexit__()

@@ -11,13 +11,18 @@ import pytest
 from mmesh import wire
 from mmesh.api.encoder.v1 import encoder_pb2 as pb
 from mmesh.api.encoder.v1 import encoder_pb2_grpc as rpc
-from mmesh.content import Content, Modality
-from mmesh.models.protocol import EncoderInfo, Prepared
+from mmesh.api.vector.v1 import vector_pb2
+from mmesh.content import Content, Modality, Role
+from mmesh.models.protocol import EncoderInfo, OutOfDeviceMemory, Prepared
+from mmesh.serving.backlog import BatchShape, Priority
 from mmesh.serving.batcher import BatchLimits
+from mmesh.serving.deadline import Deadline
 from mmesh.serving.host import Host
 from mmesh.status import error_of
+from services.encoder import metrics
 from services.encoder.config import EncoderSettings
-from services.encoder.engine import EncoderEngine
+from services.encoder.engine import EncodeInput, EncoderEngine
+from services.encoder.preparation import EncodeOptions
 from services.encoder.servicer import EncoderServicer
 
 
@@ -33,24 +38,31 @@ class SlowModel:
 
     info = EncoderInfo("slow", "slow-1", 2, frozenset({Modality.TEXT}), 100, False)
 
-    def __init__(self):
+    def __init__(self, fits=100):
+        self.fits = fits
         self.free = threading.Event()
         self.free.set()
-        self.batches = []
+        self.batches, self.prepared = [], []
 
     def prepare(self, content, role, instruction):
+        self.prepared.append(content.text)
         return Prepared("text", len(content.text), content.text)
 
+    def collate(self, batch):
+        return [prepared.payload for prepared in batch]
+
     def forward(self, batch):
-        self.batches.append([prepared.payload for prepared in batch])
+        if len(batch) > self.fits:
+            raise OutOfDeviceMemory
+        self.batches.append(batch)
         assert self.free.wait(10)
         return np.tile(np.float32([0.6, 0.8]), (len(batch), 1))
 
 
 @asynccontextmanager
-async def serving(model, **limits):
+async def serving(*models, limits=None, **more):
     host = Host("encoder", EncoderSettings(drain_s=0, grace_s=1))
-    async with EncoderEngine(model, BatchLimits(**limits), 2) as engine:
+    async with EncoderEngine(models, limits or BatchLimits(), **more) as engine:
         name = "mmesh.api.encoder.v1.EncoderService"
         host.add(rpc.add_EncoderServiceServicer_to_server, EncoderServicer(engine), name)
         await host.start()
@@ -66,6 +78,15 @@ def request(*contents, **more):
 
 def texts(*words):
     return request(*(Content.of(word) for word in words))
+
+
+async def running(stub, model):
+    """Return a call that keeps the model's device busy until it is let go."""
+    model.free.clear()
+    call = asyncio.ensure_future(stub.Encode(texts("running")))
+    while not model.batches:  # noqa: ASYNC110  # set on the device thread
+        await asyncio.sleep(0.01)
+    return call
 
 
 async def failure(call):
@@ -115,40 +136,95 @@ async def test_a_cut_text_is_reported(lite):
     assert list(reply.truncated) == [1]
 
 
+async def test_a_long_text_is_refused_when_asked(lite):
+    async with serving(lite) as stub:
+        asked = texts("short", "long " * 500)
+        asked.on_long_text = pb.ON_LONG_TEXT_REFUSE
+        error = await failure(stub.Encode(asked))
+        assert (error.reason, error.field) == ("INPUT_TOO_LONG", "inputs[1].content")
+        asked.on_problem = pb.ON_PROBLEM_SKIP
+        reply = await stub.Encode(asked)
+    assert [(p.input, p.problem.reason) for p in reply.problems] == [(1, "INPUT_TOO_LONG")]
+
+
+async def test_an_input_dearer_than_allowed_is_refused(lite, pictures):
+    content = Content.of(*(pictures.png(n) for n in range(3)))
+    async with serving(lite, max_input_cost=200) as stub:
+        error = await failure(stub.Encode(request(content)))
+    assert (error.reason, error.field) == ("INPUT_TOO_LONG", "inputs[0].content")
+
+
+@pytest.mark.parametrize(
+    ("data_type", "loss"),
+    [("FLOAT16", 1e-3), ("INT8", 4e-3), ("FLOAT32", 1e-7), ("UNSPECIFIED", 1e-7)],
+)
+async def test_vectors_travel_as_asked(lite, data_type, loss):
+    async with serving(lite) as stub:
+        exact = wire.vectors_from_pb((await stub.Encode(texts("a cat"))).vectors)
+        asked = texts("a cat")
+        asked.data_type = getattr(vector_pb2, f"DATA_TYPE_{data_type}")
+        vectors = (await stub.Encode(asked)).vectors
+    assert vectors.data_type == (asked.data_type or vector_pb2.DATA_TYPE_FLOAT32)
+    np.testing.assert_allclose(wire.vectors_from_pb(vectors), exact, atol=loss)
+
+
+async def test_what_the_device_cannot_hold_is_split_and_in_the_end_refused():
+    model = SlowModel(fits=2)
+    async with serving(model) as stub:
+        reply = await stub.Encode(texts("aa", "bb", "cc", "dd"))
+        assert reply.timing.batch_size == 2
+        model.fits = 0
+        error = await failure(stub.Encode(texts("ee")))
+    assert (error.reason, error.field) == ("INPUT_TOO_LONG", "inputs[0].content")
+
+
+async def test_several_devices_work_at_a_time():
+    models = [SlowModel(), SlowModel()]
+    async with serving(*models, limits=BatchLimits(BatchShape(max_items=1))) as stub:
+        for model in models:
+            model.free.clear()
+        calls = [asyncio.ensure_future(stub.Encode(texts(word))) for word in ("one", "two")]
+        while not all(model.batches for model in models):  # noqa: ASYNC110  # on the device threads
+            await asyncio.sleep(0.01)
+        for model in models:
+            model.free.set()
+        await asyncio.gather(*calls)
+
+
 async def test_equal_content_in_flight_is_computed_once():
     model = SlowModel()
+    before = metrics.coalesced_total._value.get()
     async with serving(model) as stub:
-        replies = await asyncio.gather(*(stub.Encode(texts("same")) for _ in range(8)))
-    assert sum(len(batch) for batch in model.batches) < 8
-    assert sum(reply.timing.coalesced for reply in replies) > 0
+        busy = await running(stub, model)
+        same = [asyncio.ensure_future(stub.Encode(texts("same"))) for _ in range(8)]
+        while metrics.coalesced_total._value.get() < before + 7:  # noqa: ASYNC110  # a counter
+            await asyncio.sleep(0.01)
+        model.free.set()
+        replies = await asyncio.gather(busy, *same)
+    assert model.batches == [["running"], ["same"]]
+    assert sum(reply.timing.coalesced for reply in replies) == 7
 
 
 async def test_a_full_queue_is_refused_and_what_waits_is_answered():
     model = SlowModel()
-    model.free.clear()
-    async with serving(model, max_waiting_cost=10) as stub:
-        running = asyncio.ensure_future(stub.Encode(texts("running")))
-        while not model.batches:  # noqa: ASYNC110  # set on the device thread
-            await asyncio.sleep(0.01)
+    async with serving(model, limits=BatchLimits(max_waiting_cost=10)) as stub:
+        busy = await running(stub, model)
         waiting = asyncio.ensure_future(stub.Encode(texts("waiting")))
         await asyncio.sleep(0.1)
         error = await failure(stub.Encode(texts("too many")))
         model.free.set()
-        await asyncio.gather(running, waiting)
+        await asyncio.gather(busy, waiting)
     assert error.reason == "QUEUE_FULL"
     assert error.retry_after_s > 0
 
 
 async def test_work_whose_caller_went_away_never_runs():
     model = SlowModel()
-    model.free.clear()
     async with serving(model) as stub:
-        running = asyncio.ensure_future(stub.Encode(texts("running")))
-        while not model.batches:  # noqa: ASYNC110  # set on the device thread
-            await asyncio.sleep(0.01)
+        busy = await running(stub, model)
         error = await failure(stub.Encode(texts("late"), timeout=0.1))
         model.free.set()
-        await running
+        await busy
         await stub.Encode(texts("next"))
     assert (
         error.reason in ("DEADLINE", "DEADLINE_EXCEEDED") or error.code.name == "DEADLINE_EXCEEDED"
@@ -158,17 +234,14 @@ async def test_work_whose_caller_went_away_never_runs():
 
 async def test_a_caller_with_time_left_does_not_share_the_end_of_one_without():
     model = SlowModel()
-    model.free.clear()
     async with serving(model) as stub:
-        running = asyncio.ensure_future(stub.Encode(texts("running")))
-        while not model.batches:  # noqa: ASYNC110  # set on the device thread
-            await asyncio.sleep(0.01)
+        busy = await running(stub, model)
         hurried = asyncio.ensure_future(stub.Encode(texts("same"), timeout=0.2))
         await asyncio.sleep(0.05)
         patient = asyncio.ensure_future(stub.Encode(texts("same"), timeout=10))
         await asyncio.sleep(0.5)
         model.free.set()
-        await running
+        await busy
         assert (await patient).vectors.dim == 2
         assert (await failure(hurried)).code.name == "DEADLINE_EXCEEDED"
 
@@ -185,3 +258,55 @@ async def test_the_model_describes_itself(lite):
         model = await stub.GetModel(pb.GetModelRequest())
     assert (model.name, model.dim, model.follows_instructions) == ("lite", 384, False)
     assert {c.query_modality for c in model.calibration} == {1, 2, 3}
+
+
+async def test_an_input_nobody_waits_for_any_more_is_not_even_prepared():
+    model = SlowModel()
+    first = threading.Event()
+
+    def prepare(content, role, instruction):
+        assert first.wait(10)
+        return SlowModel.prepare(model, content, role, instruction)
+
+    model.prepare = prepare
+    async with serving(model, prepare_threads=1) as stub:
+        long = texts(*(f"{word} " * 3000 for word in ("one", "two", "three")))
+        await failure(stub.Encode(long, timeout=0.3))
+        first.set()
+        await stub.Encode(texts("next"))
+    assert [text.split()[0] for text in model.prepared] == ["one", "next"]
+    assert model.batches == [["next"]]
+
+
+async def test_a_call_that_fails_leaves_no_work_behind():
+    model = SlowModel()
+    async with serving(model) as stub:
+        busy = await running(stub, model)
+        mixed = request(Content.of("good"), Content.of(b"a picture"))
+        assert (await failure(stub.Encode(mixed))).field == "inputs[1].content"
+        model.free.set()
+        await busy
+        await stub.Encode(texts("next"))
+    assert model.batches == [["running"], ["next"]]
+
+
+async def test_calls_that_are_cancelled_in_flight_leave_nothing_behind(lite):
+    async with EncoderEngine([lite], BatchLimits()) as engine:
+
+        async def call(number):
+            inputs = [EncodeInput(Content.of(f"text {number % 7} {n}"), "") for n in range(8)]
+            priority = Priority(number % 2)
+            options = EncodeOptions(Role.QUERY, priority, Deadline.after(30))
+            return await engine.encode(inputs, options)
+
+        calls = [asyncio.create_task(call(number)) for number in range(60)]
+        for number, one in enumerate(calls):
+            await asyncio.sleep(0.002)
+            if number % 2:
+                one.cancel()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(len(result) == 8 for result in results[::2])
+        assert len(await call(99)) == 8
+        assert not engine._coalescer._tickets
+        assert engine._batcher.waiting_cost == 0
+        assert not engine._feeding

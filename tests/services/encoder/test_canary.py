@@ -1,0 +1,56 @@
+"""The start-up canary beside models that answer alike, and models that do not."""
+
+import pytest
+
+from mmesh.errors import FailedPrecondition
+from mmesh.models.lite import load_lite
+from mmesh.models.matryoshka import Truncated
+from mmesh.models.parity import Reference, ask_alone, encoder_groups, save_reference
+from mmesh.models.wrapped import Wrapped
+from services.encoder import metrics
+from services.encoder.canary import _encode, check_parity
+
+
+class Leaking(Wrapped):
+    """Stands for a model whose padding leaks: rows depend on the size of their batch."""
+
+    def forward(self, collated):
+        rows = super().forward(collated)
+        rows[:, 0] += 1e-3 * len(rows)
+        return rows
+
+
+@pytest.fixture(scope="module")
+def lite():
+    return load_lite(threads=1)
+
+
+async def test_a_model_that_answers_alike_passes_and_is_measured(lite):
+    await check_parity([lite, lite], None, 1e-4)
+    assert 0 < metrics.parity_max_abs_diff._value.get() < 1e-5
+
+
+async def test_a_model_whose_vectors_depend_on_the_batch_never_serves(lite):
+    with pytest.raises(FailedPrecondition, match=r"differ by 0\.00\d+, more than 0\.0001"):
+        await check_parity([Leaking(lite, lite.info)], None, 1e-4)
+
+
+async def test_devices_must_agree(lite):
+    class Other(Wrapped):
+        def forward(self, collated):
+            return -super().forward(collated)
+
+    with pytest.raises(FailedPrecondition, match="differ by"):
+        await check_parity([lite, Other(lite, lite.info)], None, 1e-4)
+
+
+async def test_stored_vectors_must_be_met(lite, tmp_path):
+    answers = await ask_alone(encoder_groups(_encode(lite), lite.info.modalities))
+    save_reference(tmp_path / "lite.npz", Reference("lite", answers))
+    await check_parity([lite], tmp_path / "lite.npz", 1e-4)
+    with pytest.raises(FailedPrecondition, match="no answer of 128 numbers"):
+        await check_parity([Truncated(lite, 128)], tmp_path / "lite.npz", 1e-4)
+    changed = answers | {"query: text": answers["query: text"][::-1]}
+    save_reference(tmp_path / "other.npz", Reference("another model", changed))
+    with pytest.raises(FailedPrecondition, match="query: text"):
+        await check_parity([lite], tmp_path / "other.npz", 1e-4)
