@@ -66,6 +66,13 @@ class Database(ABC):
     @abstractmethod
     def _statements(self) -> sa.Engine: ...
 
+    def version(self) -> int | None:
+        """Return a number that changes with every commit; None where that costs as much as a look.
+
+        For one thread only.
+        """
+        return None
+
     @abstractmethod
     def lock_names(self, connection: sa.Connection) -> None:
         """Keep other transactions from changing names of collections until this one ends."""

@@ -26,6 +26,8 @@ Result = TypeVar("Result")
 TAIL_ROWS = 5000
 RETRY_S = 0.5
 """Pause after a look at the log that failed."""
+LOOK_ANYWAY_S = 1.0
+"""Longest time between looks at all collections, even if the log has not changed."""
 Restore = Callable[[CollectionRow], Awaitable[View | None]]
 
 
@@ -60,6 +62,8 @@ class Follower:
         self._look, self._applied = asyncio.Event(), asyncio.Condition()
         self._loading: dict[str, tuple[View, int]] = {}
         self._heads: dict[str, float] = {}
+        self._settled: tuple[int | None, float] = (None, 0.0)
+        """Version of the log with which all views are in step, and until when to rely on that."""
         self._owner: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -162,6 +166,10 @@ class Follower:
 
     async def _step(self) -> bool:
         """Apply one batch of each collection; return whether any is still behind."""
+        version = await self._read(self.log.version)
+        settled, until = self._settled
+        if version is not None and version == settled and time.monotonic() < until:
+            return False
         rows = {row.name: row for row in await self._read(self.log.collections)}
         aliases = {alias: row for row in rows.values() for alias in row.aliases}
         self.collections = {**aliases, **rows}
@@ -170,6 +178,8 @@ class Follower:
         if behind:
             async with self._applied:
                 self._applied.notify_all()
+        in_step = not any(behind) and not self.refused
+        self._settled = (version if in_step else None, time.monotonic() + LOOK_ANYWAY_S)
         return any(behind)
 
     def _drop_gone(self, rows: Mapping[str, CollectionRow]) -> None:

@@ -113,6 +113,13 @@ class Log:
         with self._database.statement() as connection:
             return [catalog.row_of(row) for row in connection.execute(query)]
 
+    def version(self) -> int | None:
+        """Return a number that changes with every commit; None where that costs as much as a look.
+
+        For one thread only.
+        """
+        return self._database.version()
+
     def delete_collection(self, name: str) -> int:
         """Delete the collection and return how many candidates went with it; not by alias.
 

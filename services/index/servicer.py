@@ -282,7 +282,7 @@ def _list_to_pb(modality: Modality, found: Found) -> index_pb2.HitList:
         modality=wire.modality_to_pb(modality),
         ids=found.ids,
         scores=found.scores.astype("<f4", copy=False).tobytes(),
-        attributes=map(_attributes_to_pb, found.attributes),
+        attributes=map(_attributes_to_pb, found.attributes) if any(found.attributes) else (),
     )
 
 

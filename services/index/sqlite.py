@@ -34,8 +34,16 @@ class Sqlite(Database):
         sa.event.listen(engine, "connect", self._configure)
         sa.event.listen(engine, "begin", _begin)
         super().__init__(engine)
+        self._path = path
+        self._watch: sqlite3.Connection | None = None
         self._writer = engine.execution_options(begin="BEGIN IMMEDIATE")
         self._reader = engine.execution_options(begin="BEGIN")
+
+    def close(self) -> None:
+        """Close all connections."""
+        if self._watch is not None:
+            self._watch.close()
+        super().close()
 
     @property
     def _writing(self) -> sa.Engine:
@@ -60,6 +68,16 @@ class Sqlite(Database):
                     yield connection
             finally:
                 driver.execute(f"PRAGMA busy_timeout = {int(WAIT_S * 1000)}")
+
+    def version(self) -> int:
+        """Return what SQLite counts up at the commits of others, seen from one connection."""
+        try:
+            if self._watch is None:
+                self._watch = sqlite3.connect(self._path, WAIT_S, check_same_thread=False)
+            (version,) = self._watch.execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error as error:
+            raise self.explain(error) or unavailable(error) from error
+        return int(version)
 
     def lock_names(self, connection: sa.Connection) -> None:
         """Do nothing: BEGIN IMMEDIATE keeps all other writers out."""

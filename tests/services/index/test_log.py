@@ -197,3 +197,15 @@ def test_writes_are_flushed_to_the_disk_before_they_are_acknowledged(tmp_path, o
     other = sqlite3.connect(tmp_path / "log.db")
     assert other.execute("SELECT count(*) FROM candidates").fetchone() == (1,)
     other.close()
+
+
+def test_the_version_changes_with_every_commit_where_it_is_told(writer, open_log, log_url):
+    other = open_log(log_url)
+    seen = [writer.log.version()]
+    for one in (writer, other, writer):
+        assert writer.log.version() == seen[-1]
+        one.put("a")
+        seen.append(writer.log.version())
+    told = [version for version in seen if version is not None]
+    assert len(told) == len(set(told))
+    assert bool(told) == log_url.startswith("sqlite")
