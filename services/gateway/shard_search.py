@@ -155,9 +155,10 @@ def _request_of(order: ShardOrder) -> index_pb2.SearchRequest:
 
 def _scored(message: index_pb2.HitList, modality: Modality) -> list[Scored]:
     scores = np.frombuffer(message.scores, "<f4").tolist()
+    attributes = [wire.attributes_from_pb(one.values) for one in message.attributes]
     return [
-        Scored(candidate_id, modality, score, wire.attributes_from_pb(attributes.values))
-        for candidate_id, score, attributes in zip(
-            message.ids, scores, message.attributes, strict=True
+        Scored(candidate_id, modality, score, values)
+        for candidate_id, score, values in zip(
+            message.ids, scores, attributes or [{} for _ in scores], strict=True
         )
     ]

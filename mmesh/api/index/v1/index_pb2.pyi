@@ -554,7 +554,7 @@ class HitList(_message.Message):
 
     @_builtins.property
     def attributes(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttributeMap]:
-        """Their attributes, one for each id."""
+        """Their attributes, one for each id; empty when none of them has any."""
 
     def __init__(
         self,
