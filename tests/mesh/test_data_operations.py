@@ -509,8 +509,8 @@ def test_an_export_is_imported_as_the_same_collection(run, client, filled, secon
     after = client.list_candidates(second, page_size=1000, include_images=True,
                                    include_vectors=True)  # fmt: skip
     assert after.candidates == before.candidates
-    types = [[type(v) for v in one.attributes.values()] for one in after.candidates]
-    assert types == [[type(v) for v in one.attributes.values()] for one in before.candidates]
+    types = [{n: type(v) for n, v in one.attributes.items()} for one in after.candidates]
+    assert types == [{n: type(v) for n, v in one.attributes.items()} for one in before.candidates]
     np.testing.assert_allclose(after.vectors, before.vectors, atol=1e-7)
     for query in ("number 17", "before", pictures_query(client, filled)):
         found = [
