@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 PEERS   = .venv-peers
+INFINITY = .venv-infinity
 PROTOS  = $(shell find protos -name '*.proto' | sort)
 DATA   ?= .mmesh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all setup-models setup-vllm setup-node setup-storage setup-training setup-peers demo up check fmt test bench bench-peers protos docs protos-accept lite-model
+.PHONY: help setup setup-all setup-models setup-vllm setup-node setup-storage setup-training setup-peers setup-infinity demo up check fmt test bench bench-peers protos docs protos-accept lite-model
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -49,6 +50,14 @@ $(PEERS)/.setup: requirements/peers.txt
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-compile -r requirements/peers.txt
 	@touch $@
 
+setup-infinity: $(INFINITY)/.setup  ## make .venv-infinity with the server that the encoder is compared with
+
+$(INFINITY)/.setup: requirements/infinity.txt
+	@$(PYTHON) -m venv $(INFINITY) && echo '*' > $(INFINITY)/.gitignore
+	$(INFINITY)/bin/pip install --quiet --disable-pip-version-check --no-compile 'torch==2.13.0'
+	$(INFINITY)/bin/pip install --quiet --disable-pip-version-check --no-compile -r requirements/infinity.txt
+	@touch $@
+
 demo: setup  ## start a mesh, ingest the demo collection, run eight searches, write demo.html
 	@$(BIN)/python -m examples.demo
 
@@ -65,7 +74,7 @@ test: setup  ## run the tests; says what it skipped and how to install it
 	$(BIN)/python -m pytest
 
 bench: setup  ## run the benchmarks and store their results in benchmarks/results
-	@for name in recall_lite rerank_lite overhead mixed_pool index_search index_ingest index_growth; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in recall_lite rerank_lite overhead mixed_pool encoder_throughput overload rerank index_search index_ingest index_growth; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 bench-peers: setup setup-peers  ## compare the index with other vector stores on the same rows
 	$(BIN)/python benchmarks/index_peers.py
