@@ -443,7 +443,7 @@ def _mirror_rows(rows: Sequence[NewCandidate], vectors: FloatMatrix) -> list[New
     """Return the rows with the vectors of another model, without those that have none."""
     held = np.flatnonzero(vectors.any(axis=1))
     unit = unit_rows(vectors[held], "mirror_vectors")
-    return [replace(rows[n], vector=pack(v)) for n, v in zip(held, unit, strict=True)]
+    return [replace(rows[n], vector=pack(v)) for n, v in zip(held.tolist(), unit, strict=True)]
 
 
 def check_model(row: CollectionRow, dim: int, model_fingerprint: str | None) -> None:
