@@ -174,6 +174,31 @@ def send_all(server: Served, requests: Sequence[bytes], clients: int) -> float:
     return time.perf_counter() - begun
 
 
+def saturated_rate(server: Served, requests: Sequence[bytes], clients: int) -> float:
+    """Send every request once, so many at a time; return requests a second while all were busy.
+
+    What was answered while the first requests of all clients came in, and after one found nothing
+    more to send, is left out.
+    """
+    waiting = iter(requests)
+    lock = threading.Lock()
+    ended: list[float] = []
+
+    def client(_: int) -> None:
+        with server.encode() as encode:
+            while True:
+                with lock:
+                    request = next(waiting, None)
+                if request is None:
+                    return
+                encode(request, timeout=PATIENCE_S)
+                ended.append(time.perf_counter())
+
+    in_threads(clients, client)
+    steady = sorted(ended)[clients - 1 : len(ended) - clients + 1]
+    return (len(steady) - 1) / (steady[-1] - steady[0])
+
+
 @contextmanager
 def saturated(server: Served, requests: Sequence[bytes], clients: int) -> Iterator[None]:
     """Send requests over and over, so many at a time, until the end of the block."""

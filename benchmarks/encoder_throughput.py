@@ -33,6 +33,7 @@ from encoder_process import (
     pictures,
     running_encoder,
     saturated,
+    saturated_rate,
     send_all,
 )
 
@@ -78,7 +79,7 @@ class Inputs:
     def all_kinds(self) -> dict[str, Make]:
         """Return a maker of about as much work for each kind."""
         return self.texts_alone() | {
-            "pictures": lambda count: self._pictures(count // 4),
+            "pictures": lambda count: self._pictures(count // 2),
             "texts and pictures": self._mixed,
         }
 
@@ -90,7 +91,8 @@ class Inputs:
         return pictures(count, next(self._seeds))
 
     def _mixed(self, count: int) -> list[Content]:
-        mixed = [*self.texts.alike(count // 2), *self._pictures(count // 8)]
+        pictured = count // 5
+        mixed = [*self.texts.alike(count - pictured), *self._pictures(pictured)]
         np.random.default_rng(next(self._seeds)).shuffle(mixed)  # type: ignore[arg-type]  # a list
         return mixed
 
@@ -124,7 +126,7 @@ def _turn(
 ) -> tuple[float, float]:
     """Return inputs a second, in the offline loop and served."""
     alone = len(first) / offline.submit(encode_offline, model, first).result()
-    return alone, len(second) / send_all(encoder, bulk_calls(second), CLIENTS)
+    return alone, CALL * saturated_rate(encoder, bulk_calls(second), CLIENTS)
 
 
 def bulk_calls(contents: Sequence[Content]) -> list[bytes]:
@@ -242,7 +244,7 @@ def _speed(
 ) -> float:
     """Return inputs a second, after as many calls to warm up as there are clients."""
     send_all(server, calls(make(CALL * CLIENTS)), CLIENTS)
-    return count / send_all(server, calls(make(count)), CLIENTS)
+    return CALL * saturated_rate(server, calls(make(count)), CLIENTS)
 
 
 def _infinity_calls(folder: Path, contents: Sequence[Content]) -> list[bytes]:

@@ -84,7 +84,8 @@ async def test_maxsim_passes():
     await judge.close()
 
 
-def test_the_tolerance_follows_the_precision():
+def test_the_tolerance_follows_the_precision(monkeypatch):
+    monkeypatch.delenv("MMESH_RERANKER_DTYPE", raising=False)  # set for meshes of other tests
     assert RerankerSettings().tolerance == 1e-3
     assert RerankerSettings(model="vllm:x", dtype="float32").tolerance == 1e-3
     assert RerankerSettings(model="vllm:x").tolerance == 2e-2
