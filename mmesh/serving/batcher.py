@@ -66,8 +66,8 @@ class Batcher(Generic[Item, Result]):
         """Cost of the work that waits for a batch, or has room reserved."""
         return self._waiting(*Priority)
 
-    def reserve(self, cost: int, priority: Priority, expires_at: float) -> None:
-        """Keep room for work of about this cost until `release`.
+    def check_room(self, cost: int, priority: Priority, expires_at: float) -> None:
+        """Raise what `reserve` would raise now.
 
         There is always room for a caller who finds nothing waiting.
 
@@ -81,6 +81,10 @@ class Batcher(Generic[Item, Result]):
         if self.waiting_cost:
             self._check_room(cost, priority)
             self._check_time(cost, priority, expires_at)
+
+    def reserve(self, cost: int, priority: Priority, expires_at: float) -> None:
+        """Keep room for work of about this cost until `release`; raises as `check_room` does."""
+        self.check_room(cost, priority, expires_at)
         self._reserved[priority] += cost
 
     def release(self, cost: int, priority: Priority) -> None:

@@ -77,6 +77,15 @@ class EncoderEngine:
         for device in self._devices:
             await asyncio.to_thread(device.close)
 
+    def check_room(self, count: int, options: EncodeOptions) -> None:
+        """Refuse so many inputs before they are looked at, if even cheap ones would find no room.
+
+        Raises:
+            Overloaded: too much waits, or this would come too late.
+        """
+        cost = count * self._preparer.least_cost()
+        self._batcher.check_room(cost, options.priority, options.deadline.at)
+
     async def encode(
         self, inputs: Sequence[EncodeInput], options: EncodeOptions
     ) -> list[Embedding | InvalidField]:

@@ -83,6 +83,10 @@ class Preparer:
         """Return what such an input costs, by those that were prepared lately."""
         return round(self._typical_cost.get(content.modality, 1.0))
 
+    def least_cost(self) -> int:
+        """Return what the cheapest kind of input costs."""
+        return round(min(self._typical_cost.values(), default=0))
+
     async def prepare(
         self, jobs: Sequence[Job], options: EncodeOptions
     ) -> AsyncIterator[tuple[Job, Item | Exception]]:

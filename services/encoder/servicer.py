@@ -33,6 +33,7 @@ class EncoderServicer(rpc.EncoderServiceServicer):
             raise InvalidField("inputs", problem)
         data_type = wire.data_type_from_pb(request.data_type, "data_type")
         options = _options_of(request, context)
+        self._engine.check_room(len(request.inputs), options)
         inputs = [_input_of(message, number) for number, message in enumerate(request.inputs)]
         good = [one for one in inputs if isinstance(one, EncodeInput)]
         if not options.skip_problems:
