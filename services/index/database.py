@@ -67,9 +67,9 @@ class Database(ABC):
     def _statements(self) -> sa.Engine: ...
 
     def version(self) -> int | None:
-        """Return a number that changes with every commit; None where that costs as much as a look.
+        """Return a number that changes with every commit; None where that is not known at once.
 
-        For one thread only.
+        Never waits; for one thread only.
         """
         return None
 

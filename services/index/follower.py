@@ -166,7 +166,7 @@ class Follower:
 
     async def _step(self) -> bool:
         """Apply one batch of each collection; return whether any is still behind."""
-        version = await self._read(self.log.version)
+        version = self.log.version()
         settled, until = self._settled
         if version is not None and version == settled and time.monotonic() < until:
             return False

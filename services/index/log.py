@@ -114,9 +114,9 @@ class Log:
             return [catalog.row_of(row) for row in connection.execute(query)]
 
     def version(self) -> int | None:
-        """Return a number that changes with every commit; None where that costs as much as a look.
+        """Return a number that changes with every commit; None where that is not known at once.
 
-        For one thread only.
+        Never waits; for one thread only.
         """
         return self._database.version()
 
