@@ -27,6 +27,9 @@ BACK_S = 10.0
 REFUSED_S = 12.0
 """Within this time a write must get its answer, whatever it is."""
 CALL_S = 20.0
+READ = 6
+"""Searches ask for a write so many before the last one: what is acknowledged in the moment before
+the database goes is not in any replica yet, and is STALE_REPLICA until it is back."""
 TEXTS, BATCH = 60, 5
 QUERY = "harbour glacier violin"
 
@@ -92,7 +95,7 @@ class Load:
             request = pb.SearchRequest(
                 collection=self.collection,
                 query=wire.content_to_pb(Content.of(f"{QUERY} {number}")),
-                token=self.tokens[-1] if self.tokens and number else "",
+                token=self.tokens[-READ] if len(self.tokens) >= READ and number else "",
             )
             reply, _ = self._call(
                 self.searches, lambda r=request: self.stub.Search(r, timeout=CALL_S)
