@@ -155,31 +155,8 @@ def in_threads(count: int, work: Callable[[int], None]) -> None:
         raise errors[0]
 
 
-def send_all(server: Served, requests: Sequence[bytes], clients: int) -> float:
-    """Send every request once, so many at a time, and return the seconds that it took."""
-    waiting = iter(requests)
-    lock = threading.Lock()
-
-    def client(_: int) -> None:
-        with server.encode() as encode:
-            while True:
-                with lock:
-                    request = next(waiting, None)
-                if request is None:
-                    return
-                encode(request, timeout=PATIENCE_S)
-
-    begun = time.perf_counter()
-    in_threads(clients, client)
-    return time.perf_counter() - begun
-
-
-def saturated_rate(server: Served, requests: Sequence[bytes], clients: int) -> float:
-    """Send every request once, so many at a time; return requests a second while all were busy.
-
-    What was answered while the first requests of all clients came in, and after one found nothing
-    more to send, is left out.
-    """
+def send_all(server: Served, requests: Sequence[bytes], clients: int) -> list[float]:
+    """Send every request once, so many at a time, and return when they were answered, in order."""
     waiting = iter(requests)
     lock = threading.Lock()
     ended: list[float] = []
@@ -195,7 +172,16 @@ def saturated_rate(server: Served, requests: Sequence[bytes], clients: int) -> f
                 ended.append(time.perf_counter())
 
     in_threads(clients, client)
-    steady = sorted(ended)[clients - 1 : len(ended) - clients + 1]
+    return sorted(ended)
+
+
+def saturated_rate(server: Served, requests: Sequence[bytes], clients: int) -> float:
+    """Send every request once, so many at a time; return requests a second while all were busy.
+
+    What was answered while the first requests of all clients came in, and after one found nothing
+    more to send, is left out.
+    """
+    steady = send_all(server, requests, clients)[clients - 1 : 1 - clients]
     return (len(steady) - 1) / (steady[-1] - steady[0])
 
 
