@@ -18,6 +18,7 @@ from typing import Protocol
 
 import grpc
 import numpy as np
+from bench import in_threads
 from PIL import Image
 
 from mmesh import Content, wire
@@ -135,24 +136,14 @@ def pack(contents: Sequence[Content], *, bulk: bool) -> bytes:
     return request.SerializeToString()
 
 
-def in_threads(count: int, work: Callable[[int], None]) -> None:
+def as_clients(count: int, work: Callable[[int], None]) -> None:
     """Run `work(number)` on threads that give way to the server; the first error is raised."""
-    errors: list[BaseException] = []
 
-    def guarded(number: int) -> None:
+    def client(number: int) -> None:
         os.nice(CLIENT_NICE)  # of this thread alone, on Linux
-        try:
-            work(number)
-        except BaseException as error:
-            errors.append(error)
+        work(number)
 
-    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    in_threads(count, client)
 
 
 def send_all(server: Served, requests: Sequence[bytes], clients: int) -> list[float]:
@@ -171,7 +162,7 @@ def send_all(server: Served, requests: Sequence[bytes], clients: int) -> list[fl
                 encode(request, timeout=PATIENCE_S)
                 ended.append(time.perf_counter())
 
-    in_threads(clients, client)
+    as_clients(clients, client)
     return sorted(ended)
 
 
@@ -197,7 +188,7 @@ def saturated(server: Served, requests: Sequence[bytes], clients: int) -> Iterat
                     return
                 encode(requests[turn % len(requests)], timeout=PATIENCE_S)
 
-    thread = threading.Thread(target=in_threads, args=(clients, client))
+    thread = threading.Thread(target=as_clients, args=(clients, client))
     thread.start()
     try:
         time.sleep(1)  # until the queue is full

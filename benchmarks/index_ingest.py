@@ -22,7 +22,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-from bench import Report, milliseconds, options_of, run
+from bench import Report, in_threads, milliseconds, options_of, run
 from embeddings import embeddings, grown
 from index_process import (
     CHANNEL,
@@ -30,7 +30,6 @@ from index_process import (
     IndexProcess,
     Values,
     fill,
-    in_threads,
     running_index,
     search_request,
     upsert_requests,

@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from bench import in_threads
 from numpy.typing import NDArray
 
 from mmesh import wire
@@ -195,25 +196,6 @@ def fill(index: IndexProcess, name: str, rows: Values, **options: Any) -> str:
     token = max(tokens, key=lambda t: int(t.rpartition(":")[2]))
     index.wait_applied(token, name, rows.shape[1])
     return token
-
-
-def in_threads(count: int, work: Callable[[int], None]) -> None:
-    """Run `work(number)` on so many threads; the first error is raised."""
-    errors: list[BaseException] = []
-
-    def guarded(number: int) -> None:
-        try:
-            work(number)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 def search_request(

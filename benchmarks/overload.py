@@ -23,7 +23,7 @@ from encoder_process import (
     ENCODE,
     EncoderProcess,
     Texts,
-    in_threads,
+    as_clients,
     pack,
     pictures,
     running_encoder,
@@ -84,7 +84,7 @@ def _overload(
     for times in TIMES:
         load = Offered(options.seconds)
         offering = _offer(load, encoder, requests, times * capacity, options)
-        in_threads(1, lambda _, offering=offering: asyncio.run(offering))
+        as_clients(1, lambda _, offering=offering: asyncio.run(offering))
         memory.append(encoder.used_bytes())
         loads.append(load)
         counts = [load.outcomes[name] for name in (IN_TIME, REFUSED, LATE)]

@@ -142,10 +142,7 @@ def _outcome(
     try:
         counts = compare(log, row, slots, loaded)
         head = log.collection(row.name).seq
-    except (
-        DataLoss,
-        CollectionNotFound,
-    ) as error:  # whose checksums hold, or that is being deleted
+    except (DataLoss, CollectionNotFound) as error:  # sound by its checksums, or just deleted
         return Counts(), error.message
     if loaded.seq > head:
         return counts, f"reflects {loaded.seq} writes where the log has {head}"
