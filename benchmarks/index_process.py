@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,15 +120,34 @@ class IndexProcess:
 
 
 @contextmanager
-def running_index(folder: Path, *arguments: str) -> Iterator[IndexProcess]:
-    """Start an index service on a folder, wait until it is ready, and stop it in the end."""
+def _one_core_apart() -> Iterator[None]:
+    """Keep what is started inside on one core, and this thread off it from then on."""
+    first, *others = sorted(os.sched_getaffinity(0))
+    if not others:
+        raise SystemExit("this machine has one core; the server needs one and its clients another")
+    os.sched_setaffinity(0, {first})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, others)
+
+
+@contextmanager
+def running_index(
+    folder: Path, *arguments: str, on_one_core: bool = False
+) -> Iterator[IndexProcess]:
+    """Start an index service on a folder, wait until it is ready, and stop it in the end.
+
+    With `on_one_core` it has a core for itself, and this thread and those it starts the others.
+    """
     port = free_port()
     command = [
         sys.executable, "-m", "services.index", "--port", str(port), "--data-dir", str(folder),
         "--drain-s", "0", "--log-level", "WARNING", *arguments,
     ]  # fmt: skip
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
-    process = subprocess.Popen(command, env=environment)
+    with _one_core_apart() if on_one_core else nullcontext():
+        process = subprocess.Popen(command, env=environment)
     index = IndexProcess(process, f"127.0.0.1:{port}")
     try:
         _wait_ready(index)

@@ -3,7 +3,8 @@
 250,000 real text embeddings are written through gRPC and merged into one segment, whose file this
 process reads as well. Both search it with the same parameters, in turns, in one run. What is
 compared is queries in a CPU second (of this process, or of the service's), since the machine is
-shared; the clients' CPU is left out.
+shared; the clients' CPU is left out. The service has one core for itself, as a process that serves
+"one core" has; clients and FAISS in this process have the others.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def _measure(options: argparse.Namespace, report: Report) -> None:
     rows, queries = embeddings(options.rows, options.work, options.texts)
     with tempfile.TemporaryDirectory(prefix="mmesh-bench-") as folder:
         scratch = Path(folder) / "scratch"
-        with running_index(Path(folder), "--scratch-dir", str(scratch)) as index:
+        arguments = ("--scratch-dir", str(scratch))
+        with running_index(Path(folder), *arguments, on_one_core=True) as index:
             index.create_collection(NAME, rows.shape[1])
             fill(index, NAME, rows)
             (segment,) = index.compact(NAME)

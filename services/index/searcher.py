@@ -1,7 +1,8 @@
 """Runs searches: short ones at once on the event loop, the others on threads, in natural batches.
 
-No search waits for company. Those that came in one turn of the event loop, or queued while all
-threads were busy, share a call of FAISS where that makes them cheaper; see docs/adr/0011.
+A search starts as soon as the event loop has no other call at its door, so under load those that
+came in at about the same time, or queued while all threads were busy, share a call of FAISS where
+that makes them cheaper; a lone one waits for nobody. See docs/adr/0011.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ MAX_BATCH = 64
 WORTH_A_THREAD = 32
 """Queries from which on a second batch runs beside the first of its view, where a single query is
 long and batches gain: two halves at a time cost more CPU than the whole after one another."""
+QUIET_TURNS = 8
+"""Turns of the loop without a new search after which nobody is at the door: a call that has reached
+the process needs about five to reach its handler, and an idle turn takes microseconds."""
+MAX_GATHERING_S = 0.005
+"""A search that waited so long starts even while others keep coming."""
 _SMOOTHING = 0.1
 
 
@@ -94,9 +100,20 @@ class Searcher:
         return await waiting.outcome
 
     def _make_due(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._is_due:
+        if self._waiting and not self._is_due and len(self._running) < self._threads:
             self._is_due = True
-            loop.call_soon(self._start, loop)
+            self._gather(loop, 0, QUIET_TURNS)
+
+    def _gather(self, loop: asyncio.AbstractEventLoop, known: int, turns: int) -> None:
+        """Start after `turns` more turns of the loop, and more again if others come meanwhile."""
+        count = len(self._waiting)
+        waited_s = time.perf_counter() - self._waiting[0].since
+        if count > known:
+            turns = QUIET_TURNS
+        if not turns or count >= MAX_BATCH or waited_s > MAX_GATHERING_S:
+            self._start(loop)
+        else:
+            loop.call_soon(self._gather, loop, count, turns - 1)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start as much of what waits as there is room for."""
