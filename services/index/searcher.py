@@ -28,8 +28,8 @@ from services.index.shard import Found, View
 MAX_BATCH = 64
 """Queries in one call of FAISS: more gain little and delay those that come after."""
 WORTH_A_THREAD = 32
-"""Queries from which on a second batch runs beside the first of its view, where a single query is
-long and batches gain: two halves at a time cost more CPU than the whole after one another."""
+"""Queries from which on a second batch runs beside the first of its view, where batches gain: two
+halves at a time cost more CPU than the whole after one another."""
 QUIET_TURNS = 8
 """Turns of the loop without a new search after which nobody is at the door: a call that has reached
 the process needs about five to reach its handler, and an idle turn takes microseconds."""
@@ -165,7 +165,7 @@ class Searcher:
 
     def _is_worth_a_thread(self, batch: list[_Waiting]) -> bool:
         view, modalities = batch[0].work.view, batch[0].work.modalities
-        if view not in self._running or view.cost_s <= self._inline_s:
+        if view not in self._running:
             return True
         enough = sum(len(w.work.queries) for w in batch) >= WORTH_A_THREAD
         return enough or not view.gains_from_batches(modalities)
