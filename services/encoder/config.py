@@ -32,7 +32,9 @@ class EncoderSettings(ServiceSettings):
         "onnxruntime", description="What runs lite: onnxruntime, or openvino (extra `openvino`)."
     )
     device: str = Field(
-        "cpu", description="cpu, cuda, or several such as cuda:0,cuda:1, each with its own copy."
+        "cpu",
+        description="cpu, cuda, or several such as cuda:0,cuda:1, each with its own copy. Where "
+        "bulk work matters most, cpu,cpu with one thread is faster than cpu with two.",
     )
     dtype: str = Field(
         "auto", description="float32, bfloat16 or float16; auto: float32 on a CPU, else bfloat16."
