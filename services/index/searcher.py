@@ -102,10 +102,10 @@ class Searcher:
     def _make_due(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._waiting and not self._is_due and len(self._running) < self._threads:
             self._is_due = True
-            self._gather(loop, 0, QUIET_TURNS)
+            self._gather(loop)
 
-    def _gather(self, loop: asyncio.AbstractEventLoop, known: int, turns: int) -> None:
-        """Start after `turns` more turns of the loop, and more again if others come meanwhile."""
+    def _gather(self, loop: asyncio.AbstractEventLoop, known: int = 0, turns: int = 0) -> None:
+        """Start after `turns` more turns of the loop; anew if more than the `known` ones wait."""
         count = len(self._waiting)
         waited_s = time.perf_counter() - self._waiting[0].since
         if count > known:
@@ -165,10 +165,9 @@ class Searcher:
 
     def _is_worth_a_thread(self, batch: list[_Waiting]) -> bool:
         view, modalities = batch[0].work.view, batch[0].work.modalities
-        if view not in self._running:
+        if view not in self._running or not view.gains_from_batches(modalities):
             return True
-        enough = sum(len(w.work.queries) for w in batch) >= WORTH_A_THREAD
-        return enough or not view.gains_from_batches(modalities)
+        return sum(len(waiting.work.queries) for waiting in batch) >= WORTH_A_THREAD
 
     def _is_short(self, batch: list[_Waiting]) -> bool:
         """Whether a hop to a thread would cost more than it could save: one short search alone."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -59,6 +60,28 @@ async def test_searches_that_come_together_share_a_call_and_get_their_own_hits(s
     assert view.calls == [8]
     assert [r.lists[0][0].ids for r in results] == [[f"{n}.0"] for n in range(8)]
     assert {r.token for r in results} == {"e:1"}
+
+
+async def test_searches_that_come_a_few_turns_of_the_loop_apart_share_a_call(searcher):
+    async def search_after(turns):
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return await searcher.search(work(view, turns))
+
+    view = FakeView()
+    await asyncio.gather(*map(search_after, range(0, 40, 5)))
+    assert view.calls == [8]
+
+
+async def test_a_search_starts_though_others_keep_coming(searcher):
+    view = FakeView()
+    tasks = []
+    while not view.calls and len(tasks) < MAX_BATCH - 1:
+        tasks.append(asyncio.create_task(searcher.search(work(view, 0))))
+        time.sleep(0.0005)  # noqa: ASYNC251  # the loop is busy with each
+        await asyncio.sleep(0)
+    assert len(tasks) < MAX_BATCH - 1
+    await asyncio.gather(*tasks)
 
 
 async def test_those_that_come_while_all_threads_are_busy_wait_for_one_and_share_it(searcher):
