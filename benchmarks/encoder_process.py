@@ -23,8 +23,9 @@ from PIL import Image
 
 from mmesh import Content, wire
 from mmesh.api.encoder.v1 import encoder_pb2
-from mmesh.local import free_port, is_serving
+from mmesh.local import is_serving
 from mmesh.models.lite.artefacts import DATA, VOCABULARY
+from mmesh.ports import free_port
 
 START_S = 120.0
 PATIENCE_S = 600.0

@@ -25,7 +25,8 @@ from bench import Cell, Report, milliseconds, options_of, percent, run
 from mmesh import Content, wire
 from mmesh.api.reranker.v1 import reranker_pb2 as pb
 from mmesh.api.reranker.v1 import reranker_pb2_grpc as rpc
-from mmesh.local import free_port, is_serving
+from mmesh.local import is_serving
+from mmesh.ports import free_port
 
 NAME = "mmesh.api.reranker.v1.RerankerService"
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}

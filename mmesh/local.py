@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ import grpc
 
 from mmesh.aio import DEFAULT_ADDRESS, AsyncClient
 from mmesh.errors import MmeshError
+from mmesh.ports import free_port
 
 DEFAULT_PORT = int(DEFAULT_ADDRESS.rpartition(":")[2])
 START_S = 120.0
@@ -430,13 +430,6 @@ def _service(
     metrics = f"127.0.0.1:{metrics_port}" if settings.metrics else None
     health = _HEALTH[name.partition("-")[0]]
     return Service(name, port, health, [*arguments, *common], metrics)
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def is_serving(address: str, service: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from mmesh.api.index.v1.index_pb2_grpc import IndexServiceStub
 from mmesh.candidates import Candidate
 from mmesh.content import Content
 from mmesh.filters import Compare, Operator
+from mmesh.ports import free_port
 from peers.contract import DIM, LIMIT, Batch, Condition, Peer, Searcher, Setting, Vector
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -179,7 +179,7 @@ class _Replica:
     """A process of the service, and its stubs."""
 
     def __init__(self, folder: Path, number: int) -> None:
-        port = _free_port()
+        port = free_port()
         self.address = f"127.0.0.1:{port}"
         arguments = ["--shard", "0", "--shard-count", "1", "--port", str(port)]
         arguments += ["--data-dir", str(folder), "--stop-with-parent"]
@@ -237,10 +237,3 @@ class _Replica:
 
 def _name_of(target: float) -> str:
     return f"recall-{round(1000 * target)}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

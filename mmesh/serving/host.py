@@ -82,7 +82,7 @@ class Host:
         """Listen; health says NOT_SERVING until `set_serving`.
 
         Raises:
-            SystemExit: the port is taken.
+            SystemExit: a port is taken.
         """
         names = [*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, self.server)
@@ -94,10 +94,18 @@ class Host:
             raise SystemExit(
                 f"mmesh {self.name}: {address} is taken; choose another --port"
             ) from None
-        self.metrics_port = telemetry.serve_metrics(self.settings)
+        self.metrics_port = self._serve_metrics()
         await self.server.start()
         extra = {"port": self.port, "metrics_port": self.metrics_port}
         logger.info("listening", extra=extra)
+
+    def _serve_metrics(self) -> int | None:
+        try:
+            return telemetry.serve_metrics(self.settings)
+        except OSError as error:
+            address = f"{self.settings.host}:{self.settings.metrics_port}"
+            problem = f"{address}: {error.strerror}; choose another --metrics-port"
+            raise SystemExit(f"mmesh {self.name}: {problem}") from None
 
     async def run(self) -> None:
         """Serve until SIGTERM, SIGINT or `stop`, then drain."""

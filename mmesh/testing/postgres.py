@@ -8,7 +8,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Self
 
 import psycopg
+
+from mmesh.ports import free_port
 
 HOST = "127.0.0.1"
 USER = "mmesh"
@@ -65,7 +66,7 @@ class PostgresServer:
             )
         self._programs = programs
         self._password = secrets.token_hex(16)
-        self._port = _free_port()
+        self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._user = _unprivileged_user() if os.geteuid() == 0 else None
         self._folder = Path(tempfile.mkdtemp(prefix="mmesh-postgres-"))
@@ -219,9 +220,3 @@ class PostgresServer:
 def _unprivileged_user() -> pwd.struct_passwd:
     known = {entry.pw_name: entry for entry in pwd.getpwall()}
     return next(known[name] for name in _UNPRIVILEGED if name in known)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])

@@ -6,7 +6,6 @@ import json
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,8 @@ from urllib.parse import urlencode
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
+
+from mmesh.ports import free_port
 
 HOST = "127.0.0.1"
 REGION = "us-east-1"
@@ -55,7 +56,7 @@ class S3Server:
         self._program = program
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
-        self._ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        self._ports = {name: free_port() for name in _PORTS}
         self.environment = {
             "AWS_ACCESS_KEY_ID": f"mmesh{secrets.token_hex(4)}",
             "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),
@@ -164,15 +165,3 @@ class S3Server:
                 return
             time.sleep(0.1)
         raise TimeoutError(f"SeaweedFS does not answer; see {self._folder / 'weed.log'}")
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports that are free now; all are held until the last is found, so they differ."""
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for one in held:
-            one.bind((HOST, 0))
-        return [int(one.getsockname()[1]) for one in held]
-    finally:
-        for one in held:
-            one.close()

@@ -21,7 +21,7 @@ import pytest
 from mmesh.api.index.v1 import index_pb2
 from mmesh.candidates import Consistency
 from mmesh.content import Modality
-from mmesh.local import free_port
+from mmesh.ports import free_port
 
 DIM = 8
 COLLECTION = "snapshots"

@@ -32,10 +32,10 @@ from mmesh.errors import (
     Overloaded,
     Unavailable,
 )
-from mmesh.local import free_port
 from mmesh.models.judge_families import JudgeChoice, load_family, open_judge
 from mmesh.models.probes import picture
 from mmesh.models.tiny import build_tiny_qwen3_vl, build_tiny_qwen3_vl_reranker
+from mmesh.ports import free_port
 
 pytestmark = [
     pytest.mark.vllm,
