@@ -173,6 +173,8 @@ def saturated_rate(server: Served, requests: Sequence[bytes], clients: int) -> f
     What was answered while the first requests of all clients came in, and after one found nothing
     more to send, is left out.
     """
+    if len(requests) < 2 * clients + 2:
+        raise SystemExit(f"{len(requests)} calls are too few to keep {clients} clients busy")
     steady = send_all(server, requests, clients)[clients - 1 : 1 - clients]
     return (len(steady) - 1) / (steady[-1] - steady[0])
 
