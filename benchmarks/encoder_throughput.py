@@ -143,7 +143,8 @@ def _in_calls(contents: Sequence[Content]) -> list[Sequence[Content]]:
 
 @contextmanager
 def offline_process() -> Iterator[ProcessPoolExecutor]:
-    """Yield a process for the offline loop, which no client disturbs."""
+    """Yield a process for the offline loop, which no client disturbs, set up like the service."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         yield pool
 

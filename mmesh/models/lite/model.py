@@ -21,7 +21,7 @@ from mmesh.models.protocol import EncoderInfo, FloatMatrix, Prepared
 NAME = "lite"
 # Raised when code changes a vector that the files do not: pooling, mixing, resizing.
 REVISION = 2
-IMAGE_COST = 80
+IMAGE_COST = 48
 """Tokens that take as long as one view of a picture, measured on one thread."""
 TEXT_SHARE = {Role.QUERY: 0.65, Role.CANDIDATE: 0.5}
 """How much of an illustrated text's vector is its text."""
@@ -170,10 +170,12 @@ def load_image_tower(
     backend: Backend, threads: int, directory: Path = artefacts.DATA
 ) -> ImageTower:
     """Return the picture tower alone; the files are not verified."""
-    session = open_session(directory / artefacts.IMAGE_GRAPH, backend, threads=threads)
+    graph = directory / artefacts.IMAGE_GRAPH
+    session = open_session(graph, backend, threads=threads, keep_memory=True)
     head = Head.load(directory / artefacts.HEAD)
     classes = Names.load(directory / artefacts.CLASSES)
-    return ImageTower(session, head, classes, Names.load(directory / artefacts.VOCABULARY))
+    vocabulary = Names.load(directory / artefacts.VOCABULARY)
+    return ImageTower(session, head, classes, vocabulary, threads)
 
 
 def _info(hashes: Mapping[str, str], directory: Path) -> EncoderInfo:

@@ -19,6 +19,7 @@ from mmesh.serving.batcher import BatchLimits
 from mmesh.serving.deadline import Deadline
 from mmesh.serving.host import Host
 from mmesh.status import error_of
+from mmesh.transport import open_channel
 from services.encoder import metrics
 from services.encoder.config import EncoderSettings
 from services.encoder.engine import EncodeInput, EncoderEngine
@@ -66,7 +67,7 @@ async def serving(*models, limits=None, **more):
         name = "mmesh.api.encoder.v1.EncoderService"
         host.add(rpc.add_EncoderServiceServicer_to_server, EncoderServicer(engine), name)
         await host.start()
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{host.port}") as channel:
+        async with open_channel(f"127.0.0.1:{host.port}") as channel:
             yield rpc.EncoderServiceStub(channel)
         await host.drain()
 
@@ -149,7 +150,7 @@ async def test_a_long_text_is_refused_when_asked(lite):
 
 async def test_an_input_dearer_than_allowed_is_refused(lite, pictures):
     content = Content.of(*(pictures.png(n) for n in range(3)))
-    async with serving(lite, max_input_cost=200) as stub:
+    async with serving(lite, max_input_cost=100) as stub:
         error = await failure(stub.Encode(request(content)))
     assert (error.reason, error.field) == ("INPUT_TOO_LONG", "inputs[0].content")
 
