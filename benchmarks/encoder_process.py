@@ -170,12 +170,13 @@ def send_all(server: Served, requests: Sequence[bytes], clients: int) -> list[fl
 def saturated_rate(server: Served, requests: Sequence[bytes], clients: int) -> float:
     """Send every request once, so many at a time; return requests a second while all were busy.
 
-    What was answered while the first requests of all clients came in, and after one found nothing
-    more to send, is left out.
+    What was answered while the first requests of all clients came in, and after the last one was
+    sent, is left out. Calls that are sent together are often answered together: the time counts
+    from the end of one such group to the end of another.
     """
     if len(requests) < 2 * clients + 2:
         raise SystemExit(f"{len(requests)} calls are too few to keep {clients} clients busy")
-    steady = send_all(server, requests, clients)[clients - 1 : 1 - clients]
+    steady = send_all(server, requests, clients)[clients - 1 : -clients]
     return (len(steady) - 1) / (steady[-1] - steady[0])
 
 
