@@ -55,6 +55,8 @@ def open_channel(target: str, *, max_message_bytes: int = 64 << 20) -> grpc.aio.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 250),
+        # Or it would wait out the backoff of another channel to the same address.
+        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0),
     ]
     return grpc.aio.insecure_channel(target, options=options)

@@ -14,6 +14,7 @@ from mmesh.errors import InvalidField, Unavailable
 from mmesh.models.protocol import JudgeInfo
 from mmesh.serving.host import Host
 from mmesh.status import error_of
+from mmesh.transport import open_channel
 from services.reranker.config import RerankerSettings
 from services.reranker.engine import RerankerEngine
 from services.reranker.servicer import RerankerServicer
@@ -61,7 +62,7 @@ async def serving(judge, **limits):
     name = "mmesh.api.reranker.v1.RerankerService"
     host.add(rpc.add_RerankerServiceServicer_to_server, servicer, name)
     await host.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{host.port}") as channel:
+    async with open_channel(f"127.0.0.1:{host.port}") as channel:
         yield rpc.RerankerServiceStub(channel)
     await host.drain()
 
