@@ -18,8 +18,9 @@ from services.index.exact import Nearest
 RowNumbers = NDArray[np.int64]
 
 MIN_DEPTH = 100
-"""Rows that a quantised index scores anew from their vectors, at least."""
-DEPTH_PER_HIT = 3
+"""Rows that a quantised index scores anew from their vectors, unless it was tuned otherwise."""
+DEPTH_PER_HIT = 4
+"""At least so many times the hits, however it was tuned."""
 MAX_LIMIT = 4_096
 KEPT_PARAMETERS = 1_000
 
@@ -88,6 +89,14 @@ class Structure:
         if self.kind is Kind.LISTS:
             return int(self._core.nlist)
         return int(self.index.ntotal) if self.kind is Kind.GRAPH else 0
+
+    def codes_scanned(self, effort: int) -> float:
+        """Return how many rows are scored by their codes in a search with that effort."""
+        if self.kind is Kind.LISTS:
+            return float(self.index.ntotal) * effort / self.max_effort
+        if self.kind is Kind.GRAPH:
+            return float(effort * self._core.hnsw.nb_neighbors(0))
+        return float(self.index.ntotal)
 
     @property
     def max_limit(self) -> int:

@@ -98,7 +98,7 @@ def test_every_kind_finds_enough_of_what_lives_and_matches(
     about = build({**order, "index_factory": index_factory, "recall_target": 0.97})
     segment = Segment.open(tmp_path / "new", device)
     assert about.index_factory == (index_factory or f"IVF256,PQ{DIM // 2}x4fs,Refine(SQfp16)")
-    queries = clustered(np.random.default_rng(1), 40)
+    queries = clustered(np.random.default_rng(1), 400)
     numbers = np.arange(len(vectors))
     for dead in (0, 100, 12_000):
         segment.kill(numbers[:dead])

@@ -130,6 +130,17 @@ def test_other_queries_reach_the_target_too(trained, target):
     assert tuning.recalls_of(structure, samples[1], tuned.effort // 2).mean() < held_out
 
 
+@pytest.mark.parametrize(("target", "depth"), [(0.7, 60), (0.8, 100), (0.95, 400)])
+def test_as_many_rows_are_scored_anew_as_the_target_needs(trained, target, depth):
+    index, vectors = trained
+    own = np.random.default_rng(1).permutation(len(vectors))[:1000]
+    sample, structure = sample_of(vectors, vectors[own], own), Structure(index)
+    structure.set_depth(1_000)  # what it was before does not matter
+    tuned = tuning.tune(structure, sample, target)
+    assert (tuned.depth, structure.depth) == (depth, depth)
+    assert tuning.recalls_of(structure, sample, tuned.effort).mean() == tuned.recall > target
+
+
 def test_a_target_out_of_reach_is_told_by_the_recall():
     vectors = np.random.default_rng(0).normal(size=(5_000, 16)).astype(np.float32)
     index = faiss.index_factory(16, "IVF16,PQ4x4fs", faiss.METRIC_INNER_PRODUCT)
