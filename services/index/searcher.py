@@ -30,9 +30,9 @@ MAX_BATCH = 64
 WORTH_A_THREAD = 32
 """Queries from which on a second batch runs beside the first of its view, where batches gain: two
 halves at a time cost more CPU than the whole after one another."""
-QUIET_TURNS = 8
+QUIET_TURNS = 12
 """Turns of the loop without a new search after which nobody is at the door: a call that has reached
-the process needs about five to reach its handler, and an idle turn takes microseconds."""
+the process needs five or more to reach its handler, and an idle turn takes microseconds."""
 MAX_GATHERING_S = 0.005
 """A search that waited so long starts even while others keep coming."""
 _SMOOTHING = 0.1
@@ -167,14 +167,18 @@ class Searcher:
         view, modalities = batch[0].work.view, batch[0].work.modalities
         if view not in self._running or not view.gains_from_batches(modalities):
             return True
-        return sum(len(waiting.work.queries) for waiting in batch) >= WORTH_A_THREAD
+        return _queries_in(batch) >= WORTH_A_THREAD
 
     def _is_short(self, batch: list[_Waiting]) -> bool:
-        """Whether a hop to a thread would cost more than it could save: one short search alone."""
-        (work, *others) = (waiting.work for waiting in batch)
-        if others or work.filter is not None:
+        """Whether a hop to a thread would cost more than it could save."""
+        work = batch[0].work
+        if work.filter is not None:
             return False
-        return 0 < work.view.cost_s * len(work.queries) <= self._inline_s
+        return 0 < work.view.cost_s * _queries_in(batch) <= self._inline_s
+
+
+def _queries_in(batch: list[_Waiting]) -> int:
+    return sum(len(waiting.work.queries) for waiting in batch)
 
 
 def _run(batch: list[_Waiting]) -> tuple[list[Searched], Exception | None]:

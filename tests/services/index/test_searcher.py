@@ -115,11 +115,12 @@ async def test_short_searches_run_on_the_event_loop_and_long_or_filtered_ones_do
     short, long = FakeView(cost_s=0.0001), FakeView(cost_s=0.1)
     cats = Compare("topic", Operator.EQUAL, "cats")
     await searcher.search(work(short, 0))
+    await asyncio.gather(*(searcher.search(work(short, n)) for n in range(8)))
     await searcher.search(work(short, 0, rows=50))
     await searcher.search(work(short, 0, condition=cats))
     await searcher.search(work(long, 0))
     loop = threading.current_thread().name
-    assert [name == loop for name in short.threads] == [True, False, False]
+    assert [name == loop for name in short.threads] == [True, True, False, False]
     assert long.threads[0] != loop
 
 
