@@ -23,7 +23,7 @@ REPEATABLE = (
 """Calls that do no harm when repeated (the gateway's writes to the index carry a request id)."""
 UNREPEATED = tuple(
     {"service": "mmesh.api.index.v1.IndexService", "method": method}
-    for method in ("Search", "GetShard")
+    for method in ("Search", "SearchStream", "GetShard")
 )
 """Calls that go on to another replica instead, or to nobody."""
 _RETRY = {

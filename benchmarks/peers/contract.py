@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +26,8 @@ Condition = tuple[str, int]
 """Name of an attribute and the value that it must have."""
 Searcher = Callable[[Vector, Condition | None], Sequence[int]]
 """Returns the ids of the nearest rows for which the condition holds, best first."""
+AsyncSearcher = Callable[[Vector, Condition | None], Awaitable[Sequence[int]]]
+"""The same, to be awaited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class Peer(abc.ABC):
     is_kept: ClassVar[bool] = True
     """Whether a later run may search what an earlier one built."""
     about_clients: ClassVar[str] = "threads in its process"
+    is_async: ClassVar[bool] = False
+    """Whether clients are tasks of one event loop, not threads: searchers are awaited."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -86,8 +90,8 @@ class Peer(abc.ABC):
         """Build the indexes."""
 
     @abc.abstractmethod
-    def searcher(self, setting: Setting) -> Searcher:
-        """Return what one client, that is one thread, searches with."""
+    def searcher(self, setting: Setting) -> Searcher | AsyncSearcher:
+        """Return what one client, that is one thread or task, searches with."""
 
     @abc.abstractmethod
     def close(self) -> None:

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import grpc
 import numpy as np
@@ -24,7 +24,7 @@ from mmesh.candidates import Candidate
 from mmesh.content import Content
 from mmesh.filters import Compare, Operator
 from mmesh.ports import free_port
-from peers.contract import DIM, LIMIT, Batch, Condition, Peer, Searcher, Setting, Vector
+from peers.contract import DIM, LIMIT, AsyncSearcher, Batch, Condition, Peer, Setting, Vector
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "bench"
@@ -41,7 +41,8 @@ class Ours(Peer):
     is_kept = False  # what it holds belongs to the code of today
     about = "server; its own choice of segments, attribute bitmaps"
     durable = "SQLite commit with fsync"
-    about_clients = "threads of one process, each with a connection"
+    is_async = True
+    about_clients = "tasks of one process, each with a connection and a stream"
 
     @classmethod
     def version(cls) -> str:
@@ -127,26 +128,11 @@ class Ours(Peer):
                 break
         self._compact(name)
 
-    def searcher(self, setting: float) -> Searcher:
-        """Search the collection of this target."""
+    def searcher(self, setting: float) -> AsyncSearcher:
+        """Search the collection of this target, over a stream of its own as gateways do."""
         replica = self._replicas[self._clients[setting] % self.replicas]
         self._clients[setting] += 1
-        call = IndexServiceStub(grpc.insecure_channel(replica.address, OPTIONS)).Search
-        name = _name_of(setting)
-
-        def search(vector: Vector, condition: Condition | None) -> list[int]:
-            request = index_pb2.SearchRequest(
-                collection=name,
-                queries=wire.vectors_to_pb(np.atleast_2d(vector)),
-                modalities=[content_pb2.MODALITY_TEXT],
-                limit=LIMIT,
-            )
-            if condition:
-                compared = Compare(condition[0], Operator.EQUAL, condition[1])
-                request.filter.CopyFrom(wire.filter_to_pb(compared))
-            return [int(i) for i in call(request, timeout=CALL_S).lists[0].ids]
-
-        return search
+        return _Client(replica.address, _name_of(setting)).search
 
     def detail(self, setting: float) -> str:
         """Return what the searches go through."""
@@ -173,6 +159,37 @@ class OursTwice(Ours):
 
     replicas = 2
     about = "server of two replicas; otherwise like ours"
+
+
+class _Client:
+    """One client: a connection with a stream of searches, of which one runs at a time."""
+
+    def __init__(self, address: str, collection: str) -> None:
+        self._address, self._collection = address, collection
+        self._stream: Any = None
+        self._number = 0
+
+    async def search(self, vector: Vector, condition: Condition | None) -> list[int]:
+        """Search for one vector."""
+        if self._stream is None:
+            channel = grpc.aio.insecure_channel(self._address, OPTIONS)
+            self._stream = IndexServiceStub(channel).SearchStream()
+        self._number += 1
+        request = index_pb2.SearchStreamRequest(id=self._number, timeout_seconds=CALL_S)
+        self._fill(request.search, vector, condition)
+        await self._stream.write(request)
+        answer = await self._stream.read()
+        return [int(i) for i in answer.response.lists[0].ids]
+
+    def _fill(
+        self, search: index_pb2.SearchRequest, vector: Vector, condition: Condition | None
+    ) -> None:
+        search.collection, search.limit = self._collection, LIMIT
+        search.queries.CopyFrom(wire.vectors_to_pb(np.atleast_2d(vector)))
+        search.modalities.append(content_pb2.MODALITY_TEXT)
+        if condition:
+            compared = Compare(condition[0], Operator.EQUAL, condition[1])
+            search.filter.CopyFrom(wire.filter_to_pb(compared))
 
 
 class _Replica:

@@ -1,11 +1,13 @@
 """One vector store in a process of its own: `python -m peers.worker PEER FOLDER DATA`.
 
 Reads a command from each line of its input and answers with a line, both JSON. Clients of a search
-are threads here, each in a closed loop: it sends the next query when it has the answer.
+are threads here, or tasks of one event loop, each in a closed loop: it sends the next query when it
+has the answer.
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import os
@@ -14,13 +16,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from peers.contract import Batch, Condition, Peer, Searcher, Setting
+from peers.contract import AsyncSearcher, Batch, Condition, Peer, Searcher, Setting
 from peers.processes import cpu_seconds, memory_bytes
 
 PEERS = {
@@ -83,7 +85,8 @@ class Worker:
         self._key = f"{name} {self._class.version()} {data.name}"
         self._peer = self._class(folder / "store")
         self._is_open = False
-        self._searchers: dict[tuple[int, str], Searcher] = {}
+        self._searchers: dict[tuple[int, str], Searcher | AsyncSearcher] = {}
+        self._runner = asyncio.Runner()
 
     def about(self) -> dict[str, Any]:
         """Say what runs here."""
@@ -155,13 +158,17 @@ class Worker:
         if condition is not None:
             condition = (condition[0], condition[1])
         self._peer.prepare(setting)
-        loops = [
-            _Loop(self._searcher(number, setting), self._data.queries, condition, number, clients)
+        kind = AsyncLoop if self._class.is_async else Loop
+        loops: list[Any] = [
+            kind(self._searcher(number, setting), self._data.queries, condition, number, clients)
             for number in range(clients)
         ]
-        return run_loops(loops, self._peer.processes(), seconds, queries)
+        each = queries // clients if queries else sys.maxsize
+        if self._class.is_async:
+            return self._runner.run(run_tasks(loops, self._peer.processes(), seconds, each))
+        return run_threads(loops, self._peer.processes(), seconds, each)
 
-    def _searcher(self, client: int, setting: Setting) -> Searcher:
+    def _searcher(self, client: int, setting: Setting) -> Searcher | AsyncSearcher:
         key = (client, json.dumps(setting))
         if key not in self._searchers:
             self._searchers[key] = self._peer.searcher(setting)
@@ -179,16 +186,17 @@ class Worker:
     def close(self) -> None:
         """Close the store, if it was opened."""
         self._searchers.clear()
+        self._runner.close()
         if self._is_open:
             self._peer.close()
 
 
-class _Loop:
+class Loop:
     """One client: asks every `step`-th query, from its own number on, again and again."""
 
     def __init__(
         self,
-        searcher: Searcher,
+        searcher: Any,
         queries: np.ndarray[Any, Any],
         condition: Condition | None,
         number: int,
@@ -216,24 +224,56 @@ class _Loop:
             number = self._next % len(queries)
             start = clock()
             ids = search(queries[number], condition)
-            self.seconds.append(clock() - start)
-            self.found.setdefault(number, list(ids))
-            self._next += self._step
+            self._note(number, ids, clock() - start)
+
+    def _note(self, number: int, ids: Sequence[int], seconds: float) -> None:
+        self.seconds.append(seconds)
+        self.found.setdefault(number, list(ids))
+        self._next += self._step
 
 
-def run_loops(
-    loops: list[_Loop], processes: list[int], seconds: float, queries: int
+class AsyncLoop(Loop):
+    """The same with a searcher that is awaited."""
+
+    async def warm_up(self) -> None:  # type: ignore[override]
+        """Search a few times with queries from the end."""
+        for number in range(WARM_UP):
+            await self._searcher(self._queries[-1 - number], self._condition)
+
+    async def run(self, until: float, searches: int) -> None:  # type: ignore[override]
+        """Search until a time, or so many times."""
+        clock, search = time.perf_counter, self._searcher
+        condition, queries = self._condition, self._queries
+        while clock() < until and len(self.seconds) < searches:
+            number = self._next % len(queries)
+            start = clock()
+            ids = await search(queries[number], condition)
+            self._note(number, ids, clock() - start)
+
+
+async def run_tasks(
+    loops: Sequence[AsyncLoop], processes: list[int], seconds: float, searches: int
 ) -> dict[str, Any]:
-    """Run clients at the same time and return what they saw."""
+    """Run clients as tasks of this event loop and return what they saw."""
+    await asyncio.gather(*(loop.warm_up() for loop in loops))
+    cpu, start = cpu_seconds(processes), time.perf_counter()
+    await asyncio.gather(*(loop.run(start + seconds, searches) for loop in loops))
+    return _seen(loops, time.perf_counter() - start, cpu_seconds(processes) - cpu)
+
+
+def run_threads(
+    loops: Sequence[Loop], processes: list[int], seconds: float, searches: int
+) -> dict[str, Any]:
+    """Run clients as threads at the same time and return what they saw."""
     ready = threading.Barrier(len(loops) + 1)
     times = [0.0, 0.0]
 
-    def client(loop: _Loop) -> None:
+    def client(loop: Loop) -> None:
         try:
             loop.warm_up()
             ready.wait(300)
             ready.wait(300)
-            loop.run(times[0] + seconds, queries // len(loops) if queries else sys.maxsize)
+            loop.run(times[0] + seconds, searches)
         except Exception as error:  # an answer must tell of it
             loop.error = error
             ready.abort()
@@ -253,10 +293,13 @@ def run_loops(
     for loop in loops:
         if loop.error is not None:
             raise loop.error
-    each = [second for loop in loops for second in loop.seconds]
+    return _seen(loops, took, cpu)
+
+
+def _seen(loops: Sequence[Loop], seconds: float, cpu_s: float) -> dict[str, Any]:
+    each_us = [round(1e6 * second) for loop in loops for second in loop.seconds]
     found = {number: ids for loop in loops for number, ids in loop.found.items()}
-    return {"seconds": took, "cpu_s": cpu, "each_us": [round(1e6 * s) for s in each],
-            "found": found}  # fmt: skip
+    return {"seconds": seconds, "cpu_s": cpu_s, "each_us": each_us, "found": found}
 
 
 # -- lines

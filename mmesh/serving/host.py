@@ -43,7 +43,9 @@ class Host:
     name: str
     settings: ServiceSettings
     draining: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set as soon as shutdown begins: long calls should come to an end."""
+    """Set as soon as shutdown begins: calls that take long should come to an end."""
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when no more calls are accepted: those that last for ever must end."""
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     port: int = 0
     metrics_port: int | None = None
@@ -132,5 +134,6 @@ class Host:
         await self._health.enter_graceful_shutdown()
         self.draining.set()
         await asyncio.sleep(self.settings.drain_s)
+        self.stopping.set()
         await self.server.stop(self.settings.grace_s)
         logger.info("stopped")

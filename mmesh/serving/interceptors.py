@@ -6,13 +6,15 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
+from prometheus_client import Histogram
 
 from mmesh.errors import (
     DeadlineExceeded,
@@ -23,7 +25,7 @@ from mmesh.errors import (
     StaleReplica,
 )
 from mmesh.serving import logs, telemetry
-from mmesh.serving.deadline import Context
+from mmesh.serving.deadline import Context, Deadline
 from mmesh.status import DETAILS_KEY, status_of
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,10 @@ FINAL = (ShardUnavailable, StaleReplica)
 """Errors for which the caller's time went by already: its channel must not try again by itself."""
 POLLED = "/GetShard"
 """A method that gateways call every second: its calls are no news."""
+STREAMED = "/SearchStream"
+"""A method whose calls last as long as their callers: what counts is each of their searches."""
 REQUEST_ID_KEY = "mmesh-request-id"
+Answer = TypeVar("Answer")
 Handler = Any  # grpc.RpcMethodHandler is generic in its stubs only
 
 
@@ -124,7 +129,8 @@ class Around:
 
     async def __aenter__(self) -> None:
         context = self._call.context
-        _set_request_id(context)
+        given = dict(context.invocation_metadata() or ()).get(REQUEST_ID_KEY, "")
+        _set_request_id(str(given))
         self._start = time.perf_counter()
         self._timeout = asyncio.timeout(context.time_remaining())  # type: ignore[no-untyped-call]
         await self._timeout.__aenter__()
@@ -144,33 +150,76 @@ class Around:
                 await _fail(self._call, error)
         finally:
             if not self._call.method.startswith("/grpc."):
-                _record(self._call, time.perf_counter() - self._start)
+                seconds = time.perf_counter() - self._start
+                _record(self._call.method, _code_name(self._call.context), seconds)
+
+
+async def as_call(
+    method: str, request_id: str, deadline: Deadline, work: Awaitable[Answer]
+) -> Answer:
+    """Do a part of a long call as if it were a call of `method`, and return what comes of it.
+
+    It gets a request id, a deadline, a log line and its place in the metrics.
+
+    Raises:
+        MmeshError: the status with which the call would have ended.
+    """
+    _set_request_id(request_id)
+    start, code = time.perf_counter(), "OK"
+    try:
+        async with asyncio.timeout(deadline.remaining()):
+            return await work
+    except asyncio.CancelledError:
+        code = "CANCELLED"
+        raise
+    except Exception as error:
+        failure = _failure_of(method, error)
+        code = failure.code.name
+        raise failure from None
+    finally:
+        _record(method, code, time.perf_counter() - start)
 
 
 async def _fail(call: Call, error: BaseException) -> None:
     """End the call with the status of an error; return where it is to go on by itself."""
-    if isinstance(error, MmeshError):
-        await _abort(call, error)
-    elif isinstance(error, TimeoutError):
-        await _abort(call, DeadlineExceeded("the deadline passed before the work was done"))
-    elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
-        logger.error("defect", extra={"method": call.method}, exc_info=error)
+    if isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
+        failure = _failure_of(call.method, error)
+        status = status_of(failure)
+        code = next(c for c in grpc.StatusCode if c.value[0] == status.code)
+        final = (("grpc-retry-pushback-ms", "-1"),) if isinstance(failure, FINAL) else ()
+        trailers = ((DETAILS_KEY, status.SerializeToString()), *final)
+        await call.context.abort(code, status.message, trailers)
+
+
+def _failure_of(method: str, error: Exception) -> MmeshError:
+    """Return what to tell the caller of an error, and count it."""
+    if isinstance(error, TimeoutError):
+        error = DeadlineExceeded("the deadline passed before the work was done")
+    elif not isinstance(error, MmeshError):
+        logger.error("defect", extra={"method": method}, exc_info=error)
         hint = f"a defect of mmesh; the logs have it under request id {logs.request_id.get()}"
-        await _abort(call, InternalError(hint))
+        error = InternalError(hint)
+    telemetry.errors_total.labels(method, error.reason).inc()
+    return error
 
 
-def _set_request_id(context: Context) -> None:
+def _set_request_id(given: str) -> None:
     """Give the call, for the logs and for outgoing calls, the id that came with it or a new one."""
-    given = dict(context.invocation_metadata() or ()).get(REQUEST_ID_KEY, "")
-    logs.request_id.set(str(given)[:64] or secrets.token_hex(16))
+    logs.request_id.set(given[:64] or secrets.token_hex(16))
 
 
-def _record(call: Call, seconds: float) -> None:
-    code = _code_name(call.context)
-    telemetry.rpc_seconds.labels(call.method, code).observe(seconds)
-    extra = {"method": call.method, "code": code, "ms": round(seconds * 1000, 2)}
-    level = logging.DEBUG if call.method.endswith(POLLED) else logging.INFO
-    logger.log(level, "call", extra=extra)
+def _record(method: str, code: str, seconds: float) -> None:
+    if not method.endswith(STREAMED):
+        _seconds_of(method, code).observe(seconds)
+    level = logging.DEBUG if method.endswith(POLLED) else logging.INFO
+    if logger.isEnabledFor(level):
+        extra = {"method": method, "code": code, "ms": round(seconds * 1000, 2)}
+        logger.log(level, "call", extra=extra)
+
+
+@cache
+def _seconds_of(method: str, code: str) -> Histogram:
+    return telemetry.rpc_seconds.labels(method, code)
 
 
 def _code_name(context: Context) -> str:
@@ -180,15 +229,6 @@ def _code_name(context: Context) -> str:
     if isinstance(code, int):
         return next(c.name for c in grpc.StatusCode if c.value[0] == code)
     return code.name if code else "OK"
-
-
-async def _abort(call: Call, error: MmeshError) -> None:
-    telemetry.errors_total.labels(call.method, error.reason).inc()
-    status = status_of(error)
-    code = next(c for c in grpc.StatusCode if c.value[0] == status.code)
-    final = (("grpc-retry-pushback-ms", "-1"),) if isinstance(error, FINAL) else ()
-    trailers = ((DETAILS_KEY, status.SerializeToString()), *final)
-    await call.context.abort(code, status.message, trailers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,14 @@ def serve_metrics(settings: ServiceSettings) -> int | None:
     return int(server.server_port)
 
 
+def is_tracing() -> bool:
+    """Tell whether calls of this process are traced."""
+    return _tracing
+
+
+_tracing = False
+
+
 def trace_interceptors(
     service: str, settings: ServiceSettings
 ) -> Sequence[grpc.aio.ServerInterceptor]:
@@ -64,5 +72,7 @@ def trace_interceptors(
     provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
     GrpcAioInstrumentorClient().instrument()
+    global _tracing  # as the provider is
+    _tracing = True
     logger.info("tracing", extra={"endpoint": settings.otlp_endpoint})
     return (aio_server_interceptor(),)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from mmesh.errors import Unavailable
+from mmesh.errors import MmeshError, Unavailable
 from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
 from mmesh.serving.interceptors import REQUEST_ID_KEY
@@ -22,9 +22,11 @@ async def answer_of(call: Awaitable[Answer], service: str) -> Answer:
         return await call
     except grpc.aio.AioRpcError as failure:
         error = error_of(failure)
-        if error.reason == "UNAVAILABLE":
-            raise Unavailable(f"{service} does not answer: {error.message}") from None
-        raise error from None
+    except MmeshError as failure:
+        error = failure
+    if error.reason == "UNAVAILABLE":
+        raise Unavailable(f"{service} does not answer: {error.message}") from None
+    raise error from None
 
 
 def options_for(deadline: Deadline) -> dict[str, Any]:

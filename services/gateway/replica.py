@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from mmesh.api.index.v1 import collection_pb2_grpc, index_pb2, index_pb2_grpc
 from mmesh.errors import DeadlineExceeded, LogUnavailable, MmeshError, StaleReplica, Unavailable
+from mmesh.serving import telemetry
 from mmesh.serving.deadline import Deadline
 from mmesh.transport import open_channel
 from services.gateway.calls import answer_of, options_for
+from services.gateway.search_stream import SearchStream
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,8 @@ LOOK_S, LOOK_AGAIN_S = 1.0, 0.2
 """Seconds between questions to a process that is well, and to one that is not."""
 SPACING_S = 0.02
 """Seconds between questions, however many searches wish to know."""
+STREAMED_BYTES = 1 << 16
+"""Larger searches are calls of their own: they would keep the others on their stream waiting."""
 LINGER_S = 30.0
 """Seconds for which searches that began before a process was taken out may still call it."""
 
@@ -51,6 +55,7 @@ class Replica:
         self._channel = open_channel(address)
         self.index = index_pb2_grpc.IndexServiceStub(self._channel)
         self.collections = collection_pb2_grpc.CollectionServiceStub(self._channel)
+        self._stream = SearchStream(self.index)
         self.facts: Facts | None = None
         """What it said last, even if it is silent by now."""
         self.error: MmeshError | None = Unavailable("it was not asked yet")
@@ -75,6 +80,7 @@ class Replica:
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.gather(self._asking, return_exceptions=True)
+        await self._stream.close()
         await self._channel.close()
 
     async def retire(self) -> None:
@@ -111,6 +117,19 @@ class Replica:
             self._know(facts, None)
         finally:
             self._asked_at = time.monotonic()
+
+    async def search(
+        self, request: index_pb2.SearchRequest, deadline: Deadline
+    ) -> index_pb2.SearchResponse:
+        """Search the process: on the stream, unless the search is large or traced.
+
+        Raises:
+            grpc.aio.AioRpcError: the call failed.
+            MmeshError: the search did.
+        """
+        if telemetry.is_tracing() or request.ByteSize() > STREAMED_BYTES:
+            return await self.index.Search(request, **options_for(deadline))
+        return await self._stream.search(request, deadline)
 
     def blame(self, error: MmeshError, given_s: float) -> None:
         """Take note that a call failed which had `given_s` seconds.

@@ -24,7 +24,7 @@ from mmesh.errors import (
 )
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
-from services.gateway.calls import answer_of, options_for
+from services.gateway.calls import answer_of
 from services.gateway.hedging import Pace, Race
 from services.gateway.ports import ShardAnswer, ShardOrder
 from services.gateway.ranking import Scored
@@ -117,7 +117,8 @@ class ReplicatedSearch:
     async def _ask(self, replica: Replica, shard: int, deadline: Deadline) -> ShardAnswer:
         begun, given_s = time.monotonic(), deadline.remaining()
         try:
-            answer = await self._call(replica, shard, deadline)
+            call = replica.search(self._request, deadline)
+            answer = self._answer_of(await answer_of(call, f"index shard {shard}"))
         except asyncio.CancelledError:  # another was faster, or nobody waits any more
             replica.blame(DeadlineExceeded("it is slow"), time.monotonic() - begun)
             raise
@@ -127,9 +128,7 @@ class ReplicatedSearch:
         self._pace.note(time.monotonic() - begun)
         return answer
 
-    async def _call(self, replica: Replica, shard: int, deadline: Deadline) -> ShardAnswer:
-        call = replica.index.Search(self._request, **options_for(deadline))
-        reply = await answer_of(call, f"index shard {shard}")
+    def _answer_of(self, reply: index_pb2.SearchResponse) -> ShardAnswer:
         modalities = self._order.modalities
         lists = [
             _scored(message, modality)

@@ -22,7 +22,7 @@ async def serve(settings: IndexSettings) -> None:
     )
     host.add(
         add_IndexServiceServicer_to_server,
-        IndexServicer(engine, settings),
+        IndexServicer(engine, settings, host.stopping),
         "mmesh.api.index.v1.IndexService",
     )
     await host.start()

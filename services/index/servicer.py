@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -27,6 +28,7 @@ from services.index.config import IndexSettings
 from services.index.description import SegmentState
 from services.index.engine import IndexEngine, MirrorVectors, SearchOrder
 from services.index.rows import StoredCandidate, attributes_from_json
+from services.index.search_stream import SearchStream
 from services.index.shard import Found
 
 DEFAULT_DEADLINE_S, LONG_DEADLINE_S = 30.0, 3600.0
@@ -101,8 +103,10 @@ class CollectionServicer(collection_pb2_grpc.CollectionServiceServicer):
 class IndexServicer(index_pb2_grpc.IndexServiceServicer):
     """Serves `mmesh.api.index.v1.IndexService`."""
 
-    def __init__(self, engine: IndexEngine, settings: IndexSettings) -> None:
-        self._engine, self._settings = engine, settings
+    def __init__(
+        self, engine: IndexEngine, settings: IndexSettings, stopping: asyncio.Event
+    ) -> None:
+        self._engine, self._settings, self._stopping = engine, settings, stopping
 
     async def UpsertCandidates(
         self, request: index_pb2.UpsertCandidatesRequest, context: Context
@@ -175,19 +179,29 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
     async def Search(
         self, request: index_pb2.SearchRequest, context: Context
     ) -> index_pb2.SearchResponse:
+        response = index_pb2.SearchResponse()
+        await self._search(request, response, Deadline.of(context, DEFAULT_DEADLINE_S))
+        return response
+
+    async def SearchStream(
+        self, request_iterator: AsyncIterator[index_pb2.SearchStreamRequest], context: Context
+    ) -> AsyncIterator[index_pb2.SearchStreamResponse]:
+        async for answer in SearchStream(self._search, self._stopping).answers(request_iterator):
+            yield answer
+
+    async def _search(
+        self,
+        request: index_pb2.SearchRequest,
+        response: index_pb2.SearchResponse,
+        deadline: Deadline,
+    ) -> None:
         order = _order_of(request)
-        deadline = Deadline.of(context, DEFAULT_DEADLINE_S)
         result = await self._engine.search(order, deadline)
-        return index_pb2.SearchResponse(
-            lists=[
-                _list_to_pb(modality, found)
-                for lists in result.lists
-                for modality, found in zip(order.modalities, lists, strict=True)
-            ],
-            token=result.token,
-            search_seconds=result.search_s,
-            queue_seconds=result.queue_s,
-        )
+        for lists in result.lists:
+            for modality, found in zip(order.modalities, lists, strict=True):
+                _fill_list(response.lists.add(), modality, found)
+        response.token = result.token
+        response.search_seconds, response.queue_seconds = result.search_s, result.queue_s
 
     async def GetShard(
         self, request: index_pb2.GetShardRequest, context: Context
@@ -277,13 +291,12 @@ def _order_of(request: index_pb2.SearchRequest) -> SearchOrder:
     )
 
 
-def _list_to_pb(modality: Modality, found: Found) -> index_pb2.HitList:
-    return index_pb2.HitList(
-        modality=wire.modality_to_pb(modality),
-        ids=found.ids,
-        scores=found.scores.astype("<f4", copy=False).tobytes(),
-        attributes=map(_attributes_to_pb, found.attributes) if any(found.attributes) else (),
-    )
+def _fill_list(message: index_pb2.HitList, modality: Modality, found: Found) -> None:
+    message.modality = wire.modality_to_pb(modality)
+    message.ids.extend(found.ids)
+    message.scores = found.scores.astype("<f4", copy=False).tobytes()
+    if any(found.attributes):
+        message.attributes.extend(map(_attributes_to_pb, found.attributes))
 
 
 @lru_cache(maxsize=1 << 15)

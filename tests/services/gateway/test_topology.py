@@ -33,6 +33,7 @@ from services.gateway.fanout import search_shards
 from services.gateway.index_backend import IndexBackend
 from services.gateway.ports import ShardOrder
 from services.gateway.topology import NO_SET, ShardSet, choose
+from services.index.search_stream import SearchStream
 
 TEXT = Modality.TEXT
 ORDER = ShardOrder(
@@ -63,7 +64,7 @@ class Process:
     async def start(self):
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         index = index_pb2_grpc.IndexServiceServicer()
-        index.GetShard, index.Search = self._get_shard, self._search
+        index.GetShard, index.SearchStream = self._get_shard, self._search_stream
         index_pb2_grpc.add_IndexServiceServicer_to_server(index, self._server)
         collections = collection_pb2_grpc.CollectionServiceServicer()
         collections.GetCollection = self._get_collection
@@ -75,28 +76,33 @@ class Process:
     async def stop(self):
         await self._server.stop(None)
 
-    async def _answer(self, method, context):
-        self.calls[method] += 1
-        await self.free.wait()
-        if self.error is not None and method != "GetShard":
-            await context.abort_with_status(_Status.of(self.error))
-
     async def _get_shard(self, request, context):
-        await self._answer("GetShard", context)
+        self.calls["GetShard"] += 1
+        await self.free.wait()
         return index_pb2.GetShardResponse(**self.facts, replica=self.replica, candidates=7, lag=1)
 
-    async def _search(self, request, context):
-        await self._answer("Search", context)
+    async def _search_stream(self, requests, context):
+        async for answer in SearchStream(self._search, asyncio.Event()).answers(requests):
+            yield answer
+
+    async def _search(self, request, response, deadline):
+        self.calls["Search"] += 1
+        await self.free.wait()
+        if self.error is not None:
+            raise self.error
         await asyncio.sleep(self.pause_s)
-        found = index_pb2.HitList(
+        response.lists.add(
             ids=["{shard} of {shard_count}".format(**self.facts)],
             scores=np.array([0.5], "<f4").tobytes(),
             attributes=[index_pb2.AttributeMap()],
         )
-        return index_pb2.SearchResponse(lists=[found], token="e:1")
+        response.token = "e:1"
 
     async def _get_collection(self, request, context):
-        await self._answer("GetCollection", context)
+        self.calls["GetCollection"] += 1
+        await self.free.wait()
+        if self.error is not None:
+            await context.abort_with_status(_Status.of(self.error))
         found = collection_pb2.Collection(name=request.name, token="e:1")
         return collection_pb2.GetCollectionResponse(collection=found)
 

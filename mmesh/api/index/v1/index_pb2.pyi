@@ -10,6 +10,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from mmesh.api.content.v1 import content_pb2 as _content_pb2
 from mmesh.api.index.v1 import filter_pb2 as _filter_pb2
+from mmesh.api.problem.v1 import problem_pb2 as _problem_pb2
 from mmesh.api.vector.v1 import vector_pb2 as _vector_pb2
 import builtins as _builtins
 import sys
@@ -533,6 +534,86 @@ class SearchResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SearchResponse: _TypeAlias = SearchResponse  # noqa: Y015
+
+@_typing.final
+class SearchStreamRequest(_message.Message):
+    """Request of IndexService.SearchStream: one search, or the end of one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    SEARCH_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Names the search in this call: not that of another one that waits for its answer, which would
+    end the call with INVALID_ARGUMENT.
+    """
+    cancel: _builtins.bool
+    """Give up the search, if it was not answered yet; there is no answer then. Must be true."""
+    timeout_seconds: _builtins.float
+    """Seconds in which the answer is wanted; none means 30."""
+    request_id: _builtins.str
+    """The id of the request that this search is part of, for the logs; like `mmesh-request-id`."""
+    @_builtins.property
+    def search(self) -> Global___SearchRequest:
+        """Search."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        search: Global___SearchRequest | None = ...,
+        cancel: _builtins.bool = ...,
+        timeout_seconds: _builtins.float = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "search", b"search", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "id", b"id", "request_id", b"request_id", "search", b"search", "step", b"step", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["search", "cancel"]  # noqa: Y015
+    _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_step) -> _WhichOneofReturnType_step | None: ...
+
+Global___SearchStreamRequest: _TypeAlias = SearchStreamRequest  # noqa: Y015
+
+@_typing.final
+class SearchStreamResponse(_message.Message):
+    """Response of IndexService.SearchStream: how one search ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Names the search, as its request did."""
+    @_builtins.property
+    def response(self) -> Global___SearchResponse:
+        """What was found."""
+
+    @_builtins.property
+    def problem(self) -> _problem_pb2.Problem:
+        """Why nothing was; `code` is the status that Search would have ended with."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        response: Global___SearchResponse | None = ...,
+        problem: _problem_pb2.Problem | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "problem", b"problem", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "outcome", b"outcome", "problem", b"problem", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "problem"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___SearchStreamResponse: _TypeAlias = SearchStreamResponse  # noqa: Y015
 
 @_typing.final
 class HitList(_message.Message):

@@ -66,6 +66,11 @@ class IndexServiceStub(object):
                 request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.SearchRequest.SerializeToString,
                 response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.SearchResponse.FromString,
                 _registered_method=True)
+        self.SearchStream = channel.stream_stream(
+                '/mmesh.api.index.v1.IndexService/SearchStream',
+                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.SearchStreamRequest.SerializeToString,
+                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.SearchStreamResponse.FromString,
+                _registered_method=True)
         self.GetShard = channel.unary_unary(
                 '/mmesh.api.index.v1.IndexService/GetShard',
                 request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.GetShardRequest.SerializeToString,
@@ -133,6 +138,16 @@ class IndexServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SearchStream(self, request_iterator, context):
+        """Search like `Search`, any number of times in one call: for callers that search all the time, such
+        as gateways, at a third of the cost. Answers come as they are ready, in any order; a search that
+        fails ends with a problem, the call goes on. A process that shuts down answers the searches that
+        it has read, then ends the call; all others are safe to repeat.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetShard(self, request, context):
         """Describe the shard: its number, what it holds and how far it has applied the log.
         """
@@ -187,6 +202,11 @@ def add_IndexServiceServicer_to_server(servicer, server):
                     servicer.Search,
                     request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.SearchRequest.FromString,
                     response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.SearchResponse.SerializeToString,
+            ),
+            'SearchStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.SearchStream,
+                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.SearchStreamRequest.FromString,
+                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.SearchStreamResponse.SerializeToString,
             ),
             'GetShard': grpc.unary_unary_rpc_method_handler(
                     servicer.GetShard,
@@ -368,6 +388,33 @@ class IndexService(object):
             '/mmesh.api.index.v1.IndexService/Search',
             mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.SearchRequest.SerializeToString,
             mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/mmesh.api.index.v1.IndexService/SearchStream',
+            mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.SearchStreamRequest.SerializeToString,
+            mmesh_dot_api_dot_index_dot_v1_dot_index__pb2.SearchStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

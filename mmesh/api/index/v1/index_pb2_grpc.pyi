@@ -52,6 +52,12 @@ class IndexServiceStub:
     """List candidates by id, a page at a time, from the log."""
     Search: _grpc.UnaryUnaryMultiCallable[_index_pb2.SearchRequest, _index_pb2.SearchResponse]
     """Search this process' shard with m query vectors at once."""
+    SearchStream: _grpc.StreamStreamMultiCallable[_index_pb2.SearchStreamRequest, _index_pb2.SearchStreamResponse]
+    """Search like `Search`, any number of times in one call: for callers that search all the time, such
+    as gateways, at a third of the cost. Answers come as they are ready, in any order; a search that
+    fails ends with a problem, the call goes on. A process that shuts down answers the searches that
+    it has read, then ends the call; all others are safe to repeat.
+    """
     GetShard: _grpc.UnaryUnaryMultiCallable[_index_pb2.GetShardRequest, _index_pb2.GetShardResponse]
     """Describe the shard: its number, what it holds and how far it has applied the log."""
     Compact: _grpc.UnaryUnaryMultiCallable[_index_pb2.CompactRequest, _index_pb2.CompactResponse]
@@ -85,6 +91,12 @@ class IndexServiceAsyncStub(IndexServiceStub):
     """List candidates by id, a page at a time, from the log."""
     Search: _aio.UnaryUnaryMultiCallable[_index_pb2.SearchRequest, _index_pb2.SearchResponse]  # type: ignore[assignment]
     """Search this process' shard with m query vectors at once."""
+    SearchStream: _aio.StreamStreamMultiCallable[_index_pb2.SearchStreamRequest, _index_pb2.SearchStreamResponse]  # type: ignore[assignment]
+    """Search like `Search`, any number of times in one call: for callers that search all the time, such
+    as gateways, at a third of the cost. Answers come as they are ready, in any order; a search that
+    fails ends with a problem, the call goes on. A process that shuts down answers the searches that
+    it has read, then ends the call; all others are safe to repeat.
+    """
     GetShard: _aio.UnaryUnaryMultiCallable[_index_pb2.GetShardRequest, _index_pb2.GetShardResponse]  # type: ignore[assignment]
     """Describe the shard: its number, what it holds and how far it has applied the log."""
     Compact: _aio.UnaryUnaryMultiCallable[_index_pb2.CompactRequest, _index_pb2.CompactResponse]  # type: ignore[assignment]
@@ -151,6 +163,18 @@ class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_index_pb2.SearchResponse, _abc.Awaitable[_index_pb2.SearchResponse]]:
         """Search this process' shard with m query vectors at once."""
+
+    @_abc_1.abstractmethod
+    def SearchStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_index_pb2.SearchStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_index_pb2.SearchStreamResponse], _abc.AsyncIterator[_index_pb2.SearchStreamResponse]]:
+        """Search like `Search`, any number of times in one call: for callers that search all the time, such
+        as gateways, at a third of the cost. Answers come as they are ready, in any order; a search that
+        fails ends with a problem, the call goes on. A process that shuts down answers the searches that
+        it has read, then ends the call; all others are safe to repeat.
+        """
 
     @_abc_1.abstractmethod
     def GetShard(

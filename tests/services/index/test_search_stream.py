@@ -1,0 +1,208 @@
+"""Searches in one long call: order, problems, deadlines, cancelling, stopping, bad messages."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+from prometheus_client import REGISTRY
+
+from mmesh.api.index.v1 import index_pb2 as pb
+from mmesh.api.index.v1 import index_pb2_grpc as rpc
+from mmesh.errors import CollectionNotFound
+from mmesh.serving import interceptors
+from mmesh.transport import open_channel
+from services.index import search_stream
+from services.index.search_stream import METHOD, SearchStream
+
+
+class Index(rpc.IndexServiceServicer):
+    """Answers with the name of the collection; some names have a meaning."""
+
+    def __init__(self):
+        self.stopping, self.free = asyncio.Event(), asyncio.Event()
+        self.begun, self.cancelled = [], []
+
+    async def SearchStream(self, request_iterator, context):  # gRPC names it
+        async for answer in SearchStream(self._search, self.stopping).answers(request_iterator):
+            yield answer
+
+    async def _search(self, request, response, deadline):
+        self.begun.append(request.collection)
+        if request.collection == "missing":
+            raise CollectionNotFound("missing")
+        if request.collection == "defect":
+            raise ZeroDivisionError
+        if request.collection.startswith("slow"):
+            try:
+                await self.free.wait()
+            except asyncio.CancelledError:
+                self.cancelled.append(request.collection)
+                raise
+        response.token = request.collection
+
+
+class Caller:
+    """Writes and reads one stream."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    async def ask(self, number, collection, **options):
+        search = pb.SearchRequest(collection=collection)
+        await self.stream.write(pb.SearchStreamRequest(id=number, search=search, **options))
+
+    async def answer(self):
+        got = await asyncio.wait_for(self.stream.read(), 10)
+        return got if got is grpc.aio.EOF else (got.id, got.problem.reason or got.response.token)
+
+    async def code(self):
+        return await asyncio.wait_for(self.stream.code(), 10)
+
+
+@asynccontextmanager
+async def stream_to(index):
+    server = grpc.aio.server()
+    rpc.add_IndexServiceServicer_to_server(index, interceptors.Guarded(server))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with open_channel(f"127.0.0.1:{port}") as channel:
+        method = channel.stream_stream(
+            f"{METHOD}Stream",
+            request_serializer=lambda one: one if type(one) is bytes else one.SerializeToString(),
+            response_deserializer=pb.SearchStreamResponse.FromString,
+        )
+        yield Caller(method())
+    await server.stop(None)
+
+
+@pytest.fixture
+def index():
+    return Index()
+
+
+@pytest.fixture
+async def caller(index):
+    async with stream_to(index) as caller:
+        yield caller
+
+
+async def soon(holds):
+    for _ in range(1000):
+        if holds():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("not within ten seconds")
+
+
+async def test_answers_come_as_they_are_ready(caller, index):
+    await caller.ask(7, "slow")
+    for number in range(20, 10, -1):
+        await caller.ask(number, f"c{number}")
+    assert [await caller.answer() for _ in range(10)] == [(n, f"c{n}") for n in range(20, 10, -1)]
+    index.free.set()
+    assert await caller.answer() == (7, "slow")
+    await caller.stream.done_writing()
+    assert await caller.answer() is grpc.aio.EOF
+    assert await caller.code() is grpc.StatusCode.OK
+
+
+async def test_a_problem_ends_its_search_only_and_says_what_a_call_would(caller):
+    await caller.ask(1, "missing")
+    await caller.ask(2, "defect")
+    await caller.ask(3, "sound")
+    assert await caller.answer() == (1, "COLLECTION_NOT_FOUND")
+    assert await caller.answer() == (2, "INTERNAL")
+    assert await caller.answer() == (3, "sound")
+
+
+async def test_a_deadline_is_kept(caller, index):
+    await caller.ask(1, "slow", timeout_seconds=0.05)
+    assert await caller.answer() == (1, "DEADLINE")
+    assert index.cancelled == ["slow"]
+
+
+@pytest.mark.parametrize("seconds", [-1.0, math.nan, -math.inf])
+async def test_a_time_that_is_none_is_a_problem(caller, seconds):
+    await caller.ask(1, "sound", timeout_seconds=seconds)
+    assert await caller.answer() == (1, "INVALID_FIELD")
+    await caller.ask(1, "sound", timeout_seconds=math.inf)
+    assert await caller.answer() == (1, "sound")
+
+
+async def test_a_cancelled_search_stops_and_has_no_answer(caller, index):
+    await caller.ask(1, "slow")
+    await caller.stream.write(pb.SearchStreamRequest(id=1, cancel=True))
+    await caller.stream.write(pb.SearchStreamRequest(id=9, cancel=True))  # was never asked
+    await soon(lambda: index.cancelled)
+    await caller.ask(1, "again")
+    assert await caller.answer() == (1, "again")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pb.SearchStreamRequest(id=2),
+        pb.SearchStreamRequest(id=1, search=pb.SearchRequest(collection="twice")),
+        b"\xff\xff",
+    ],
+)
+async def test_a_message_that_makes_no_sense_ends_the_call(caller, index, message):
+    await caller.ask(1, "slow")
+    await caller.stream.write(message)
+    assert await caller.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert index.cancelled == ["slow"]
+
+
+async def test_what_was_read_is_answered_before_a_process_stops(caller, index):
+    await caller.ask(1, "slow")
+    await soon(lambda: index.begun)
+    index.stopping.set()
+    await asyncio.sleep(0.05)
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(asyncio.shield(caller.stream.code()), 0.05)
+    index.free.set()
+    assert await caller.answer() == (1, "slow")
+    assert await caller.code() is grpc.StatusCode.OK
+
+
+async def test_searches_of_a_caller_that_is_gone_stop(caller, index):
+    await caller.ask(1, "slow 1")
+    await caller.ask(2, "slow 2")
+    await soon(lambda: len(index.begun) == 2)
+    caller.stream.cancel()
+    await soon(lambda: sorted(index.cancelled) == ["slow 1", "slow 2"])
+
+
+async def test_no_more_is_read_than_there_is_room_for(caller, index, monkeypatch):
+    monkeypatch.setattr(search_stream, "MOST_UNSENT", 3)
+    for number in range(5):
+        await caller.ask(number, f"slow {number}")
+    await asyncio.sleep(0.1)
+    assert len(index.begun) == 3
+    await caller.stream.write(pb.SearchStreamRequest(id=0, cancel=True))  # not read yet, either
+    index.free.set()
+    assert sorted([await caller.answer() for _ in range(5)])[4] == (4, "slow 4")
+
+
+async def test_each_search_counts_as_a_call_and_the_long_call_as_none(caller):
+    def seen(method, code):
+        labels = {"method": method, "code": code}
+        return REGISTRY.get_sample_value("mmesh_rpc_seconds_count", labels) or 0
+
+    before = seen(METHOD, "OK"), seen(METHOD, "NOT_FOUND")
+    for number, name in enumerate(("a", "b", "missing")):
+        await caller.ask(number, name)
+        await caller.answer()
+    await caller.stream.done_writing()
+    assert await caller.code() is grpc.StatusCode.OK
+    assert (seen(METHOD, "OK"), seen(METHOD, "NOT_FOUND")) == (before[0] + 2, before[1] + 1)
+    assert not any(
+        sample.labels["method"].endswith("/SearchStream")
+        for metric in REGISTRY.collect()
+        if metric.name == "mmesh_rpc_seconds"
+        for sample in metric.samples
+    )
