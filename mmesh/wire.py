@@ -160,6 +160,12 @@ def vectors_from_pb(message: vector_pb2.Vectors) -> FloatMatrix:
     return unpack(message.values, message.dim, data_type)
 
 
+def row_count(message: vector_pb2.Vectors) -> int:
+    """Return how many rows a well-formed message has, 0 for any other."""
+    data_type = _DATA_TYPE_OF.get(message.data_type, DataType.FLOAT32)
+    return len(message.values) // max(1, message.dim * data_type.width)
+
+
 def attribute_to_pb(value: AttributeValue) -> filter_pb2.AttributeValue:
     """Return the message of one attribute value."""
     if isinstance(value, bool):

@@ -15,7 +15,7 @@ from mmesh.serving import telemetry
 from mmesh.serving.deadline import Deadline
 from mmesh.transport import open_channel
 from services.gateway.calls import answer_of, options_for
-from services.gateway.search_stream import SearchStream
+from services.gateway.search_stream import Reply, SearchStream
 
 logger = logging.getLogger(__name__)
 
@@ -118,9 +118,7 @@ class Replica:
         finally:
             self._asked_at = time.monotonic()
 
-    async def search(
-        self, request: index_pb2.SearchRequest, deadline: Deadline
-    ) -> index_pb2.SearchResponse:
+    async def search(self, request: index_pb2.SearchRequest, deadline: Deadline) -> Reply:
         """Search the process: on the stream, unless the search is large or traced.
 
         Raises:
@@ -128,7 +126,7 @@ class Replica:
             MmeshError: the search did.
         """
         if telemetry.is_tracing() or request.ByteSize() > STREAMED_BYTES:
-            return await self.index.Search(request, **options_for(deadline))
+            return Reply.of(await self.index.Search(request, **options_for(deadline)))
         return await self._stream.search(request, deadline)
 
     def blame(self, error: MmeshError, given_s: float) -> None:

@@ -1,19 +1,79 @@
-"""The searches that are sent to one index process, over one long call: see docs/adr/0018."""
+"""The searches that are sent to one index process, over one long call: see docs/adr/0018.
+
+What gathers while a message is on its way goes out with the next one. Searches that differ in
+nothing but their queries travel as one search of all these queries.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
 from mmesh import wire
 from mmesh.api.index.v1 import index_pb2, index_pb2_grpc
-from mmesh.errors import DeadlineExceeded, Unavailable
+from mmesh.errors import DeadlineExceeded, InvalidVector, MmeshError, Unavailable
 from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
+
+MOST_SEARCHES = 32
+"""Searches in one message: with `replica.STREAMED_BYTES` for each it stays below 4 MB."""
+MOST_ROWS = 4
+"""Queries that travel as one search. More would save little, and the process that works on some of
+them while others are on their way back is never idle."""
+
+
+class Reply(NamedTuple):
+    """What an index process found."""
+
+    lists: Sequence[index_pb2.HitList]
+    """Of each query in order, by modality."""
+    token: str
+    seconds: float
+    """Of the search, its waiting included."""
+
+    @classmethod
+    def of(cls, response: index_pb2.SearchResponse) -> Reply:
+        """Return what a response says."""
+        seconds = response.search_seconds + response.queue_seconds
+        return cls(response.lists, response.token, seconds)
+
+    def part(self, start: int, end: int, rows: int) -> Reply:
+        """Return what was found for the queries `start` to `end` of all `rows`."""
+        width = len(self.lists) // rows
+        return self._replace(lists=self.lists[start * width : end * width])
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """A search, and who waits for it."""
+
+    request: index_pb2.SearchRequest
+    deadline: Deadline
+    request_id: str
+    reply: asyncio.Future[Reply]
+    goes_alone: bool = False
+    sent_as: int = 0
+    """Number of the search that it went out with."""
+
+    @property
+    def rows(self) -> int:
+        """Queries of the search."""
+        return wire.row_count(self.request.queries)
+
+    @property
+    def travels_with(self) -> object:
+        """What two searches have in common that differ in nothing but their queries."""
+        if self.goes_alone:
+            return self
+        one, queries = self.request, self.request.queries
+        condition = one.filter.SerializeToString() if one.HasField("filter") else None
+        what = (one.collection, one.model_fingerprint, tuple(one.modalities), one.limit, condition)
+        return (*what, one.consistency, one.token, queries.dim, queries.data_type)
 
 
 class SearchStream:
@@ -23,9 +83,7 @@ class SearchStream:
         self._stub = stub
         self._link: _Link | None = None
 
-    async def search(
-        self, request: index_pb2.SearchRequest, deadline: Deadline
-    ) -> index_pb2.SearchResponse:
+    async def search(self, request: index_pb2.SearchRequest, deadline: Deadline) -> Reply:
         """Search.
 
         Raises:
@@ -48,60 +106,127 @@ class _Link:
     def __init__(self, stub: index_pb2_grpc.IndexServiceStub) -> None:
         self.is_over = False
         self._numbers = count(1)
-        self._waiting: dict[int, asyncio.Future[index_pb2.SearchStreamResponse]] = {}
-        self._unsent: asyncio.Queue[index_pb2.SearchStreamRequest | None] = asyncio.Queue()
+        self._unsent: list[_Asked] = []
+        self._sent: dict[int, list[_Asked]] = {}
+        self._cancelled: list[int] = []
+        self._has_news = asyncio.Event()
         self._running = asyncio.create_task(self._run(stub))
 
-    async def search(
-        self, request: index_pb2.SearchRequest, deadline: Deadline
-    ) -> index_pb2.SearchResponse:
-        number = next(self._numbers)
-        waiting: asyncio.Future[index_pb2.SearchStreamResponse]
-        waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
-        left_s = deadline.remaining()
-        self._unsent.put_nowait(
-            index_pb2.SearchStreamRequest(
-                id=number, search=request, timeout_seconds=left_s, request_id=logs.request_id.get()
-            )
-        )
+    async def search(self, request: index_pb2.SearchRequest, deadline: Deadline) -> Reply:
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        asked = _Asked(request, deadline, logs.request_id.get(), reply)
+        self._unsent.append(asked)
+        self._has_news.set()
         try:
-            async with asyncio.timeout(left_s):
-                answer = await waiting
+            async with asyncio.timeout(deadline.remaining()):
+                return await reply
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before it answered") from None
         finally:
-            del self._waiting[number]
-            if waiting.cancelled():
-                self._unsent.put_nowait(index_pb2.SearchStreamRequest(id=number, cancel=True))
-        if answer.HasField("problem"):
-            raise wire.problem_from_pb(answer.problem)
-        return answer.response
+            if reply.cancelled():
+                self._forget(asked)
+
+    def _forget(self, asked: _Asked) -> None:
+        together = self._sent.get(asked.sent_as, [])
+        if together and all(one.reply.done() for one in together):
+            del self._sent[asked.sent_as]
+            self._cancelled.append(asked.sent_as)
+            self._has_news.set()
 
     async def _run(self, stub: index_pb2_grpc.IndexServiceStub) -> None:
         error: Exception = Unavailable("it shuts down")
         try:
             requests: Any = self._requests()  # stubs know blocking calls only
             call: Any = stub.SearchStream(requests)
-            async for answer in call:
-                waiting = self._waiting.get(answer.id)
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(answer)
+            async for response in call:
+                for answer in response.answers:
+                    self._settle(answer)
         except grpc.aio.AioRpcError as failure:
             error = failure
         finally:
             self._end(error)
 
     async def _requests(self) -> AsyncIterator[index_pb2.SearchStreamRequest]:
-        while (request := await self._unsent.get()) is not None:
-            yield request
+        while await self._has_news.wait() and not self.is_over:
+            taken, cancelled = self._unsent[:MOST_SEARCHES], self._cancelled
+            self._unsent, self._cancelled = self._unsent[MOST_SEARCHES:], []
+            if not self._unsent:
+                self._has_news.clear()
+            searches = [self._send(together) for together in _grouped(taken)]
+            if searches or cancelled:
+                yield index_pb2.SearchStreamRequest(searches=searches, cancelled_ids=cancelled)
+
+    def _send(self, together: list[_Asked]) -> index_pb2.StreamedSearch:
+        number = next(self._numbers)
+        self._sent[number] = together
+        for asked in together:
+            asked.sent_as = number
+        return index_pb2.StreamedSearch(
+            id=number,
+            search=_joined([asked.request for asked in together]),
+            timeout_seconds=max(asked.deadline.remaining() for asked in together),
+            request_id=together[0].request_id,
+        )
+
+    def _settle(self, answer: index_pb2.StreamedAnswer) -> None:
+        together = self._sent.pop(answer.id, [])
+        if answer.HasField("problem"):
+            self._fail(together, wire.problem_from_pb(answer.problem))
+            return
+        reply, start = Reply.of(answer.response), 0
+        rows = sum(asked.rows for asked in together)
+        for asked in together:
+            end = start + asked.rows
+            if not asked.reply.done():
+                asked.reply.set_result(reply.part(start, end, rows))
+            start = end
+
+    def _fail(self, together: Sequence[_Asked], error: MmeshError) -> None:
+        if isinstance(error, InvalidVector) and len(together) > 1:  # whose is it?
+            for asked in together:
+                asked.goes_alone = True
+            self._unsent += together
+            self._has_news.set()
+        else:
+            _fail(together, error)
 
     def _end(self, error: Exception) -> None:
         self.is_over = True
-        self._unsent.put_nowait(None)
-        for waiting in self._waiting.values():
-            if not waiting.done():
-                waiting.set_exception(error)
+        self._has_news.set()
+        for together in (self._unsent, *self._sent.values()):
+            _fail(together, error)
 
     async def close(self) -> None:
         self._running.cancel()
         await asyncio.gather(self._running, return_exceptions=True)
+
+
+def _grouped(searches: Iterable[_Asked]) -> list[list[_Asked]]:
+    """Return the searches that somebody still waits for, by what travels together."""
+    groups: list[list[_Asked]] = []
+    growing: dict[object, list[_Asked]] = {}
+    for asked in searches:
+        if asked.reply.done():
+            continue
+        group = growing.get(asked.travels_with)
+        if group is None or sum(one.rows for one in group) + asked.rows > MOST_ROWS:
+            group = growing[asked.travels_with] = []
+            groups.append(group)
+        group.append(asked)
+    return groups
+
+
+def _joined(requests: Sequence[index_pb2.SearchRequest]) -> index_pb2.SearchRequest:
+    """Return a search of the queries of all requests, which differ in nothing else."""
+    if len(requests) == 1:
+        return requests[0]
+    joined = index_pb2.SearchRequest()
+    joined.CopyFrom(requests[0])
+    joined.queries.values = b"".join(one.queries.values for one in requests)
+    return joined
+
+
+def _fail(searches: Iterable[_Asked], error: Exception) -> None:
+    for asked in searches:
+        if not asked.reply.done():
+            asked.reply.set_exception(error)

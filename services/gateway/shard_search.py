@@ -29,6 +29,7 @@ from services.gateway.hedging import Pace, Race
 from services.gateway.ports import ShardAnswer, ShardOrder
 from services.gateway.ranking import Scored
 from services.gateway.replica import Replica
+from services.gateway.search_stream import Reply
 from services.gateway.topology import Topology
 
 MOST_ATTEMPTS = 3
@@ -128,7 +129,7 @@ class ReplicatedSearch:
         self._pace.note(time.monotonic() - begun)
         return answer
 
-    def _answer_of(self, reply: index_pb2.SearchResponse) -> ShardAnswer:
+    def _answer_of(self, reply: Reply) -> ShardAnswer:
         modalities = self._order.modalities
         lists = [
             _scored(message, modality)
@@ -136,7 +137,7 @@ class ReplicatedSearch:
         ]
         width = len(modalities)
         by_query = [lists[start : start + width] for start in range(0, len(lists), width)]
-        return ShardAnswer(by_query, reply.token, reply.search_seconds + reply.queue_seconds)
+        return ShardAnswer(by_query, reply.token, reply.seconds)
 
 
 def _request_of(order: ShardOrder) -> index_pb2.SearchRequest:

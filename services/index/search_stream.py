@@ -1,6 +1,6 @@
 """Many searches in one call: each is a task, and answers go out as they are ready.
 
-A message of a long call costs a third of a call of its own. See docs/adr/0018.
+A message costs a third of what a call costs, and carries all that is ready. See docs/adr/0018.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from mmesh import wire
 from mmesh.api.index.v1 import index_pb2
-from mmesh.errors import InvalidField, InvalidRequest, MmeshError
+from mmesh.errors import InvalidField, MmeshError
 from mmesh.serving.deadline import Deadline
 from mmesh.serving.interceptors import as_call
 
@@ -19,6 +19,9 @@ METHOD = "/mmesh.api.index.v1.IndexService/Search"
 DEFAULT_S, LONGEST_S = 30.0, 86_400.0
 MOST_UNSENT = 1024
 """Searches that run, or have answers that the caller did not take: no more are read meanwhile."""
+
+ENOUGH_BYTES = 1 << 16
+"""A message takes no more answers once it has so many bytes."""
 
 Search = Callable[[index_pb2.SearchRequest, index_pb2.SearchResponse, Deadline], Awaitable[None]]
 """Fills a response."""
@@ -31,7 +34,7 @@ class SearchStream:
         """Take what answers a search, and what is set when no more are to be read."""
         self._search, self._stopping = search, stopping
         self._running: dict[int, asyncio.Task[None]] = {}
-        self._answers: asyncio.Queue[index_pb2.SearchStreamResponse | None] = asyncio.Queue()
+        self._answers: asyncio.Queue[index_pb2.StreamedAnswer | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(MOST_UNSENT)
 
     async def answers(
@@ -44,15 +47,29 @@ class SearchStream:
         """
         reading = asyncio.create_task(self._read(requests))
         try:
-            while (answer := await self._answers.get()) is not None:
-                yield answer
-                self._room.release()
+            while ready := await self._ready():
+                yield index_pb2.SearchStreamResponse(answers=ready)
+                for _ in ready:
+                    self._room.release()
             await reading
         finally:
             left = [reading, *self._running.values()]
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
+
+    async def _ready(self) -> list[index_pb2.StreamedAnswer]:
+        """Wait for an answer, and return it with all that are ready then; none when all is done."""
+        ready: list[index_pb2.StreamedAnswer] = []
+        size = 0
+        while size < ENOUGH_BYTES and (not ready or not self._answers.empty()):
+            answer = await self._answers.get()
+            if answer is None:
+                self._answers.put_nowait(None)  # for the next time
+                break
+            ready.append(answer)
+            size += answer.ByteSize()
+        return ready
 
     async def _read(self, requests: AsyncIterator[index_pb2.SearchStreamRequest]) -> None:
         taking = asyncio.create_task(self._take_all(requests))
@@ -70,45 +87,37 @@ class SearchStream:
 
     async def _take_all(self, requests: AsyncIterator[index_pb2.SearchStreamRequest]) -> None:
         async for request in requests:
-            step = request.WhichOneof("step")
-            if step == "search":
+            for search in request.searches:
                 await self._room.acquire()
-                self._start(request)
-            elif step == "cancel":
-                self._cancel(request.id)
-            else:
-                raise InvalidRequest("a message of a search stream must have `search` or `cancel`")
+                self._start(search)
+            for number in request.cancelled_ids:
+                if (task := self._running.get(number)) is not None:
+                    task.cancel()
 
-    def _start(self, request: index_pb2.SearchStreamRequest) -> None:
-        if request.id in self._running:
-            raise InvalidField("id", f"is {request.id}, like that of a search that still runs")
-        task = asyncio.create_task(self._answer(request))
-        self._running[request.id] = task
+    def _start(self, search: index_pb2.StreamedSearch) -> None:
+        if search.id in self._running:
+            raise InvalidField("id", f"is {search.id}, like that of a search that still runs")
+        self._running[search.id] = asyncio.create_task(self._answer(search))
 
-    def _cancel(self, number: int) -> None:
-        task = self._running.get(number)
-        if task is not None:
-            task.cancel()
-
-    async def _answer(self, request: index_pb2.SearchStreamRequest) -> None:
-        answer = index_pb2.SearchStreamResponse(id=request.id)
+    async def _answer(self, search: index_pb2.StreamedSearch) -> None:
+        answer = index_pb2.StreamedAnswer(id=search.id)
         try:
-            await self._fill(answer.response, request)
+            await self._fill(answer.response, search)
         except MmeshError as error:
             answer.problem.CopyFrom(wire.problem_to_pb(error))
         except asyncio.CancelledError:
             self._room.release()
             raise
         finally:
-            del self._running[request.id]
+            del self._running[search.id]
         self._answers.put_nowait(answer)
 
     async def _fill(
-        self, response: index_pb2.SearchResponse, request: index_pb2.SearchStreamRequest
+        self, response: index_pb2.SearchResponse, search: index_pb2.StreamedSearch
     ) -> None:
-        seconds = request.timeout_seconds or DEFAULT_S
+        seconds = search.timeout_seconds or DEFAULT_S
         if not seconds > 0:  # true for NaN, too
             raise InvalidField("timeout_seconds", f"is {seconds}; it must be positive")
         deadline = Deadline.after(min(seconds, LONGEST_S))
-        work = self._search(request.search, response, deadline)
-        await as_call(METHOD, request.request_id, deadline, work)
+        work = self._search(search.search, response, deadline)
+        await as_call(METHOD, search.request_id, deadline, work)

@@ -33,6 +33,10 @@ halves at a time cost more CPU than the whole after one another."""
 QUIET_TURNS = 12
 """Turns of the loop without a new search after which nobody is at the door: a call that has reached
 the process needs five or more to reach its handler, and an idle turn takes microseconds."""
+ANSWER_TURNS = 8
+"""Turns of the loop in which answers are sent."""
+WORTH_HALVING = 6
+"""Queries of a short call from which on half of them wait until the others are answered."""
 MAX_GATHERING_S = 0.005
 """A search that waited so long starts even while others keep coming."""
 _SMOOTHING = 0.1
@@ -121,11 +125,23 @@ class Searcher:
         self._waiting = [w for w in self._waiting if not w.outcome.done()]
         while len(self._running) < self._threads and (batch := self._take()):
             if not self._running and self._is_short(batch):
-                _settle(batch, *_run(batch))
-                continue
+                self._run_here(loop, batch)
+                return
             self._running.append(batch[0].work.view)
             running = loop.run_in_executor(self._pool, _run, batch)
             running.add_done_callback(partial(self._end, loop, batch))
+
+    def _run_here(self, loop: asyncio.AbstractEventLoop, batch: list[_Waiting]) -> None:
+        """Answer a short batch, or half of it, and go on when the answers are on their way.
+
+        So callers work on one half while this process works on the other, instead of in turns.
+        """
+        now, later = _halved(batch)
+        self._waiting = [*later, *self._waiting]
+        _settle(now, *_run(now))
+        if self._waiting:
+            self._is_due = True
+            loop.call_soon(self._gather, loop, len(self._waiting), ANSWER_TURNS)
 
     def _end(
         self,
@@ -179,6 +195,18 @@ class Searcher:
 
 def _queries_in(batch: list[_Waiting]) -> int:
     return sum(len(waiting.work.queries) for waiting in batch)
+
+
+def _halved(batch: list[_Waiting]) -> tuple[list[_Waiting], list[_Waiting]]:
+    """Return the first half of a batch, by queries, and the rest; all of it if that is little."""
+    rows = _queries_in(batch)
+    if rows < WORTH_HALVING:
+        return batch, []
+    count = taken = 0
+    while 2 * taken < rows:
+        taken += len(batch[count].work.queries)
+        count += 1
+    return batch[:count], batch[count:]
 
 
 def _run(batch: list[_Waiting]) -> tuple[list[Searched], Exception | None]:

@@ -6,44 +6,66 @@ import asyncio
 import random
 
 import grpc
+import numpy as np
 import pytest
 
+from mmesh import wire
 from mmesh.api.index.v1 import index_pb2 as pb
 from mmesh.api.index.v1 import index_pb2_grpc as rpc
-from mmesh.errors import CollectionNotFound, DeadlineExceeded, Unavailable
+from mmesh.errors import CollectionNotFound, DeadlineExceeded, InvalidVector, Unavailable
 from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
 from mmesh.transport import open_channel
-from services.gateway.search_stream import SearchStream
+from services.gateway.search_stream import MOST_ROWS, SearchStream
+
+MODALITIES = (1, 2)
 
 
 class Index(rpc.IndexServiceServicer):
-    """Answers by the name of the collection, in an order of its own."""
+    """Answers by the name of the collection, in an order of its own.
+
+    The hits of a query are named by it and the modality.
+    """
 
     def __init__(self):
-        self.calls, self.requests = 0, []
+        self.calls, self.searches, self.cancelled = 0, [], []
 
     async def SearchStream(self, request_iterator, context):  # gRPC names it
         self.calls += 1
-        waiting = []
         async for request in request_iterator:
-            self.requests.append(request)
-            name = request.search.collection
-            if name == "end":
+            self.searches += request.searches
+            self.cancelled += request.cancelled_ids
+            names = {one.search.collection for one in request.searches}
+            if "end" in names:
                 return
-            if name == "break":
+            if "break" in names:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "broken")
-            if name == "missing":
-                problem = {"code": 5, "reason": "COLLECTION_NOT_FOUND", "message": "not there"}
-                yield pb.SearchStreamResponse(id=request.id, problem=problem)
-            elif name != "never" and request.WhichOneof("step") == "search":
-                waiting.append(request)
-            if len(waiting) == 10 or (waiting and name == "now"):
-                random.Random(0).shuffle(waiting)
-                for one in waiting:
-                    found = {"token": one.search.collection}
-                    yield pb.SearchStreamResponse(id=one.id, response=found)
-                waiting = []
+            wanted = [one for one in request.searches if one.search.collection != "never"]
+            random.Random(0).shuffle(wanted)
+            if wanted:
+                yield pb.SearchStreamResponse(answers=map(_answer_to, wanted))
+
+    @property
+    def rows(self):
+        """Queries of each search that came."""
+        return [wire.row_count(one.search.queries) for one in self.searches]
+
+
+def _answer_to(streamed):
+    search = streamed.search
+    if search.collection == "missing":
+        problem = wire.problem_to_pb(CollectionNotFound("missing"))
+        return pb.StreamedAnswer(id=streamed.id, problem=problem)
+    queries = wire.vectors_from_pb(search.queries)
+    if np.isnan(queries).any():
+        problem = wire.problem_to_pb(InvalidVector("vectors[0]", "is not finite"))
+        return pb.StreamedAnswer(id=streamed.id, problem=problem)
+    lists = [
+        pb.HitList(ids=[f"{query[0]:.0f} {modality}"])
+        for query in queries
+        for modality in search.modalities
+    ]
+    return pb.StreamedAnswer(id=streamed.id, response={"lists": lists, "token": search.collection})
 
 
 @pytest.fixture
@@ -64,21 +86,54 @@ async def stream(index):
     await server.stop(None)
 
 
-async def search(stream, name, seconds=10.0):
-    response = await stream.search(pb.SearchRequest(collection=name), Deadline.after(seconds))
-    return response.token
+async def search(stream, collection, *numbers, seconds=10.0, **options):
+    queries = wire.vectors_to_pb(np.array([[n, 1] for n in numbers or (0,)], np.float32))
+    request = pb.SearchRequest(
+        collection=collection, queries=queries, modalities=MODALITIES, **options
+    )
+    reply = await stream.search(request, Deadline.after(seconds))
+    assert reply.token == collection
+    return [hits.ids[0] for hits in reply.lists]
+
+
+def hits_of(*numbers):
+    return [f"{number} {modality}" for number in numbers for modality in MODALITIES]
 
 
 async def test_all_share_a_call_and_get_their_own_answers(stream, index):
-    names = [f"c{number}" for number in range(100)]
-    assert await asyncio.gather(*(search(stream, name) for name in names)) == names
+    asked = [(f"c{number % 7}", number) for number in range(100)]
+    found = await asyncio.gather(*(search(stream, *one) for one in asked))
+    assert found == [hits_of(number) for _, number in asked]
     assert index.calls == 1
 
 
+async def test_what_differs_in_its_queries_only_travels_together(stream, index):
+    numbers = [(1,), (2, 3), (4,), (5, 6, 7), (8,) * (MOST_ROWS + 1)]
+    found = await asyncio.gather(*(search(stream, "c", *one) for one in numbers))
+    assert found == [hits_of(*one) for one in numbers]
+    assert index.rows == [4, 3, MOST_ROWS + 1]
+
+
+async def test_what_differs_otherwise_does_not(stream, index):
+    condition = {"compare": {"attribute": "a", "operator": 1, "value": {"integer_value": 1}}}
+    options = [{}, {"limit": 3}, {"token": "e:1"}, {"filter": condition}, {"consistency": 3}]
+    await asyncio.gather(*(search(stream, "c", 1, **one) for one in options * 2))
+    assert index.rows == [2] * len(options)
+
+
+async def test_a_bad_query_fails_its_own_search_only(stream, index):
+    found = await asyncio.gather(
+        *(search(stream, "c", number) for number in (1, float("nan"), 2)), return_exceptions=True
+    )
+    assert [found[0], found[2]] == [hits_of(1), hits_of(2)]
+    assert isinstance(found[1], InvalidVector)
+    assert index.rows == [3, 1, 1, 1]
+
+
 async def test_a_problem_is_the_error_that_it_stands_for(stream, index):
-    with pytest.raises(CollectionNotFound, match="not there"):
+    with pytest.raises(CollectionNotFound, match="missing"):
         await search(stream, "missing")
-    assert await search(stream, "now") == "now"
+    assert await search(stream, "c", 1) == hits_of(1)
     assert index.calls == 1
 
 
@@ -90,29 +145,38 @@ async def test_a_call_that_ends_fails_those_who_wait_and_the_next_opens_another(
         *(search(stream, one) for one in ("never", "never", name)), return_exceptions=True
     )
     assert [type(one) for one in outcomes] == [error] * 3
-    assert await search(stream, "now") == "now"
+    assert await search(stream, "c", 1) == hits_of(1)
     assert index.calls == 2
 
 
 async def test_a_deadline_is_kept_and_told_to_the_process(stream, index):
     with pytest.raises(DeadlineExceeded):
         await search(stream, "never", seconds=0.1)
-    assert await search(stream, "now") == "now"
-    first, cancelled, _ = index.requests
-    assert 0 < first.timeout_seconds <= 0.1
-    assert (cancelled.id, cancelled.cancel) == (first.id, True)
+    await search(stream, "c")
+    assert 0 < index.searches[0].timeout_seconds <= 0.1
+    assert index.cancelled == [index.searches[0].id]
 
 
-async def test_a_search_that_nobody_waits_for_is_cancelled(stream, index):
+async def test_searches_that_nobody_waits_for_are_cancelled(stream, index):
     logs.request_id.set("r-1")
-    task = asyncio.create_task(search(stream, "never"))
-    await asyncio.sleep(0.05)
+    first, second = (asyncio.create_task(search(stream, "never", n)) for n in (1, 2))
+    for task in (first, second):
+        await asyncio.sleep(0.05)
+        assert not index.cancelled  # one of the two still waits
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    await search(stream, "c")
+    assert index.cancelled == [index.searches[0].id]
+    assert index.searches[0].request_id == "r-1"
+
+
+async def test_a_search_that_is_cancelled_before_it_is_sent_is_not_sent(stream, index):
+    await search(stream, "c", 1)
+    task = asyncio.create_task(search(stream, "c", 2))
+    await asyncio.sleep(0)
     task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    assert await search(stream, "now") == "now"
-    asked, cancelled, _ = index.requests
-    assert (cancelled.id, cancelled.cancel) == (asked.id, True)
-    assert asked.request_id == "r-1"
+    assert await search(stream, "c", 3) == hits_of(3)
+    assert index.rows == [1, 1]
 
 
 async def test_closing_ends_searches_that_still_run(stream):
@@ -128,6 +192,6 @@ async def test_a_process_that_is_not_there_is_unavailable():
         stream = SearchStream(rpc.IndexServiceStub(channel))
         for _ in range(2):
             with pytest.raises(grpc.aio.AioRpcError) as failure:
-                await search(stream, "now")
+                await search(stream, "c")
             assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
         await stream.close()

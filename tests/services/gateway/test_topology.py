@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
+from mmesh import wire
 from mmesh.api.index.v1 import collection_pb2, collection_pb2_grpc, index_pb2, index_pb2_grpc
 from mmesh.candidates import Consistency
 from mmesh.content import Modality
@@ -91,11 +92,12 @@ class Process:
         if self.error is not None:
             raise self.error
         await asyncio.sleep(self.pause_s)
-        response.lists.add(
-            ids=["{shard} of {shard_count}".format(**self.facts)],
-            scores=np.array([0.5], "<f4").tobytes(),
-            attributes=[index_pb2.AttributeMap()],
-        )
+        for _ in range(wire.row_count(request.queries)):
+            response.lists.add(
+                ids=["{shard} of {shard_count}".format(**self.facts)],
+                scores=np.array([0.5], "<f4").tobytes(),
+                attributes=[index_pb2.AttributeMap()],
+            )
         response.token = "e:1"
 
     async def _get_collection(self, request, context):

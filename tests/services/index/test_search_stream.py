@@ -45,19 +45,35 @@ class Index(rpc.IndexServiceServicer):
         response.token = request.collection
 
 
+def streamed(number, collection, **options):
+    return pb.StreamedSearch(id=number, search=pb.SearchRequest(collection=collection), **options)
+
+
 class Caller:
     """Writes and reads one stream."""
 
     def __init__(self, stream):
         self.stream = stream
+        self._answers = []
 
     async def ask(self, number, collection, **options):
-        search = pb.SearchRequest(collection=collection)
-        await self.stream.write(pb.SearchStreamRequest(id=number, search=search, **options))
+        search = streamed(number, collection, **options)
+        await self.stream.write(pb.SearchStreamRequest(searches=[search]))
+
+    async def cancel(self, *numbers):
+        await self.stream.write(pb.SearchStreamRequest(cancelled_ids=numbers))
+
+    async def message(self):
+        """Return the answers of the next message: id, and reason or token."""
+        got = await asyncio.wait_for(self.stream.read(), 10)
+        assert got is grpc.aio.EOF or got.answers
+        found = [] if got is grpc.aio.EOF else got.answers
+        return [(one.id, one.problem.reason or one.response.token) for one in found]
 
     async def answer(self):
-        got = await asyncio.wait_for(self.stream.read(), 10)
-        return got if got is grpc.aio.EOF else (got.id, got.problem.reason or got.response.token)
+        """Return the next answer, or None at the end."""
+        self._answers = self._answers or await self.message()
+        return self._answers.pop(0) if self._answers else None
 
     async def code(self):
         return await asyncio.wait_for(self.stream.code(), 10)
@@ -106,7 +122,7 @@ async def test_answers_come_as_they_are_ready(caller, index):
     index.free.set()
     assert await caller.answer() == (7, "slow")
     await caller.stream.done_writing()
-    assert await caller.answer() is grpc.aio.EOF
+    assert await caller.answer() is None
     assert await caller.code() is grpc.StatusCode.OK
 
 
@@ -135,8 +151,7 @@ async def test_a_time_that_is_none_is_a_problem(caller, seconds):
 
 async def test_a_cancelled_search_stops_and_has_no_answer(caller, index):
     await caller.ask(1, "slow")
-    await caller.stream.write(pb.SearchStreamRequest(id=1, cancel=True))
-    await caller.stream.write(pb.SearchStreamRequest(id=9, cancel=True))  # was never asked
+    await caller.cancel(9, 1)  # nobody asked the other one
     await soon(lambda: index.cancelled)
     await caller.ask(1, "again")
     assert await caller.answer() == (1, "again")
@@ -145,8 +160,8 @@ async def test_a_cancelled_search_stops_and_has_no_answer(caller, index):
 @pytest.mark.parametrize(
     "message",
     [
-        pb.SearchStreamRequest(id=2),
-        pb.SearchStreamRequest(id=1, search=pb.SearchRequest(collection="twice")),
+        pb.SearchStreamRequest(searches=[streamed(1, "twice")]),
+        pb.SearchStreamRequest(searches=[streamed(2, "slow"), streamed(2, "twice")]),
         b"\xff\xff",
     ],
 )
@@ -154,7 +169,7 @@ async def test_a_message_that_makes_no_sense_ends_the_call(caller, index, messag
     await caller.ask(1, "slow")
     await caller.stream.write(message)
     assert await caller.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert index.cancelled == ["slow"]
+    assert index.cancelled == index.begun
 
 
 async def test_what_was_read_is_answered_before_a_process_stops(caller, index):
@@ -183,9 +198,24 @@ async def test_no_more_is_read_than_there_is_room_for(caller, index, monkeypatch
         await caller.ask(number, f"slow {number}")
     await asyncio.sleep(0.1)
     assert len(index.begun) == 3
-    await caller.stream.write(pb.SearchStreamRequest(id=0, cancel=True))  # not read yet, either
+    await caller.cancel(0)  # is not read, either
     index.free.set()
-    assert sorted([await caller.answer() for _ in range(5)])[4] == (4, "slow 4")
+    assert sorted([await caller.answer() for _ in range(5)]) == [
+        (number, f"slow {number}") for number in range(5)
+    ]
+
+
+async def test_what_comes_together_and_is_ready_together_shares_a_message(caller):
+    searches = [streamed(number, f"c{number}") for number in range(20)]
+    await caller.stream.write(pb.SearchStreamRequest(searches=searches))
+    assert await caller.message() == [(number, f"c{number}") for number in range(20)]
+
+
+async def test_a_message_does_not_grow_without_end(caller, monkeypatch):
+    monkeypatch.setattr(search_stream, "ENOUGH_BYTES", 100)
+    searches = [streamed(number, f"{number:040}") for number in range(6)]
+    await caller.stream.write(pb.SearchStreamRequest(searches=searches))
+    assert [len(await caller.message()) for _ in range(2)] == [3, 3]
 
 
 async def test_each_search_counts_as_a_call_and_the_long_call_as_none(caller):

@@ -120,8 +120,29 @@ async def test_short_searches_run_on_the_event_loop_and_long_or_filtered_ones_do
     await searcher.search(work(short, 0, condition=cats))
     await searcher.search(work(long, 0))
     loop = threading.current_thread().name
-    assert [name == loop for name in short.threads] == [True, True, False, False]
+    assert short.calls == [1, 4, 4, 50, 1]
+    assert [name == loop for name in short.threads] == [True, True, True, False, False]
     assert long.threads[0] != loop
+
+
+async def test_half_of_a_short_batch_is_answered_before_the_rest_is_searched(searcher):
+    answered, seen = [], []
+
+    class Watching(FakeView):
+        def search(self, queries, *others):
+            seen.append((len(queries), len(answered)))
+            return super().search(queries, *others)
+
+    async def search(number, rows):
+        await searcher.search(work(view, number, rows))
+        answered.append(number)
+
+    view = Watching(cost_s=0.0001)
+    await asyncio.gather(*(search(number, rows) for number, rows in enumerate((1, 1, 3, 2))))
+    assert seen == [(5, 0), (2, 3)]
+    del seen[:], answered[:]
+    await asyncio.gather(*(search(number, 1) for number in range(3)))
+    assert seen == [(3, 0)]  # which is too little
 
 
 async def test_an_error_reaches_those_who_share_the_call_and_nobody_else(searcher):

@@ -537,51 +537,99 @@ Global___SearchResponse: _TypeAlias = SearchResponse  # noqa: Y015
 
 @_typing.final
 class SearchStreamRequest(_message.Message):
-    """Request of IndexService.SearchStream: one search, or the end of one."""
+    """Request of IndexService.SearchStream: a part of its searches."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEARCHES_FIELD_NUMBER: _builtins.int
+    CANCELLED_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def searches(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamedSearch]:
+        """Searches to begin. What waits to be sent at the same time should go in one message."""
+
+    @_builtins.property
+    def cancelled_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ids of searches to give up: those that were not answered yet never will be."""
+
+    def __init__(
+        self,
+        *,
+        searches: _abc.Iterable[Global___StreamedSearch] | None = ...,
+        cancelled_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled_ids", b"cancelled_ids", "searches", b"searches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchStreamRequest: _TypeAlias = SearchStreamRequest  # noqa: Y015
+
+@_typing.final
+class StreamedSearch(_message.Message):
+    """A search of a stream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
     SEARCH_FIELD_NUMBER: _builtins.int
-    CANCEL_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Names the search in this call: not that of another one that waits for its answer, which would
     end the call with INVALID_ARGUMENT.
     """
-    cancel: _builtins.bool
-    """Give up the search, if it was not answered yet; there is no answer then. Must be true."""
     timeout_seconds: _builtins.float
-    """Seconds in which the answer is wanted; none means 30."""
+    """Seconds in which the answer is wanted; 0 means 30."""
     request_id: _builtins.str
     """The id of the request that this search is part of, for the logs; like `mmesh-request-id`."""
     @_builtins.property
     def search(self) -> Global___SearchRequest:
-        """Search."""
+        """What to search."""
 
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
         search: Global___SearchRequest | None = ...,
-        cancel: _builtins.bool = ...,
         timeout_seconds: _builtins.float = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "search", b"search", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["search", b"search"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "id", b"id", "request_id", b"request_id", "search", b"search", "step", b"step", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id", "search", b"search", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["search", "cancel"]  # noqa: Y015
-    _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_step) -> _WhichOneofReturnType_step | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SearchStreamRequest: _TypeAlias = SearchStreamRequest  # noqa: Y015
+Global___StreamedSearch: _TypeAlias = StreamedSearch  # noqa: Y015
 
 @_typing.final
 class SearchStreamResponse(_message.Message):
-    """Response of IndexService.SearchStream: how one search ended."""
+    """Response of IndexService.SearchStream: the answers that were ready at the same time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamedAnswer]:
+        """One for each search that ended; at least one."""
+
+    def __init__(
+        self,
+        *,
+        answers: _abc.Iterable[Global___StreamedAnswer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchStreamResponse: _TypeAlias = SearchStreamResponse  # noqa: Y015
+
+@_typing.final
+class StreamedAnswer(_message.Message):
+    """How a search of a stream ended."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -589,14 +637,14 @@ class SearchStreamResponse(_message.Message):
     RESPONSE_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Names the search, as its request did."""
+    """The id of the search."""
     @_builtins.property
     def response(self) -> Global___SearchResponse:
         """What was found."""
 
     @_builtins.property
     def problem(self) -> _problem_pb2.Problem:
-        """Why nothing was; `code` is the status that Search would have ended with."""
+        """Why nothing was; its code is the status that Search would have ended with."""
 
     def __init__(
         self,
@@ -613,7 +661,7 @@ class SearchStreamResponse(_message.Message):
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
-Global___SearchStreamResponse: _TypeAlias = SearchStreamResponse  # noqa: Y015
+Global___StreamedAnswer: _TypeAlias = StreamedAnswer  # noqa: Y015
 
 @_typing.final
 class HitList(_message.Message):
