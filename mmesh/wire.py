@@ -162,7 +162,7 @@ def vectors_from_pb(message: vector_pb2.Vectors) -> FloatMatrix:
 
 def row_count(message: vector_pb2.Vectors) -> int:
     """Return how many rows a well-formed message has, 0 for any other."""
-    data_type = _DATA_TYPE_OF.get(message.data_type, DataType.FLOAT32)
+    data_type: DataType = _DATA_TYPE_OF.get(message.data_type, DataType.FLOAT32)
     return len(message.values) // max(1, message.dim * data_type.width)
 
 
