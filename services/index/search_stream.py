@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 from mmesh import wire
 from mmesh.api.index.v1 import index_pb2
@@ -33,7 +34,7 @@ class SearchStream:
     def __init__(self, search: Search, stopping: asyncio.Event) -> None:
         """Take what answers a search, and what is set when no more are to be read."""
         self._search, self._stopping = search, stopping
-        self._running: dict[int, asyncio.Task[None]] = {}
+        self._running: dict[int, asyncio.Task[index_pb2.StreamedAnswer]] = {}
         self._answers: asyncio.Queue[index_pb2.StreamedAnswer | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(MOST_UNSENT)
 
@@ -78,6 +79,7 @@ class SearchStream:
             await asyncio.wait({taking, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if taking.done():
                 taking.result()
+            taking.cancel()
             if self._running:
                 await asyncio.wait(self._running.values())
         finally:
@@ -91,26 +93,30 @@ class SearchStream:
                 await self._room.acquire()
                 self._start(search)
             for number in request.cancelled_ids:
-                if (task := self._running.get(number)) is not None:
+                if (task := self._running.pop(number, None)) is not None:
                     task.cancel()
 
     def _start(self, search: index_pb2.StreamedSearch) -> None:
         if search.id in self._running:
             raise InvalidField("id", f"is {search.id}, like that of a search that still runs")
-        self._running[search.id] = asyncio.create_task(self._answer(search))
+        task = self._running[search.id] = asyncio.create_task(self._answer(search))
+        task.add_done_callback(partial(self._end, search.id))
 
-    async def _answer(self, search: index_pb2.StreamedSearch) -> None:
+    def _end(self, number: int, task: asyncio.Task[index_pb2.StreamedAnswer]) -> None:
+        if self._running.get(number) is task:  # another may have its number by now
+            del self._running[number]
+        if task.cancelled():
+            self._room.release()
+        else:
+            self._answers.put_nowait(task.result())
+
+    async def _answer(self, search: index_pb2.StreamedSearch) -> index_pb2.StreamedAnswer:
         answer = index_pb2.StreamedAnswer(id=search.id)
         try:
             await self._fill(answer.response, search)
         except MmeshError as error:
             answer.problem.CopyFrom(wire.problem_to_pb(error))
-        except asyncio.CancelledError:
-            self._room.release()
-            raise
-        finally:
-            del self._running[search.id]
-        self._answers.put_nowait(answer)
+        return answer
 
     async def _fill(
         self, response: index_pb2.SearchResponse, search: index_pb2.StreamedSearch

@@ -157,6 +157,18 @@ async def test_a_cancelled_search_stops_and_has_no_answer(caller, index):
     assert await caller.answer() == (1, "again")
 
 
+async def test_a_search_may_be_cancelled_by_the_message_that_asks_for_it(
+    caller, index, monkeypatch
+):
+    monkeypatch.setattr(search_stream, "MOST_UNSENT", 2)
+    for _ in range(3):  # it must not take up room
+        message = pb.SearchStreamRequest(searches=[streamed(1, "slow")], cancelled_ids=[1])
+        await caller.stream.write(message)
+    await caller.ask(1, "again")
+    assert await caller.answer() == (1, "again")
+    assert not index.begun[:-1]
+
+
 @pytest.mark.parametrize(
     "message",
     [
@@ -177,6 +189,7 @@ async def test_what_was_read_is_answered_before_a_process_stops(caller, index):
     await soon(lambda: index.begun)
     index.stopping.set()
     await asyncio.sleep(0.05)
+    await caller.ask(2, "late")
     with pytest.raises(asyncio.TimeoutError):
         await asyncio.wait_for(asyncio.shield(caller.stream.code()), 0.05)
     index.free.set()
