@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import sys
 import tempfile
 import time
@@ -41,8 +42,6 @@ BATCH = 64
 CLIENTS = 8
 CROWD = 32
 NAME, EXACT = "texts", "exact"
-REFINED = 100
-"""Rows that are scored again, as the service does for ten hits."""
 
 
 async def measure(options: argparse.Namespace, report: Report) -> None:
@@ -85,9 +84,8 @@ class InProcess:
         about = json.loads((file.parent / "segment.json").read_text())
         faiss.omp_set_num_threads(1)
         lists = faiss.SearchParametersIVF(nprobe=about["nprobe"])
-        refine = faiss.IndexRefineSearchParameters(
-            k_factor=REFINED / LIMIT, base_index_params=lists
-        )
+        factor = math.nextafter(about["depth"] / LIMIT, math.inf)  # rounded down, it is right
+        refine = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=lists)
         return cls(faiss.read_index(str(file)), refine)
 
     def search(self, queries: Values) -> Values:
