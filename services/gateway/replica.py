@@ -96,7 +96,8 @@ class Replica:
             await asyncio.wait({self.ask()})
             with contextlib.suppress(TimeoutError):
                 pause = LOOK_S if self.is_usable else LOOK_AGAIN_S
-                await asyncio.wait_for(self._look.wait(), pause)
+                async with asyncio.timeout(pause):  # wait_for may swallow that this is cancelled
+                    await self._look.wait()
             self._look.clear()
 
     def ask(self) -> asyncio.Task[None]:

@@ -417,8 +417,17 @@ async def test_a_replica_that_is_slow_costs_little_and_keeps_its_trust(start):
         processes[0].pause_s, hedges = 0.9, metric("hedges_total")
         for _ in range(2):  # one of two begins with the slow one
             assert await search(backend, 30) == whole(1)
-        assert metric("hedges_total") == hedges + 1
+        assert metric("hedges_total") - hedges in (1, 2)  # the other one may seem slow, too
         assert all(one.serving for one in await backend.describe(Deadline.after(3)))
+
+
+async def test_watching_ends_when_a_process_was_blamed_just_before(start):
+    (process,) = await start((0, 1))
+    async with asyncio.timeout(10), backend_of(process.address) as backend:
+        await search(backend)
+        for replica in backend._topology.replicas:
+            replica.blame(Unavailable("away"), 1.0)
+            await asyncio.sleep(0)
 
 
 async def test_a_caller_in_a_hurry_takes_no_trust_away(start):
