@@ -412,12 +412,15 @@ async def _turns(backend, process, calls):
 async def test_a_replica_that_is_slow_costs_little_and_keeps_its_trust(start):
     processes = await start((0, 1), (0, 1))
     async with backend_of(*addresses_of(processes)) as backend:
+        for process in processes:
+            process.pause_s = 0.03  # so that nothing else seems slow on a busy machine
         for _ in range(64):
             assert await search(backend) == whole(1)
+        processes[1].pause_s = 0.0
         processes[0].pause_s, hedges = 0.9, metric("hedges_total")
         for _ in range(2):  # one of two begins with the slow one
             assert await search(backend, 30) == whole(1)
-        assert metric("hedges_total") - hedges in (1, 2)  # the other one may seem slow, too
+        assert metric("hedges_total") == hedges + 1
         assert all(one.serving for one in await backend.describe(Deadline.after(3)))
 
 
