@@ -23,7 +23,7 @@ from mmesh.testing.postgres import PostgresServer, postgres_path
 OUTAGE_S, FREEZE_S = 20.0, 8.0
 BEFORE_S = 2.0
 BACK_S = 10.0
-"""Within this time after the database is back, writes must work again."""
+"""Within this time after the database is started again, writes must work again."""
 REFUSED_S = 12.0
 """Within this time a write must get its answer, whatever it is."""
 CALL_S = 20.0
@@ -182,7 +182,7 @@ class Load:
     def live_through(
         self, outage: Callable[[], object], back: Callable[[], object], outage_s: float
     ) -> list[float]:
-        """Run with an outage in the middle; return when it began and ended."""
+        """Run with an outage in the middle; return when it had begun and when its end began."""
         times = []
 
         def between() -> None:
@@ -190,8 +190,8 @@ class Load:
             outage()
             times.append(time.monotonic())
             time.sleep(outage_s)
+            times.append(time.monotonic())  # a write may be stored before `back` returns
             back()
-            times.append(time.monotonic())
             while not self.written_since(times[1]) and time.monotonic() < times[1] + BACK_S:
                 time.sleep(0.05)
             time.sleep(BEFORE_S)
