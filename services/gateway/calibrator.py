@@ -53,13 +53,14 @@ class Calibrator:
         known = self._known.get(key)
         if known is not None and not known.is_outgrown(seq):
             return known
-        if key not in self._fitting or self._fitting[key].done():
+        if key not in self._fitting:
             self._fitting[key] = asyncio.create_task(self._fit(key, seq))
             self._fitting[key].add_done_callback(lambda _: self._fitting.pop(key, None))
         if known is not None:
             return known
         try:
-            return await asyncio.wait_for(asyncio.shield(self._fitting[key]), deadline.remaining())
+            async with asyncio.timeout(deadline.remaining()):
+                return await asyncio.shield(self._fitting[key])
         except TimeoutError:
             return None
 

@@ -65,7 +65,8 @@ class Catalog:
         left_s = deadline.remaining()
         try:
             patience_s = left_s if known is None else min(PATIENCE_S, left_s)
-            return await asyncio.wait_for(asyncio.shield(task), patience_s)
+            async with asyncio.timeout(patience_s):
+                return await asyncio.shield(task)
         except TimeoutError:
             if known is None:
                 raise DeadlineExceeded("the log did not answer in time") from None
