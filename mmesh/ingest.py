@@ -35,8 +35,6 @@ MAX_BATCH_BYTES = 8 << 20
 """Bytes after which a batch is sent."""
 MAX_MESSAGE_BYTES, MESSAGE_RESERVE = 64 << 20, 1024
 """Bytes of a message until the server says its own limit, and what a batch needs beside."""
-_BROKEN_WRITE = "Internal error from Core"
-"""What gRPC says of a stream that the server ended while it was written to."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 
 
@@ -178,11 +176,9 @@ class Ingest:
                 on_progress(self._progress())
             await link.finish()
         except grpc.aio.AioRpcError as failure:
-            if failure.details() == _BROKEN_WRITE:
-                raise Unavailable("the stream broke") from None
             raise error_of(failure) from None
         except asyncio.InvalidStateError:  # the call ended while it was written to
-            raise Unavailable("the stream broke") from None
+            raise Unavailable("the call ended while it was written to") from None
         finally:
             await link.close()
 

@@ -8,11 +8,13 @@ import grpc
 from google.protobuf.any_pb2 import Any
 from google.rpc import error_details_pb2, status_pb2
 
-from mmesh.errors import DOMAIN, Code, InvalidField, MmeshError
+from mmesh.errors import DOMAIN, Code, InvalidField, MmeshError, Unavailable
 from mmesh.wire import make_error
 
 LONGEST = 500
 DETAILS_KEY = "grpc-status-details-bin"
+BROKEN_WRITE = "Internal error from Core"
+"""What gRPC says, as INTERNAL, of a call that the server ended while it was written to."""
 
 
 def status_of(error: MmeshError) -> status_pb2.Status:
@@ -46,6 +48,8 @@ def error_of(failure: grpc.aio.AioRpcError) -> MmeshError:
     code = int(failure.code().value[0])
     reason, metadata, retry_after_s = "", {}, None
     message = failure.details() or failure.code().name
+    if message == BROKEN_WRITE:
+        return Unavailable("the call ended while it was written to")
     for detail in _details(failure):
         info, pause = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
         if detail.Is(info.DESCRIPTOR) and detail.Unpack(info):

@@ -16,6 +16,7 @@ from mmesh.errors import CollectionNotFound, DeadlineExceeded, InvalidVector, Un
 from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
 from mmesh.transport import open_channel
+from services.gateway.calls import answer_of
 from services.gateway.search_stream import MOST_ROWS, SearchStream
 
 MODALITIES = (1, 2)
@@ -147,6 +148,21 @@ async def test_a_call_that_ends_fails_those_who_wait_and_the_next_opens_another(
     assert [type(one) for one in outcomes] == [error] * 3
     assert await search(stream, "c", 1) == hits_of(1)
     assert index.calls == 2
+
+
+@pytest.mark.parametrize("name", ["end", "break"])
+async def test_a_call_that_ends_while_it_is_written_to_is_unavailable(stream, name):
+    outcomes = []
+    for number in range(100):
+        asking = []
+        for one in ("c", "c", "c", name, *("c",) * 8):
+            asking.append(asyncio.create_task(answer_of(search(stream, one), "it")))
+            for _ in range(number % 7):  # turns of the loop, so that each round ends elsewhere
+                await asyncio.sleep(0)
+        outcomes += await asyncio.gather(*asking, return_exceptions=True)
+    failed = [one for one in outcomes if isinstance(one, Exception)]
+    assert len(failed) >= 100
+    assert {type(one) for one in failed} == {Unavailable}
 
 
 async def test_a_deadline_is_kept_and_told_to_the_process(stream, index):
