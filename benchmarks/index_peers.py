@@ -42,10 +42,13 @@ MANY = CLIENTS[-1]
 LEAST = {"pgvector": 1.3, "milvus-lite": 40.0, "qdrant-edge": 0.9}
 """What ours / theirs must be, in queries a second with 8 clients."""
 CONDITIONS: dict[str, tuple[str, int]] = {"10 %": ("cat", 3), "1 %": ("sub", 37)}
-LEAST_FILTERED = {"10 %": 0.98, "1 %": 0.9995}
-"""Recall with a filter; 0.9995 is 1.0 as far as it is printed."""
 NEARLY = 1e-6
 """Scores that differ by less are the same: of rows that are equal any may be found."""
+ROUNDED = 5e-5
+"""So much the scores of unit vectors may differ where rows are kept in half precision."""
+LEAST_FILTERED = {"10 %": (0.98, NEARLY), "1 %": (1.0, ROUNDED)}
+"""Recall with a filter, and which scores are the same for it: the rows that pass are all scored
+where they are few, so that what is missed may only be a matter of rounding."""
 SWEEP_QUERIES, SWEEP_S = 2000, 6.0
 BUILD_S, ANSWER_S, END_S = 3600.0, 1200.0, 90.0
 LINE_BYTES = 1 << 26
@@ -79,13 +82,15 @@ class Data:
             )
             self.tenth[name], self.allowed[name] = found[0][:, -1], mask
 
-    def recall(self, found: Mapping[str, Sequence[int]], condition: str) -> float:
+    def recall(
+        self, found: Mapping[str, Sequence[int]], condition: str, nearly: float = NEARLY
+    ) -> float:
         """Return the share of the 10 nearest that was found, over the queries of `found`."""
         right = 0
         for number, ids in found.items():
             rows = np.unique(np.array(ids, np.int64))
             rows = rows[self.allowed[condition][rows]]
-            least = self.tenth[condition][int(number)] - NEARLY
+            least = self.tenth[condition][int(number)] - nearly
             right += int((self.rows[rows] @ self.queries[int(number)] >= least).sum())
         return right / (LIMIT * len(found))
 
@@ -386,9 +391,10 @@ def report_filters(
                 cells += [round(float(np.median(timed.qps))), *milliseconds(timed.seconds)]
             rows.append([*cells, float(np.median(many.cpu_ms))])
             if name == OURS:
-                least = LEAST_FILTERED[condition]
+                least, nearly = LEAST_FILTERED[condition]
+                found = data.recall(one.found | many.found, condition, nearly)
                 rule = f"recall of ours with a filter that {condition} pass >= {least}"
-                report.gate(rule, found, found >= least)
+                report.gate(f"{rule}, scores within {nearly:g} are equal", found, found >= least)
     header = ["filter", "store", "recall", "1 client: QPS", "ms, median", "ms, p99"]
     header += [f"{MANY} clients: QPS", "ms, median", "ms, p99", "CPU ms a query"]
     title = f"with a filter on an attribute, settings of recall >= {FILTERED_AT}"
