@@ -56,22 +56,9 @@ class Ours(Peer):
     def settings(cls, recall: float) -> list[Setting]:
         """Return targets of recall from a little below the wanted one: builds aim above them."""
         targets = (
-            0.93,
-            0.935,
-            0.94,
-            0.945,
-            0.95,
-            0.96,
-            0.97,
-            0.98,
-            0.985,
-            0.988,
-            0.99,
-            0.993,
-            0.996,
-            0.998,
-            1.0,
-        )
+            0.93, 0.935, 0.94, 0.945, 0.95, 0.96, 0.97,
+            0.98, 0.985, 0.988, 0.99, 0.993, 0.996, 0.998, 1.0,
+        )  # fmt: skip
         return [target for target in targets if target >= recall - 0.02]
 
     def open(self) -> None:
