@@ -25,7 +25,7 @@ from mmesh.models.compat import declare_torchvision_operators
 from mmesh.models.families import EncoderChoice
 from mmesh.models.marked_text import MarkedText, Tokens
 from mmesh.models.protocol import EncoderInfo, FloatMatrix, Prepared
-from mmesh.models.torch_runtime import Runtime, unit
+from mmesh.models.torch_runtime import Runtime
 
 FAMILY = "clip-fusion"
 # Raised when code changes a vector that the files do not: fusion, cutting, spelling.
@@ -91,22 +91,26 @@ class ClipFusion:
         inputs: list[FusionInput] = [prepared.payload for prepared in batch]
         texts = [part.tokens for part in inputs if part.tokens is not None]
         pictures = [features for part in inputs for features in part.pictures]
-        return FusionBatch(
-            text=self._towers.text.padded(texts, self._towers.text_width) if texts else None,
-            pictures=_stacked(pictures) if pictures else None,
-            counts=tuple(len(part.pictures) for part in inputs),
+        return self._runtime.staged(
+            FusionBatch(
+                text=self._towers.text.padded(texts, self._towers.text_width) if texts else None,
+                pictures=_stacked(pictures) if pictures else None,
+                counts=tuple(len(part.pictures) for part in inputs),
+            )
         )
 
     def forward(self, collated: FusionBatch) -> FloatMatrix:
         """Return unit rows (n, dim), in order, for inputs of one group."""
-        with self._runtime.forward_pass():
-            parts = []
-            if collated.text is not None:
-                parts.append(self._texts(collated.text))
-            if collated.pictures is not None:
-                rows = self._pictures(collated.pictures).split(collated.counts)
-                parts.append(torch.stack([row.mean(dim=0) for row in rows]))
-            return unit(torch.stack(parts).sum(dim=0))
+        return self._runtime.unit_rows(self._forward, collated)
+
+    def _forward(self, batch: FusionBatch) -> torch.Tensor:
+        parts = []
+        if batch.text is not None:
+            parts.append(self._texts(batch.text))
+        if batch.pictures is not None:
+            rows = self._pictures(batch.pictures).split(batch.counts)
+            parts.append(torch.stack([row.mean(dim=0) for row in rows]))
+        return torch.stack(parts).sum(dim=0)
 
     def _text(self, content: Content, role: Role, instruction: str) -> str:
         if not self._info.follows_instructions:
@@ -115,14 +119,12 @@ class ClipFusion:
         return _as_uniir_spells(f"{asked} {content.text}")
 
     def _texts(self, features: _Features) -> torch.Tensor:
-        moved = self._runtime.moved(features)
-        rows: torch.Tensor = self._network.get_text_features(**moved).pooler_output
+        rows: torch.Tensor = self._network.get_text_features(**features).pooler_output
         return rows.float()
 
     def _pictures(self, features: _Features) -> torch.Tensor:
-        moved = self._runtime.moved(features)
-        moved["pixel_values"] = moved["pixel_values"].to(self._runtime.dtype)
-        rows: torch.Tensor = self._network.get_image_features(**moved).pooler_output
+        pixels = {"pixel_values": features["pixel_values"].to(self._runtime.dtype)}
+        rows: torch.Tensor = self._network.get_image_features(**features | pixels).pooler_output
         return rows.float()
 
 
@@ -192,6 +194,7 @@ def _info(
         modalities=frozenset(Modality) & (choice.modalities or frozenset(Modality)),
         max_text_tokens=max_text_tokens,
         follows_instructions=any("ScoreFusion" in name for name in config.architectures or ()),
+        passes=runtime.passes,
     )
 
 

@@ -37,11 +37,18 @@ from mmesh.content import Content, Image, Modality, Role
 from mmesh.errors import FailedPrecondition, InputTooLong, InvalidField
 from mmesh.models import hub, images
 from mmesh.models.compat import declare_torchvision_operators
+from mmesh.models.cuda_graphs import Recorder
 from mmesh.models.families import EncoderChoice
-from mmesh.models.mm_embed_network import Architecture, load_network, read_architecture
+from mmesh.models.mm_embed_network import (
+    Architecture,
+    PromptBatch,
+    load_network,
+    read_architecture,
+)
+from mmesh.models.packed import Packing, padded
 from mmesh.models.plain_text import PlainText
 from mmesh.models.protocol import EncoderInfo, FloatMatrix, Prepared
-from mmesh.models.torch_runtime import Runtime, unit
+from mmesh.models.torch_runtime import Runtime
 
 FAMILY = "mm-embed"
 # Raised when code changes a vector that the files do not: prompts, pooling, resizing.
@@ -148,6 +155,12 @@ class Input:
     pixels: NDArray[np.float32] | None = field(repr=False)
 
 
+def _places(prompt: Prompt) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the positions of the tokens, and 1 for those that count in the mean, else 0."""
+    positions = np.arange(len(prompt.ids))
+    return positions, (positions >= prompt.pooled_from).astype(np.float32)
+
+
 class MMEmbedEncoder:
     """Texts, pictures and illustrated texts in one space; queries follow instructions.
 
@@ -163,6 +176,7 @@ class MMEmbedEncoder:
         info: EncoderInfo,
     ) -> None:
         self._network = network
+        self._record = Recorder(network)
         self._writer = writer
         self._view = view
         self._runtime = runtime
@@ -184,30 +198,38 @@ class MMEmbedEncoder:
         prompt = self._writer.write(content.text, role, instruction, with_image=pixels is not None)
         return Prepared(FAMILY, len(prompt.ids), Input(prompt, pixels), prompt.truncated)
 
-    def collate(self, batch: Sequence[Prepared]) -> dict[str, Any]:
-        """Pad the sequences on the right and stack the pictures; thread-safe."""
+    def collate(self, batch: Sequence[Prepared]) -> PromptBatch:
+        """Lay the sequences end to end and stack the pictures; thread-safe."""
         inputs: list[Input] = [prepared.payload for prepared in batch]
-        lengths = [len(part.prompt.ids) for part in inputs]
-        ids = np.zeros((len(inputs), max(lengths)), np.int64)
-        place = np.arange(max(lengths))
-        for row, part in zip(ids, inputs, strict=True):
-            row[: len(part.prompt.ids)] = part.prompt.ids
-        attended = place < np.array(lengths)[:, None]
-        pooled = attended & (place >= np.array([[part.prompt.pooled_from] for part in inputs]))
-        arrays = {"ids": ids, "attended": attended, "pooled": pooled}
+        ids = torch.from_numpy(np.concatenate([part.prompt.ids for part in inputs]))
         pictures = [part.pixels for part in inputs if part.pixels is not None]
-        if pictures:
-            arrays["pixels"] = np.stack(pictures)
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        slots = None if pictures else self._runtime.slots(len(ids), len(inputs))
+        packing = Packing.of([len(part.prompt.ids) for part in inputs], slots)
+        positions, pooled = (
+            torch.cat([torch.from_numpy(rows) for rows in each])
+            for each in zip(*(_places(part.prompt) for part in inputs), strict=True)
+        )
+        pixels = torch.from_numpy(np.stack(pictures)) if pictures else None
+        places = torch.nonzero(ids == self._network.image_token).squeeze(1)
+        ids[places] = 0  # the image token has no row among the embeddings
+        rows = (padded(row, slots) for row in (ids, positions, pooled))
+        return self._runtime.staged(
+            PromptBatch(*rows, packing, pixels, places, len(inputs), slots)
+        )
 
-    def forward(self, collated: dict[str, Any]) -> FloatMatrix:
+    def forward(self, collated: PromptBatch) -> FloatMatrix:
         """Return unit rows (n, dim) in order.
 
         Raises:
             OutOfDeviceMemory: the batch is too large for the device.
         """
-        with self._runtime.forward_pass():
-            return unit(self._network(**self._runtime.moved(collated)))
+        return self._runtime.unit_rows(self._forward, collated)
+
+    def _forward(self, batch: PromptBatch) -> torch.Tensor:
+        if batch.slots is None:
+            rows: torch.Tensor = self._network(batch)
+            return rows
+        return self._record(batch, batch.slots)[: batch.count]
 
     def _pixels(self, content: Content) -> NDArray[np.float32] | None:
         found = None
@@ -246,8 +268,12 @@ def load(folder: Path, choice: EncoderChoice) -> MMEmbedEncoder:
         modalities=frozenset(Modality if reads_images else {Modality.TEXT}),
         max_text_tokens=max_tokens,
         follows_instructions=True,
+        packs=True,
+        passes=runtime.passes,
     )
-    return MMEmbedEncoder(runtime.placed(network), writer, view, runtime, info)
+    network = runtime.placed(network)
+    network.layer = runtime.fused(network.layer)
+    return MMEmbedEncoder(network, writer, view, runtime, info)
 
 
 def _max_tokens(choice: EncoderChoice, architecture: Architecture) -> int:

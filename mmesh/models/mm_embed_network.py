@@ -21,6 +21,9 @@ from torch import nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from mmesh.errors import FailedPrecondition
+from mmesh.models import packed
+from mmesh.models.cuda_graphs import Slots
+from mmesh.models.packed import Packing
 
 _FIXED = {
     "add_eos_token": True,
@@ -133,6 +136,26 @@ def read_architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """What the network takes of n sequences with `total` tokens, end to end."""
+
+    ids: torch.Tensor
+    """Token ids (total,), any at the places of pictures."""
+    positions: torch.Tensor
+    """Of the tokens in their sequences (total,)."""
+    pooled: torch.Tensor
+    """1.0 for tokens that count in the mean, else 0.0 (total,)."""
+    packing: Packing
+    pixels: torch.Tensor | None
+    """Pictures (m, 3, side, side), in the order of their places."""
+    places: torch.Tensor
+    """Of the pictures among the tokens (m * image_tokens,)."""
+    count: int
+    slots: Slots | None
+    """What tokens and sequences are padded to, for a recording."""
+
+
 class LatentAttention(nn.Module):  # type: ignore[misc]  # torch is not followed
     """NV-Embed's pooling: each token looks at the latents, then the mean over tokens is taken."""
 
@@ -150,25 +173,29 @@ class LatentAttention(nn.Module):  # type: ignore[misc]  # torch is not followed
         self.widen = nn.Linear(dim, 8 * dim)
         self.narrow = nn.Linear(4 * dim, dim)
 
-    def forward(self, states: Any, pooled: Any) -> Any:
-        """Return the mean (n, dim), in float32, of those of states (n, length, dim) in `pooled`."""
+    def forward(self, states: Any, pooled: Any, packing: Packing) -> Any:
+        """Return the means (n, dim), in float32, of those states (total, dim) that are pooled.
+
+        Args:
+            states: of all sequences.
+            pooled: 1 for states that count, else 0 (total,).
+            packing: of the sequences.
+        """
         states = states + self._attended(self.token_norm(states))
         states = states + self._fed_forward(self.feed_forward_norm(states))
-        weights = pooled.unsqueeze(-1).float()
-        return (states.float() * weights).sum(dim=1) / weights.sum(dim=1)
+        rows = torch.cat((states.float() * pooled[:, None], pooled[:, None]), dim=1)
+        # In the order of the tokens: a sum whose order may vary gives vectors that do.
+        sums = torch.segment_reduce(rows, "sum", offsets=packing.offsets.long(), unsafe=True)
+        return sums[:, :-1] / sums[:, -1:]
 
     def _attended(self, tokens: Any) -> Any:
         keys, values = self.to_keys_and_values(self.latent_norm(self.latents)).chunk(2, dim=-1)
-        found = scaled_dot_product_attention(
-            self._by_head(self.to_queries(tokens)),
-            self._by_head(keys).expand(len(tokens), -1, -1, -1),
-            self._by_head(values).expand(len(tokens), -1, -1, -1),
-        )
-        return self.to_tokens(found.transpose(1, 2).flatten(2))
+        rows = (self._by_head(part)[None] for part in (self.to_queries(tokens), keys, values))
+        return self.to_tokens(scaled_dot_product_attention(*rows)[0].transpose(0, 1).flatten(1))
 
     def _by_head(self, rows: Any) -> Any:
-        """Return rows (..., length, heads * d) as (..., heads, length, d)."""
-        return rows.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
+        """Return rows (length, heads * d) as (heads, length, d)."""
+        return rows.unflatten(-1, (self.heads, -1)).transpose(0, 1)
 
     def _fed_forward(self, tokens: Any) -> Any:
         passed, gates = self.widen(tokens).chunk(2, dim=-1)
@@ -191,30 +218,22 @@ class MMEmbedNetwork(nn.Module):  # type: ignore[misc]  # torch is not followed
             self.multi_modal_projector = modeling_llava_next.LlavaNextMultiModalProjector(llava)
             self.image_newline = nn.Parameter(torch.randn(architecture.dim))
         self.language_model = MistralModel(llava.text_config)
+        self.layer = packed.decoder_layer
         self.pooling = LatentAttention(
             architecture.dim, architecture.latents, architecture.heads, architecture.head_dim
         )
 
-    def forward(self, ids: Any, attended: Any, pooled: Any, pixels: Any = None) -> Any:
-        """Return vectors (n, dim) in float32, not of unit length.
-
-        Args:
-            ids: token ids (n, length); a picture is `image_tokens` times the image token.
-            attended: whether a place holds a token, not padding (n, length).
-            pooled: whether a place counts in the mean (n, length).
-            pixels: the pictures (m, 3, side, side), in the order of their places.
-        """
-        in_picture = ids == self.image_token
-        # The image token has no row among the embeddings.
-        states = self.language_model.embed_tokens(ids.masked_fill(in_picture, 0))
-        if pixels is not None:
-            states = states.masked_scatter(in_picture.unsqueeze(-1), self._seen(pixels))
-        # Four dimensions, so that no causal mask is laid over it; heads and queries share it.
-        mask = attended[:, None, None, :].expand(-1, 1, ids.shape[1], -1)
-        states = self.language_model(
-            inputs_embeds=states, attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        return self.pooling(states, pooled)
+    def forward(self, batch: PromptBatch) -> Any:
+        """Return vectors (n, dim) in float32, not of unit length."""
+        language = self.language_model
+        states = language.embed_tokens(batch.ids)
+        if batch.pixels is not None:
+            states = states.index_copy(0, batch.places, self._seen(batch.pixels).flatten(0, 1))
+        angles = packed.rotation(*language.rotary_emb(states[None], batch.positions[None]))
+        for layer in language.layers:
+            states = self.layer(layer, states, angles, batch.packing, False)  # not causal
+        states = packed.rms_norm(language.norm, states)
+        return self.pooling(states, batch.pooled, batch.packing)
 
     def _seen(self, pixels: Any) -> Any:
         """Return what stands for pictures (m, 3, side, side): (m, image_tokens, dim)."""

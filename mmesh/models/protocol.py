@@ -29,6 +29,11 @@ class EncoderInfo:
     follows_instructions: bool
     calibration: Mapping[Modality, FloatMatrix] = field(default_factory=dict, repr=False)
     """Query vectors (n, dim) by query modality, of content that belongs to no collection."""
+    packs: bool = False
+    """Inputs of a batch lie end to end, so one costs the same beside any other; else all are padded
+    to the dearest."""
+    passes: int = 1
+    """Forward passes that may be under way at a time, each on a thread of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ class EncoderModel(Protocol):
         """
 
     def forward(self, collated: Any) -> FloatMatrix:
-        """Return unit rows (n, dim) in the order of the batch; one thread at a time.
+        """Return unit rows (n, dim) in the order of the batch; on `info.passes` threads.
 
         Raises:
             OutOfDeviceMemory: the batch is too large for the device.

@@ -16,17 +16,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
+from numpy.typing import NDArray
 
 from mmesh.content import Content, Image, Modality, Role
 from mmesh.errors import FailedPrecondition, InputTooLong, InvalidField, InvalidImage
 from mmesh.models import hub, images
 from mmesh.models.compat import declare_torchvision_operators
+from mmesh.models.cuda_graphs import Recorder, Slots
 from mmesh.models.families import EncoderChoice
+from mmesh.models.packed import Packing, padded
 from mmesh.models.plain_text import PlainText
 from mmesh.models.protocol import EncoderInfo, FloatMatrix, Prepared
-from mmesh.models.torch_runtime import Runtime, unit
+from mmesh.models.qwen3_vl_network import (
+    MERGE,
+    Grid,
+    PictureLayout,
+    Qwen3VLNetwork,
+    patches_of,
+    picture_layout,
+    positions_of,
+)
+from mmesh.models.torch_runtime import Runtime
 
 FAMILY = "qwen3-vl-embedding"
 # Raised when code changes a vector that the files do not: format, resizing, cutting, pooling.
@@ -55,22 +68,40 @@ class ChatInput:
 
     ids: list[int] = field(repr=False)
     """Token ids, with one placeholder for each 32 x 32 pixels of a picture."""
-    pictures: tuple[PIL.Image.Image, ...] = field(repr=False)
-    """Scaled pictures in RGB; as floats they take eight times the memory."""
+    positions: NDArray[np.int64] = field(repr=False)
+    """Of the tokens, in time, down and across (3, n)."""
+    patches: tuple[NDArray[np.uint8], ...] = field(repr=False)
+    """Pixels by picture and patch (p, 3 * 16 * 16); as floats they would take eight times as much."""
+    grids: tuple[Grid, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatBatch:
+    """What `forward` needs of n inputs with `total` tokens, end to end."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    packing: Packing
+    last: torch.Tensor
+    """Where each input ends (n,)."""
+    pictures: PictureLayout | None
+    count: int
+    slots: Slots | None
+    """What all of this is padded to, for a recording."""
 
 
 class Qwen3VLEmbedding:
-    """Implements `EncoderModel`; `pixels` is the model's image processor, None for texts only."""
+    """Implements `EncoderModel`; without a `visual` part the network reads texts only."""
 
     def __init__(
-        self, network: Any, chat: Chat, pixels: Any, runtime: Runtime, info: EncoderInfo
+        self, network: Qwen3VLNetwork, chat: Chat, runtime: Runtime, info: EncoderInfo
     ) -> None:
         self._network = network
         self._chat = chat
-        self._pixels = pixels
         self._runtime = runtime
         self._info = info
-        self._picture_work = _picture_work(network) if pixels is not None else 0.0
+        self._record = Recorder(self._launch)
+        self._picture_work = _picture_work(network) if network.visual is not None else 0.0
 
     @property
     def info(self) -> EncoderInfo:
@@ -78,52 +109,73 @@ class Qwen3VLEmbedding:
         return self._info
 
     def prepare(self, content: Content, role: Role, instruction: str) -> Prepared:
-        """Decode and scale the pictures, write the chat; thread-safe.
+        """Decode, scale and cut the pictures, write the chat; thread-safe.
 
         Raises:
             InvalidImage: a picture cannot be decoded, or is too narrow.
             InputTooLong: the pictures leave no room for the text, or do not fit at all.
         """
         del role  # The instruction alone tells queries from candidates.
-        if content.images and self._pixels is None:
+        if content.images and self._network.visual is None:
             raise InvalidField("content", "holds a picture; this encoder was opened for text")
-        pictures = tuple(
+        pictures = [
             _picture(part.data, f"content.parts[{number}].image.data")
             for number, part in enumerate(content.parts)
             if isinstance(part, Image)
-        )
-        tokens = [picture.width * picture.height // PATCH**2 for picture in pictures]
+        ]
+        side = PATCH // MERGE
+        grids = tuple((picture.height // side, picture.width // side) for picture in pictures)
+        tokens = [down * across // MERGE**2 for down, across in grids]
         ids, truncated = self._chat.ids(instruction, tokens, content.text)
+        positions = positions_of(np.array(ids), self._chat.placeholder, grids)
+        patches = tuple(patches_of(np.asarray(picture), side) for picture in pictures)
         cost = len(ids) + math.ceil(self._picture_work * sum(tokens))
-        return Prepared("chat", cost, ChatInput(ids, pictures), truncated)
+        return Prepared("chat", cost, ChatInput(ids, positions, patches, grids), truncated)
 
-    def collate(self, batch: Sequence[Prepared]) -> dict[str, torch.Tensor]:
-        """Pad on the right, where causal attention cannot see it, and stack pixels; thread-safe."""
+    def collate(self, batch: Sequence[Prepared]) -> ChatBatch:
+        """Lay inputs end to end, and pictures likewise; thread-safe."""
         inputs: list[ChatInput] = [prepared.payload for prepared in batch]
-        lengths = torch.tensor([len(one.ids) for one in inputs])
-        ids = torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(one.ids) for one in inputs], batch_first=True
-        )
-        mask = torch.arange(ids.shape[1]) < lengths[:, None]
-        tensors = {"input_ids": ids, "attention_mask": mask.long(), "last": lengths - 1}
-        if pictures := [picture for one in inputs for picture in one.pictures]:
-            tensors |= self._pixels(images=pictures, do_resize=False, return_tensors="pt")
-            # Here and not in the network, where it would hold the device up.
-            tensors["position_ids"], _ = self._network.get_rope_index(
-                ids,
-                (ids == self._chat.placeholder).int(),
-                tensors["image_grid_thw"],
-                attention_mask=tensors["attention_mask"],
+        ids = torch.tensor([token for one in inputs for token in one.ids])
+        pictures = self._pictures(inputs, ids)
+        slots = None if pictures else self._runtime.slots(len(ids), len(inputs))
+        packing = Packing.of([len(one.ids) for one in inputs], slots)
+        positions = torch.from_numpy(np.concatenate([one.positions for one in inputs], axis=1))
+        return self._runtime.staged(
+            ChatBatch(
+                padded(ids, slots),
+                padded(positions, slots),
+                packing,
+                packing.offsets[1:].long() - 1,
+                pictures,
+                len(inputs),
+                slots,
             )
-        return tensors
+        )
 
-    def forward(self, collated: dict[str, torch.Tensor]) -> FloatMatrix:
+    def _pictures(self, inputs: Sequence[ChatInput], ids: torch.Tensor) -> PictureLayout | None:
+        grids = [grid for one in inputs for grid in one.grids]
+        if not grids:
+            return None
+        return picture_layout(
+            [patches for one in inputs for patches in one.patches],
+            grids,
+            self._network.visual.num_grid_per_side,
+            torch.nonzero(ids == self._chat.placeholder).squeeze(1),
+        )
+
+    def forward(self, collated: ChatBatch) -> FloatMatrix:
         """Return unit rows (n, dim), in order: the hidden states of the last tokens."""
-        with self._runtime.forward_pass():
-            tensors = self._runtime.moved(collated)
-            last = tensors.pop("last")
-            hidden = self._network(**tensors, use_cache=False).last_hidden_state
-            return unit(hidden[torch.arange(len(last), device=hidden.device), last])
+        return self._runtime.unit_rows(self._forward, collated)
+
+    def _forward(self, batch: ChatBatch) -> torch.Tensor:
+        if batch.slots is None:
+            return self._launch(batch)
+        return self._record(batch, batch.slots)[: batch.count]
+
+    def _launch(self, batch: ChatBatch) -> torch.Tensor:
+        return self._network(
+            batch.ids, batch.positions, batch.packing, batch.last, batch.pictures
+        )
 
 
 class Chat:
@@ -228,22 +280,27 @@ def load(folder: Path, choice: EncoderChoice) -> Qwen3VLEmbedding:
         modalities=frozenset({Modality.TEXT}) if text_only else frozenset(Modality),
         max_text_tokens=chat.max_text_tokens,
         follows_instructions=True,
+        packs=True,
+        passes=runtime.passes,
     )
     if text_only:
         names = {r"^(model\.)?language_model\.": ""}
         network = runtime.read(
             transformers.Qwen3VLTextModel, folder, config=config.text_config, key_mapping=names
         )
-        return Qwen3VLEmbedding(runtime.placed(network), chat, None, runtime, info)
+        return Qwen3VLEmbedding(
+            Qwen3VLNetwork(runtime.placed(network), runtime), chat, runtime, info
+        )
     pixels = transformers.AutoImageProcessor.from_pretrained(
         folder, local_files_only=True, backend="pil"
     )
     _check_patches(pixels)
-    network = runtime.read(transformers.Qwen3VLModel, folder)
-    return Qwen3VLEmbedding(runtime.placed(network), chat, pixels, runtime, info)
+    placed = runtime.placed(runtime.read(transformers.Qwen3VLModel, folder))
+    network = Qwen3VLNetwork(placed, runtime, pixels.image_mean, pixels.image_std)
+    return Qwen3VLEmbedding(network, chat, runtime, info)
 
 
-def _picture_work(network: Any) -> float:
+def _picture_work(network: Qwen3VLNetwork) -> float:
     """Return the work on a placeholder's pixels, as a share of that on a token of text.
 
     Both grow with the parameters: four patches pass the picture tower for each placeholder.
@@ -252,8 +309,7 @@ def _picture_work(network: Any) -> float:
     def parameters(part: Any) -> int:
         return sum(parameter.numel() for parameter in part.parameters())
 
-    patches = int(network.visual.spatial_merge_size) ** 2
-    return patches * parameters(network.visual.blocks) / parameters(network.language_model.layers)
+    return MERGE**2 * parameters(network.visual.blocks) / parameters(network.language.layers)
 
 
 def _added_around(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -277,5 +333,5 @@ def _check_template(tokenizer: Any) -> None:
 
 
 def _check_patches(pixels: Any) -> None:
-    if pixels.patch_size * pixels.merge_size != PATCH:
+    if (pixels.patch_size * pixels.merge_size, pixels.merge_size) != (PATCH, MERGE):
         raise FailedPrecondition(f"the model's pictures are not cut into {PATCH} pixels a side")

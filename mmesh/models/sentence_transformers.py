@@ -23,7 +23,7 @@ from mmesh.models.compat import declare_torchvision_operators
 from mmesh.models.families import EncoderChoice
 from mmesh.models.protocol import EncoderInfo, FloatMatrix, Prepared
 from mmesh.models.sentence_inputs import Features, Inputs, is_sequence
-from mmesh.models.torch_runtime import Runtime, unit
+from mmesh.models.torch_runtime import Runtime
 
 FAMILY = "sentence-transformers"
 # Raised when code changes a vector that the files do not: prompts, cutting, joining of parts.
@@ -59,19 +59,21 @@ class SentenceEncoder:
 
     def collate(self, batch: Sequence[Prepared]) -> Features:
         """Pad and stack the features of a group; thread-safe."""
-        return merged([prepared.payload for prepared in batch], self._inputs.padding)
+        features = [prepared.payload for prepared in batch]
+        return self._runtime.staged(merged(features, self._inputs.padding))
 
     def forward(self, collated: Features) -> FloatMatrix:
         """Return unit rows (n, dim), in order, for inputs of one group."""
-        with self._runtime.forward_pass():
-            features = {name: self._placed(value) for name, value in collated.items()}
-            return unit(self._network(features)["sentence_embedding"])
+        return self._runtime.unit_rows(self._forward, collated)
 
-    def _placed(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        dtype = self._runtime.dtype if value.is_floating_point() else value.dtype
-        return value.to(self._runtime.device, dtype)
+    def _forward(self, features: Features) -> torch.Tensor:
+        wide = {
+            name: value.to(self._runtime.dtype)
+            for name, value in features.items()
+            if isinstance(value, torch.Tensor) and value.is_floating_point()
+        }
+        rows: torch.Tensor = self._network(features | wide)["sentence_embedding"]
+        return rows
 
 
 def merged(batch: Sequence[Features], padding: int) -> Features:
@@ -153,6 +155,7 @@ def load(folder: Path, choice: EncoderChoice) -> SentenceEncoder:
         modalities=_modalities(network),
         max_text_tokens=inputs.max_text_tokens,
         follows_instructions=inputs.prompts.instructed is not None,
+        passes=runtime.passes,
     )
     return SentenceEncoder(runtime.placed(network), inputs, runtime, info)
 

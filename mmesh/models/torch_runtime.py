@@ -1,24 +1,32 @@
-"""Where and how torch families run: device, element type, threads, and what running out means."""
+"""Where and how torch families run: device, element type, threads, and what running out means.
+
+A GPU works through a queue of kernels (its stream). Whoever waits for one pass before launching the
+next leaves it idle meanwhile, so passes are launched by one thread after the other, and each waits
+for its own rows only.
+"""
 
 from __future__ import annotations
 
+import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from mmesh.errors import DataLoss, FailedPrecondition, InternalError
+from mmesh.models.cuda_graphs import Slots, each_tensor
 from mmesh.models.protocol import FloatMatrix, OutOfDeviceMemory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Inputs = TypeVar("Inputs")
 
 
 class Runtime:
-    """Runs networks on one device; `forward_pass` is for the device thread.
+    """Runs networks on one device; thread-safe.
 
     Args:
         device: `cpu`, `cuda` or `cuda:N`.
@@ -41,7 +49,18 @@ class Runtime:
         self.device = _device(device)
         self.dtype = _dtype(dtype, self.device)
         self._compile = compile_network
+        self._launching = threading.Lock()
         torch.set_num_threads(threads)
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether the device is a GPU, which works while we prepare."""
+        return bool(self.device.type == "cuda")
+
+    @property
+    def passes(self) -> int:
+        """How many forward passes may be under way: on a GPU one runs and the next is launched."""
+        return 2 if self.is_cuda else 1
 
     @property
     def dtype_name(self) -> str:
@@ -81,41 +100,76 @@ class Runtime:
             _compile_layers(network)
         return network
 
-    def moved(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the tensors on the device; their element types stay."""
-        return {name: tensor.to(self.device) for name, tensor in tensors.items()}
+    def fused(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function of tensors, compiled for any sizes where that was asked for."""
+        compiled: Callable[..., Any] = torch.compile(function, dynamic=True)
+        return compiled if self._compile else function
+
+    def slots(self, tokens: int, sequences: int) -> Slots | None:
+        """Return the size of recording to pad a batch to; None where it is launched as it is."""
+        return Slots.around(tokens, sequences) if self.is_cuda else None
+
+    def staged(self, inputs: Inputs) -> Inputs:
+        """Return tensors, or a mapping or dataclass of them, in memory that a GPU copies from."""
+        return each_tensor(inputs, torch.Tensor.pin_memory) if self.is_cuda else inputs
+
+    def moved(self, inputs: Inputs) -> Inputs:
+        """Return tensors, or a mapping or dataclass of them, on the device; types stay."""
+        return each_tensor(inputs, lambda tensor: tensor.to(self.device, non_blocking=True))
 
     @contextmanager
     def forward_pass(self) -> Iterator[None]:
-        """Compute without gradients in the block.
+        """Launch a pass without gradients in the block, which one thread at a time enters.
 
         Raises:
             OutOfDeviceMemory: the device has no room; what the block held there is freed.
         """
         try:
-            with torch.inference_mode():
+            with self._launching, torch.inference_mode():
                 yield
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
             # The frames that failed would keep their tensors for as long as the error lives.
             traceback.clear_frames(error.__traceback__)
-            if self.device.type == "cuda":
+            if self.is_cuda:
                 torch.cuda.empty_cache()
             raise OutOfDeviceMemory(str(error)) from None
 
+    def unit_rows(self, forward: Callable[[Inputs], torch.Tensor], inputs: Inputs) -> FloatMatrix:
+        """Return what `forward` makes of inputs on the device, as rows (n, dim) of unit length.
 
-def unit(rows: torch.Tensor) -> FloatMatrix:
-    """Return the rows (n, dim) at unit length, computed in float32, as an array.
+        Raises:
+            InternalError: a row is not finite or has no length.
+            OutOfDeviceMemory: as `forward_pass`.
+        """
+        with self.forward_pass():
+            rows = unit(forward(self.moved(inputs)))
+            if not self.is_cuda:
+                return checked(rows.numpy())
+            host = torch.empty(rows.shape, pin_memory=True)
+            host.copy_(rows, non_blocking=True)
+            done = torch.cuda.Event(blocking=True)
+            done.record()
+        done.synchronize()
+        return checked(host.numpy().copy())
+
+
+def unit(rows: torch.Tensor) -> torch.Tensor:
+    """Return the rows (n, dim) at unit length, in float32."""
+    wide = rows.detach().float()
+    return wide / wide.norm(dim=-1, keepdim=True)
+
+
+def checked(rows: FloatMatrix) -> FloatMatrix:
+    """Return the rows (n, dim).
 
     Raises:
-        InternalError: a row is not finite or has no length.
+        InternalError: a row is not finite, as one is that had no length.
     """
-    wide = rows.detach().float()
-    array: FloatMatrix = (wide / wide.norm(dim=-1, keepdim=True)).cpu().numpy()
-    if not np.isfinite(array).all():
+    if not np.isfinite(rows).all():
         raise InternalError("the model's vector is not finite or has no length; try float32")
-    return array
+    return rows
 
 
 def _compile_layers(network: torch.nn.Module) -> None:

@@ -62,10 +62,14 @@ def test_other_errors_of_a_pass_stay_what_they_are() -> None:
 def test_rows_get_unit_length_in_float32() -> None:
     import torch
 
-    from mmesh.models.torch_runtime import unit
+    from mmesh.models.torch_runtime import Runtime
 
-    rows = unit(torch.tensor([[3.0, 4.0], [0.0, 2.0]], dtype=torch.bfloat16))
-    np.testing.assert_array_equal(rows, np.array([[0.6, 0.8], [0.0, 1.0]], np.float32))
+    def doubled(rows: torch.Tensor) -> torch.Tensor:
+        return rows * 2
+
+    rows = torch.tensor([[3.0, 4.0], [0.0, 2.0]], dtype=torch.bfloat16)
+    found = Runtime().unit_rows(doubled, rows)
+    np.testing.assert_array_equal(found, np.array([[0.6, 0.8], [0.0, 1.0]], np.float32))
     for broken in (0.0, float("nan"), float("inf")):
         with pytest.raises(InternalError):
-            unit(torch.tensor([[broken, 0.0]]))
+            Runtime().unit_rows(doubled, torch.tensor([[broken, 0.0]]))
