@@ -53,9 +53,15 @@ class BatchShape:
 
     max_items: int = 64
     max_cost: int = 1024
-    """Cost of a batch as it runs: its dearest item times its items, since batches are padded."""
+    """Cost of a batch as it runs; see `cost_of`."""
     pass_cost: int = 24
     """What a pass costs whatever is in it. Padding an item by more is dearer than one more pass."""
+    packed: bool = False
+    """Items lie end to end and none is padded, so any may share a batch with any other."""
+
+    def cost_of(self, costs: Sequence[int]) -> int:
+        """Return what a batch of such items costs: padded, its dearest item times its items."""
+        return sum(costs) if self.packed else max(costs) * len(costs)
 
 
 class _Entry(NamedTuple):
@@ -83,6 +89,7 @@ class Backlog(Generic[Item]):
         self._bulk_served = 0.0
         """When bulk work last had its turn, or began to wait for one."""
         self._arrived = asyncio.Event()
+        self._watchers: list[asyncio.Future[None]] = []
         self.is_closed = False
 
     def __len__(self) -> int:
@@ -103,6 +110,7 @@ class Backlog(Generic[Item]):
         insort(groups.setdefault(work.group, []), entry)
         self._costs[work.priority] += work.cost
         self._arrived.set()
+        self._tell_watchers()
         work.ticket.outcome.add_done_callback(lambda _: self._discard(work.ticket))
 
     async def arrival(self) -> bool:
@@ -112,10 +120,23 @@ class Backlog(Generic[Item]):
             await self._arrived.wait()
         return bool(self._entries)
 
+    def growth(self) -> asyncio.Future[None]:
+        """Return what is done when more waits than now, or nothing more will come."""
+        watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._watchers.append(watcher)
+        return watcher
+
+    def _tell_watchers(self) -> None:
+        for watcher in self._watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+        self._watchers.clear()
+
     def close(self) -> None:
         """Let nothing more come; who waits for an arrival is told."""
         self.is_closed = True
         self._arrived.set()
+        self._tell_watchers()
 
     def fail(self, error: Exception) -> None:
         """Forget everything that waits, with this error for its callers."""
@@ -145,7 +166,7 @@ class Backlog(Generic[Item]):
         must wait.
         """
         queue = min(self._queues[priority].values())
-        size = _size_of_window(queue, WINDOW[priority], shape)
+        size = _size_of_window(queue, 1 if shape.packed else WINDOW[priority], shape)
         window, queue[:size] = queue[:size], []
         wanted: list[_Entry] = []
         late: list[_Entry] = []
@@ -178,9 +199,16 @@ def _size_of_window(queue: Sequence[_Entry], batches: int, shape: BatchShape) ->
 
 
 def _with_company(window: list[_Entry], shape: BatchShape) -> list[_Entry]:
-    """Return the first entry and those that should run with it, the cheapest first."""
+    """Return the first entry and those that should run with it.
+
+    Packed, those are the next ones; padded, some that are about as dear, the cheapest first.
+    """
     if not window:
         return []
+    if shape.packed:
+        totals = accumulate(entry.work.cost for entry in window)
+        fitting = sum(total <= shape.max_cost for total in totals)
+        return window[: min(max(1, fitting), shape.max_items)]
     ordered = sorted(window, key=lambda entry: entry.work.cost)
     costs = [entry.work.cost for entry in ordered]
     first = bisect_left(costs, window[0].work.cost)  # the sort is stable

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from mmesh.errors import DeadlineExceeded, Draining, InputTooLong
@@ -22,7 +24,10 @@ class TooLarge(Exception):
 
 
 class Device(Protocol[ItemIn, ResultOut]):
-    """What runs batches, one at a time."""
+    """What runs batches, `passes` at a time."""
+
+    passes: int
+    """2 for a device that queues one batch while it runs another; else 1."""
 
     def collate(self, items: Sequence[ItemIn]) -> Any:
         """Begin to make items of one group ready, on a thread; return what `run` takes."""
@@ -46,11 +51,13 @@ class Done(Generic[Result]):
     batch_size: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Batch(Generic[Item]):
     works: list[Work[Item]]
     collated: Any
     taken_at: float
+    started_at: float = field(init=False)
+    results: asyncio.Future[Sequence[Any]] = field(init=False)
 
     @property
     def priority(self) -> Priority:
@@ -59,10 +66,6 @@ class _Batch(Generic[Item]):
     @property
     def cost(self) -> int:
         return sum(work.cost for work in self.works)
-
-    @property
-    def padded_cost(self) -> int:
-        return max(work.cost for work in self.works) * len(self.works)
 
     def fail(self, error: Exception) -> None:
         for work in self.works:
@@ -74,19 +77,22 @@ class Lane(Generic[Item, Result]):
 
     At most one batch is ready ahead while another runs, and only if a whole batch waits: taken
     earlier, it would miss what comes in the meantime. A query overtakes bulk work that is ready.
+    Where the device queues passes and no query is expected, the batch ahead is launched, too: else
+    the device would be idle from the end of each batch until we have seen to it.
     """
 
     def __init__(self, device: Device[Item, Result], backlog: Backlog[Item], pace: Pace) -> None:
         self._device = device
         self._backlog = backlog
         self._pace = pace
-        self._running: _Batch[Item] | None = None
+        self._running: deque[_Batch[Item]] = deque()
         self._ahead: _Batch[Item] | None = None
+        self._idle_since = 0.0
 
     @property
     def cost(self) -> int:
         """Cost of what runs and what is ready to."""
-        return sum(batch.cost for batch in (self._running, self._ahead) if batch)
+        return sum(batch.cost for batch in (*self._running, self._ahead) if batch)
 
     async def work(self) -> None:
         """Run what waits until the backlog is closed and empty."""
@@ -95,23 +101,51 @@ class Lane(Generic[Item, Result]):
                 batch = self._next()
                 if batch is not None:
                     await self._run(batch)
+                elif self._running:
+                    await self._settle_oldest()
                 elif not await self._backlog.arrival():
                     return
         finally:  # however it ends, nobody is left waiting
             stopped = Draining("the batcher has stopped")
             self._backlog.close()
             self._backlog.fail(stopped)
-            for left in (self._running, self._ahead):
+            for left in (*self._running, self._ahead):
                 if left is not None:
                     left.fail(stopped)
 
     async def _run(self, batch: _Batch[Item]) -> None:
-        self._running = batch
-        results = self._device.run(batch.collated)
+        self._start(batch)
+        while self._running and not self._can_launch():
+            await self._progress()
+
+    def _can_launch(self) -> bool:
+        """Tell whether a whole batch is ready and the device takes it now."""
         if self._ahead is None and self._a_whole_batch_waits():
             self._ahead = self._take()
-        await self._settle(batch, results)
-        self._running = None
+        return self._ahead is not None and len(self._running) < self._passes
+
+    async def _progress(self) -> None:
+        """Wait until the oldest batch is done and settle it, or until more waits for the next."""
+        if self._ahead is None and self._passes > 1:
+            growth, results = self._backlog.growth(), self._running[0].results
+            await asyncio.wait((results, growth), return_when=asyncio.FIRST_COMPLETED)
+            growth.cancel()
+            if not results.done():
+                return
+        await self._settle_oldest()
+
+    @property
+    def _passes(self) -> int:
+        """How many batches may be under way: a query that comes waits for all of them."""
+        return 1 if self._pace.queries_stay else self._device.passes
+
+    def _start(self, batch: _Batch[Item]) -> None:
+        self._running.append(batch)
+        self._begin(batch)
+
+    def _begin(self, batch: _Batch[Item]) -> None:
+        batch.results = asyncio.ensure_future(self._device.run(batch.collated))
+        batch.started_at = time.monotonic()
 
     def _next(self) -> _Batch[Item] | None:
         """Return the batch to run now."""
@@ -150,19 +184,22 @@ class Lane(Generic[Item, Result]):
             return batch
         return self._batch(wanted) if wanted else None
 
-    async def _settle(self, batch: _Batch[Item], results: Awaitable[Sequence[Result]]) -> None:
-        """Wait for the results; a batch that does not fit is run once more, in halves."""
+    async def _settle_oldest(self) -> None:
+        """Wait for its results; a batch that does not fit is run once more, in halves."""
+        batch = self._running[0]
         try:
-            await self._settle_if_it_fits(batch, results)
+            await self._settle_if_it_fits(batch)
         except TooLarge:
             middle = (len(batch.works) + 1) // 2
             for half in (batch.works[:middle], batch.works[middle:]):
                 if wanted := _wanted(half):
                     await self._settle_half(self._batch(wanted))
+        self._running.popleft()
 
     async def _settle_half(self, batch: _Batch[Item]) -> None:
+        self._begin(batch)
         try:
-            await self._settle_if_it_fits(batch, self._device.run(batch.collated))
+            await self._settle_if_it_fits(batch)
         except TooLarge:
             if len(batch.works) == 1:
                 batch.fail(InputTooLong("content", "does not fit the memory of the device"))
@@ -170,19 +207,18 @@ class Lane(Generic[Item, Result]):
                 waiting = self._backlog.cost(*Priority) + batch.cost
                 batch.fail(self._pace.overloaded("the device's memory is full", waiting))
 
-    async def _settle_if_it_fits(
-        self, batch: _Batch[Item], results: Awaitable[Sequence[Result]]
-    ) -> None:
-        start = time.monotonic()
+    async def _settle_if_it_fits(self, batch: _Batch[Item]) -> None:
         try:
-            found = await results
+            found: Sequence[Result] = await batch.results
         except TooLarge:
-            self._pace.too_large(batch.padded_cost)
+            self._pace.too_large([work.cost for work in batch.works])
             raise
         except Exception as error:
             batch.fail(error)
             return
-        run_s = time.monotonic() - start
+        start = max(batch.started_at, self._idle_since)  # before, others had the device
+        self._idle_since = time.monotonic()
+        run_s = self._idle_since - start
         self._pace.ran(batch.priority, batch.cost, run_s)
         for work, result in zip(batch.works, found, strict=True):
             work.ticket.settle(Done(result, start - work.since, run_s, len(batch.works)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mmesh.errors import Overloaded
@@ -51,15 +52,21 @@ class Pace:
         if priority is Priority.INTERACTIVE:
             self._query_s.add(seconds, 1)
         if self._fitting_cost < self._shape.max_cost:
-            self._fitting_cost += 1
+            self._fitting_cost += max(1, self._shape.max_cost >> 10)
 
-    def too_large(self, padded_cost: int) -> None:
+    def too_large(self, costs: Sequence[int]) -> None:
         """Count a batch that did not fit its device: those that follow are at most half of it."""
-        self._fitting_cost = max(1, min(self._fitting_cost, padded_cost // 2))
+        cost = self._shape.cost_of(costs)
+        self._fitting_cost = max(1, min(self._fitting_cost, cost // 2))
 
     def query_came(self) -> None:
         """Expect more queries for a while."""
         self._last_query = time.monotonic()
+
+    @property
+    def queries_stay(self) -> bool:
+        """Whether more queries are expected, since one came lately."""
+        return time.monotonic() - self._last_query < QUERIES_STAY_S
 
     def seconds(self, cost: int) -> float:
         """Return how long all devices take for this cost; 0 as long as nothing is known."""
@@ -71,8 +78,7 @@ class Pace:
         While queries come, bulk work runs in small batches, so that no query waits long for one.
         """
         most = self._fitting_cost
-        queries_stay = time.monotonic() - self._last_query < QUERIES_STAY_S
-        if priority is Priority.BULK and queries_stay and self._query_s.value:
+        if priority is Priority.BULK and self.queries_stay and self._query_s.value:
             affordable = BULK_PASSES * self._query_s.value / self._seconds_per_cost.value
             most = min(most, max(1, int(affordable)))
         return replace(self._shape, max_cost=most)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -13,9 +13,12 @@ from pydantic_settings import SettingsConfigDict
 from mmesh.content import Modality
 from mmesh.errors import FailedPrecondition
 from mmesh.models.families import EncoderChoice
-from mmesh.serving.backlog import BatchShape
-from mmesh.serving.batcher import BatchLimits
 from mmesh.serving.settings import ServiceSettings
+
+
+AUTO: Literal["auto"] = "auto"
+Measured = Annotated[int, Field(gt=0)] | Literal["auto"]
+"""A number, or `auto` for one that suits the device."""
 
 
 class EncoderSettings(ServiceSettings):
@@ -56,15 +59,18 @@ class EncoderSettings(ServiceSettings):
     prepare_threads: int = Field(
         2, gt=0, description="Threads that prepare queries, and as many that prepare bulk work."
     )
-    max_batch_items: int = Field(64, gt=0, description="Inputs in one forward pass.")
-    max_batch_cost: int = Field(
-        1024, gt=0, description="Text tokens in one forward pass, padding included; about 0.1 s."
+    max_batch_items: Measured = Field(
+        AUTO, description="Inputs in one forward pass; auto: 64, on a GPU as many as it is fast by."
     )
-    pass_cost: int = Field(
-        24,
-        ge=0,
+    max_batch_cost: Measured = Field(
+        AUTO,
+        description="Text tokens in one forward pass, padding included; auto: 1024, about 0.1 s, "
+        "on a GPU the fewest that it is fast by, measured at the start.",
+    )
+    pass_cost: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        AUTO,
         description="Text tokens that take as long as a forward pass of nothing: so much padding "
-        "is put up with to save one. Some hundreds on a GPU.",
+        "is put up with to save one; auto: 24, measured on a GPU.",
     )
     max_input_cost: int = Field(
         8192,
@@ -72,8 +78,10 @@ class EncoderSettings(ServiceSettings):
         description="Text tokens that one input may cost, its pictures included; more is "
         "INPUT_TOO_LONG. Longer text is cut at max-text-tokens, so keep that below.",
     )
-    max_waiting_cost: int = Field(
-        65_536, gt=0, description="Text tokens that may wait before QUEUE_FULL; some ten seconds."
+    max_waiting_cost: Measured = Field(
+        AUTO,
+        description="Text tokens that may wait before QUEUE_FULL; auto: 65,536, on a GPU those of "
+        "ten seconds.",
     )
     canary: Path | None = Field(
         None,
@@ -95,10 +103,9 @@ class EncoderSettings(ServiceSettings):
         return [EncoderChoice(**shared | {"device": one}) for one in _listed(self.device)]
 
     @property
-    def limits(self) -> BatchLimits:
-        """How much goes into a batch and how much may wait."""
-        shape = BatchShape(self.max_batch_items, self.max_batch_cost, self.pass_cost)
-        return BatchLimits(shape, self.max_waiting_cost)
+    def batch_settings(self) -> tuple[int | Literal["auto"], ...]:
+        """Items, cost, cost of a pass and waiting cost, as they were set."""
+        return self.max_batch_items, self.max_batch_cost, self.pass_cost, self.max_waiting_cost
 
     @property
     def tolerance(self) -> float:

@@ -1,4 +1,4 @@
-"""A model as a device of the batcher: one thread collates, another one runs."""
+"""A model as a device of the batcher: one thread collates, others run."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ class ModelDevice:
 
     def __init__(self, model: EncoderModel) -> None:
         self._model = model
+        self.passes = model.info.passes
         self._collator = ThreadPoolExecutor(1, "collate")
-        self._runner = ThreadPoolExecutor(1, "device")
+        self._runner = ThreadPoolExecutor(self.passes, "device")
 
     def close(self) -> None:
         """End the threads when they have finished."""

@@ -10,6 +10,7 @@ from services.encoder.canary import check_parity
 from services.encoder.config import EncoderSettings
 from services.encoder.engine import EncoderEngine
 from services.encoder.servicer import EncoderServicer
+from services.encoder.tuning import batch_limits
 
 
 async def serve(settings: EncoderSettings) -> None:
@@ -19,7 +20,7 @@ async def serve(settings: EncoderSettings) -> None:
     host = Host("encoder", settings)
     async with EncoderEngine(
         models,
-        settings.limits,
+        await batch_limits(settings, models),
         prepare_threads=settings.prepare_threads,
         max_input_cost=settings.max_input_cost,
     ) as engine:

@@ -16,10 +16,11 @@ FOREVER = float("inf")
 
 
 class Device:
-    """Runs batches one at a time, when it is let; remembers what it collated and ran."""
+    """Runs batches when it is let; remembers what it collated and ran."""
 
-    def __init__(self, fits=100):
+    def __init__(self, fits=100, passes=1):
         self.fits = fits
+        self.passes = passes
         self.collated, self.batches, self.failures = [], [], []
         self.free = asyncio.Event()
         self.free.set()
