@@ -56,8 +56,10 @@ class EncoderSettings(ServiceSettings):
     threads: int = Field(
         os.cpu_count() or 1, gt=0, description="Threads of one forward pass; one a core."
     )
-    prepare_threads: int = Field(
-        2, gt=0, description="Threads that prepare queries, and as many that prepare bulk work."
+    prepare_threads: Measured = Field(
+        AUTO,
+        description="Threads that prepare queries, and as many that prepare bulk work; auto: 2, "
+        "for GPUs half the cores.",
     )
     max_batch_items: Measured = Field(
         AUTO, description="Inputs in one forward pass; auto: 64, on a GPU as many as it is fast by."
@@ -101,6 +103,18 @@ class EncoderSettings(ServiceSettings):
         shared = {one.name: getattr(self, one.name) for one in fields(EncoderChoice)}
         shared["modalities"] = _modalities(self.modalities)
         return [EncoderChoice(**shared | {"device": one}) for one in _listed(self.device)]
+
+    @property
+    def serves_on_gpu(self) -> bool:
+        """Whether the device is a GPU, or several."""
+        return self.device.startswith("cuda")
+
+    @property
+    def prepare_thread_count(self) -> int:
+        """Threads of each priority."""
+        if self.prepare_threads != AUTO:
+            return self.prepare_threads
+        return max(2, (os.cpu_count() or 1) // 2) if self.serves_on_gpu else 2
 
     @property
     def batch_settings(self) -> tuple[int | Literal["auto"], ...]:

@@ -48,8 +48,15 @@ class ModelDevice:
 
     def run(self, collated: Collated) -> Awaitable[Sequence[Encoded]]:
         """Begin a forward pass; await what came of each item."""
-        metrics.batch_inputs.labels(collated.group).observe(len(collated.items))
+        self._count(collated)
         return asyncio.get_running_loop().run_in_executor(self._runner, self._forward, collated)
+
+    def _count(self, collated: Collated) -> None:
+        costs = [item.prepared.cost for item in collated.items]
+        padded = sum(costs) if self._model.info.packs else max(costs) * len(costs)
+        metrics.batch_inputs.labels(collated.group).observe(len(costs))
+        metrics.batch_cost_total.labels(collated.group).inc(sum(costs))
+        metrics.padding_cost_total.labels(collated.group).inc(padded - sum(costs))
 
     def _forward(self, collated: Collated) -> list[Encoded]:
         inputs = collated.inputs.result()

@@ -25,6 +25,14 @@ batch_inputs = Histogram(
     ["group"],
     buckets=(1, 2, 4, 8, 16, 32, 64, 128),
 )
+batch_cost_total = Counter(
+    "mmesh_encoder_batch_cost_total", "Cost of the inputs of batches, in text tokens.", ["group"]
+)
+padding_cost_total = Counter(
+    "mmesh_encoder_padding_cost_total",
+    "Cost of what inputs were padded with, in text tokens; none where a model packs them.",
+    ["group"],
+)
 waiting_cost = Gauge(
     "mmesh_encoder_waiting_cost", "Cost of the work that waits for a batch, in text tokens."
 )

@@ -21,7 +21,7 @@ async def serve(settings: EncoderSettings) -> None:
     async with EncoderEngine(
         models,
         await batch_limits(settings, models),
-        prepare_threads=settings.prepare_threads,
+        prepare_threads=settings.prepare_thread_count,
         max_input_cost=settings.max_input_cost,
     ) as engine:
         host.add(

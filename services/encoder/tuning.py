@@ -48,7 +48,7 @@ class Timing:
 async def batch_limits(settings: EncoderSettings, models: Sequence[EncoderModel]) -> BatchLimits:
     """Return the limits that are set, with those that are `auto` measured on the first model."""
     packed = models[0].info.packs
-    if settings.device.startswith("cuda") and AUTO in settings.batch_settings:
+    if settings.serves_on_gpu and AUTO in settings.batch_settings:
         timings = await asyncio.to_thread(lambda: list(timed(models[0])))
         limits = limits_for(timings, packed=packed, devices=len(models))
         shape = limits.shape

@@ -1,0 +1,266 @@
+"""The encoder service beside a loop of ideal batches, and queries beside bulk work.
+
+The real engine, servicer and gRPC server run here, clients in processes of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import models
+import numpy as np
+import torch
+import uvloop
+from client import Clients
+from inputs import Inputs
+from section import Found, Options, offline_seconds, prepared, sorted_batches, tuned
+
+from mmesh import Content, wire
+from mmesh.api.encoder.v1 import encoder_pb2
+from mmesh.api.encoder.v1.encoder_pb2_grpc import add_EncoderServiceServicer_to_server
+from mmesh.content import Role
+from mmesh.models.protocol import EncoderModel
+from mmesh.serving.batcher import BatchLimits
+from mmesh.serving.host import Host
+from services.encoder import metrics
+from services.encoder.config import EncoderSettings
+from services.encoder.engine import EncoderEngine
+from services.encoder.servicer import EncoderServicer
+
+CALL = {"texts": 64, "texts of lognormal length": 64, "pictures": 16, "mixed": 64}
+"""Inputs of a bulk call."""
+CLIENTS = 24
+QUERIES_PER_S = 20.0
+LEAST_SHARE, LEAST_BUSY, MOST_SLOWER = 0.95, 0.95, 3.0
+
+
+def measure(options: Options, found: Found, name: str, *, gated: bool) -> None:
+    """Measure one model with each kind of input, then queries."""
+    with models.opened(
+        name, small=options.small, device=options.device, dtype=options.half[0]
+    ) as sized:
+        limits = tuned(sized.model)
+        kinds = ["texts", "texts of lognormal length"]
+        if not name.startswith("minilm"):
+            kinds += ["pictures", "mixed"]
+        with ExitStack() as stack:
+            address = stack.enter_context(served(sized.model, limits, options))
+            bulk, queries = (stack.enter_context(Clients(address)) for _ in range(2))
+            for kind in kinds:
+                _beside_offline(options, found, sized.model, limits, bulk, name, kind, gated)
+            _beside_bulk(options, found, bulk, queries, name, gated)
+
+
+@contextmanager
+def served(model: EncoderModel, limits: BatchLimits, options: Options) -> Iterator[str]:
+    """Run the service on a thread; yield its address."""
+    loop = uvloop.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def on_loop(coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(60)
+
+    try:
+        service = on_loop(_started(model, limits, options))
+        yield service.address
+        on_loop(service.stop())
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(30)
+
+
+@dataclass(frozen=True, slots=True)
+class _Service:
+    engine: EncoderEngine
+    host: Host
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.host.port}"
+
+    async def stop(self) -> None:
+        await self.host.server.stop(5)
+        await self.engine.__aexit__()
+
+
+async def _started(model: EncoderModel, limits: BatchLimits, options: Options) -> _Service:
+    settings = EncoderSettings(device=options.device)
+    engine = EncoderEngine([model], limits, prepare_threads=settings.prepare_thread_count)
+    service = _Service(await engine.__aenter__(), Host("encoder", settings))
+    service.host.add(
+        add_EncoderServiceServicer_to_server,
+        EncoderServicer(engine),
+        "mmesh.api.encoder.v1.EncoderService",
+    )
+    await service.host.start()
+    return service
+
+
+def packed(contents: Sequence[Content], *, bulk: bool) -> bytes:
+    """Return the bytes of a request, as the gateway would send it."""
+    return encoder_pb2.EncodeRequest(
+        inputs=[encoder_pb2.Input(content=wire.content_to_pb(content)) for content in contents],
+        role=encoder_pb2.ROLE_CANDIDATE if bulk else encoder_pb2.ROLE_QUERY,
+        priority=encoder_pb2.PRIORITY_BULK if bulk else encoder_pb2.PRIORITY_INTERACTIVE,
+    ).SerializeToString()
+
+
+def _contents(options: Options, kind: str, seed: int) -> list[Content]:
+    make = Inputs(seed, options.scale)
+    count = 64 if options.small else {"pictures": 768}.get(kind, 4096)
+    makers = {
+        "texts": make.alike,
+        "texts of lognormal length": make.lognormal,
+        "pictures": make.pictures,
+        "mixed": lambda n: make.mixed(n // 2),
+    }
+    return makers[kind](count)
+
+
+def _beside_offline(
+    options: Options,
+    found: Found,
+    model: EncoderModel,
+    limits: BatchLimits,
+    clients: Clients,
+    name: str,
+    kind: str,
+    gated: bool,
+) -> None:
+    contents = _contents(options, kind, options.seed)
+    call = CALL[kind] if not options.small else 8
+    requests = [
+        packed(contents[start : start + call], bulk=True)
+        for start in range(0, len(contents), call)
+    ]
+    before = _batches()
+    bulk = clients.bulk(requests, CLIENTS if not options.small else 3, options.seconds)
+    time.sleep(0.6 * options.seconds)
+    busy = device_busy(options, min(1.0, 0.25 * options.seconds))
+    rate = call * bulk.calls_per_s()
+    batches, inputs, cost, padding = (b - a for a, b in zip(before, _batches(), strict=True))
+    # Enough for some seconds, prepared beforehand.
+    some = prepared(model, contents[: len(contents) if not options.small else 32])
+    alone = len(some) / offline_seconds(model, sorted_batches(some, limits.shape))
+    found.row(
+        f"{name}, {kind} served",
+        inputs_per_s=rate,
+        offline=alone,
+        ratio=rate / alone,
+        busy=busy,
+        padding=padding / max(1.0, cost + padding),
+        inputs_a_batch=inputs / max(1.0, batches),
+    )
+    if gated:
+        found.gate(f"{name}, {kind}: served / offline >= {LEAST_SHARE}", rate / alone,
+                   rate / alone >= LEAST_SHARE)  # fmt: skip
+        if options.is_cuda:
+            found.gate(f"{name}, {kind}: device busy >= {LEAST_BUSY}", busy, busy >= LEAST_BUSY)
+
+
+def _beside_bulk(
+    options: Options, found: Found, bulk: Clients, queries: Clients, name: str, gated: bool
+) -> None:
+    contents = _contents(options, "texts", options.seed + 1)
+    call = 64 if not options.small else 8
+    requests = [
+        packed(contents[start : start + call], bulk=True)
+        for start in range(0, len(contents), call)
+    ]
+    make = Inputs(options.seed + 2).queries
+
+    def ask(seconds: float) -> list[float]:
+        count = max(4, int(seconds * QUERIES_PER_S))
+        return queries.paced([packed([one], bulk=False) for one in make(count)], QUERIES_PER_S)
+
+    ask(0.2 * options.seconds)  # so that queries are expected
+    idle = ask(options.seconds)
+    work = bulk.bulk(requests, CLIENTS if not options.small else 3, 1.6 * options.seconds)
+    ask(0.3 * options.seconds)
+    busy = ask(options.seconds)
+    rate = call * work.calls_per_s()
+    rows = {"idle": idle, "beside bulk": busy}
+    for what, times in rows.items():
+        found.row(
+            f"{name}, queries {what}",
+            median_ms=1e3 * float(np.median(times)),
+            p99_ms=1e3 * float(np.percentile(times, 99)),
+            n=len(times),
+            bulk_per_s=rate if times is busy else None,
+        )
+    slower = float(np.percentile(busy, 99) / np.percentile(idle, 99))
+    if gated:
+        found.gate(f"{name}: p99 of a query beside bulk <= {MOST_SLOWER:g} x idle", slower,
+                   slower <= MOST_SLOWER)  # fmt: skip
+
+
+def _batches() -> tuple[float, float, float, float]:
+    """Return batches, inputs, cost and padding up to now."""
+    return (
+        _sum(metrics.batch_inputs, "_count"),
+        _sum(metrics.batch_inputs, "_sum"),
+        _sum(metrics.batch_cost_total, "_total"),
+        _sum(metrics.padding_cost_total, "_total"),
+    )
+
+
+def _sum(metric: Any, suffix: str) -> float:
+    return sum(
+        sample.value
+        for family in metric.collect()
+        for sample in family.samples
+        if sample.name.endswith(suffix)
+    )
+
+
+def device_busy(options: Options, seconds: float) -> float:
+    """Return the share of the time in which a kernel or copy ran; 0 without a GPU."""
+    if not options.is_cuda:
+        time.sleep(seconds)
+        return 0.0
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        time.sleep(seconds)
+    spans = sorted(
+        (event.start_ns(), event.start_ns() + event.duration_ns())
+        for event in profile.profiler.kineto_results.events()
+        if event.device_type() == torch.autograd.DeviceType.CUDA and event.duration_ns() > 0
+    )
+    return _union(spans) if spans else 0.0
+
+
+def _union(spans: Sequence[tuple[int, int]]) -> float:
+    """Return how much of the time from the first to the last is covered."""
+    covered, end = 0, spans[0][0]
+    for begin, stop in spans:
+        covered += max(0, stop - max(begin, end))
+        end = max(end, stop)
+    return covered / max(1, end - spans[0][0])
+
+
+def decoding(options: Options, found: Found, name: str) -> None:
+    """Measure how many pictures a second are prepared by so many threads."""
+    with models.opened(
+        name, small=options.small, device=options.device, dtype=options.half[0]
+    ) as sized:
+        contents = Inputs(options.seed, options.scale).pictures(8 if options.small else 256)
+        for threads in (1, 4, 8, 16):
+            with ThreadPoolExecutor(threads) as pool:
+                begun = time.perf_counter()
+                done = list(
+                    pool.map(
+                        lambda one: sized.model.prepare(one, Role.CANDIDATE, ""),
+                        itertools.islice(contents, 8 * threads if not options.small else 8),
+                    )
+                )
+                seconds = time.perf_counter() - begun
+            found.row(f"{name}, prepared by {threads} threads", pictures_per_s=len(done) / seconds)
+
