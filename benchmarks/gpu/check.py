@@ -36,7 +36,7 @@ SECTIONS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
     "passes-mm-embed": ("passes", "measure", {"name": "mm-embed-7b"}),
     "memory": ("memory", "measure", {"name": QWEN_2B}),
     "faiss": ("vectors", "measure", {}),
-    "compiled-2b": ("passes", "measure_compiled", {"name": QWEN_2B}),
+    "compiling-2b": ("passes", "measure_compiling", {"name": QWEN_2B}),
     "decoding": ("serving", "decoding", {"name": QWEN_2B}),
     "passes-clip": ("passes", "measure", {"name": "clip-vit-l-14"}),
     "serving-clip": ("serving", "measure", {"name": "clip-vit-l-14", "gated": False}),

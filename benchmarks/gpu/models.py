@@ -17,11 +17,12 @@ from typing import Any
 import torch
 
 from mmesh.content import Modality
-from mmesh.models import tiny
+from mmesh.models import probes, tiny
 from mmesh.models.compat import declare_torchvision_operators
 from mmesh.models.families import EncoderChoice
+from mmesh.models.packed import Decoder
 from mmesh.models.protocol import EncoderInfo, EncoderModel, Prepared
-from mmesh.models.torch_runtime import Runtime
+from mmesh.models.torch_runtime import Compiling, Runtime
 
 TINY = "tiny"
 _QWEN: dict[str, dict[str, Any]] = {
@@ -93,12 +94,14 @@ class Sized:
 
 @contextmanager
 def opened(
-    name: str, *, small: bool, device: str, dtype: str, compiled: bool = False
+    name: str, *, small: bool, device: str, dtype: str, compiling: Compiling = "auto"
 ) -> Iterator[Sized]:
     """Yield a model by name, at a size that suits a CPU if `small`."""
-    runtime = Runtime(device, dtype, threads=torch.get_num_threads(), compile_network=compiled)
+    runtime = Runtime(device, dtype, threads=torch.get_num_threads(), compiling=compiling)
     with tempfile.TemporaryDirectory() as folder:
         sized = _MAKERS[name](name, TINY if small else name, Path(folder), runtime)
+    if runtime.passes > 1:
+        probes.warm_up(sized.model)
     yield sized
     del sized
     if runtime.is_cuda:
@@ -212,7 +215,7 @@ def _mm_embed(name: str, size: str, folder: Path, runtime: Runtime) -> Sized:
     config["vision_config"] |= sizes.get("vision", {})
     architecture = read_architecture(config)
     network = _made(runtime, lambda: MMEmbedNetwork(architecture))
-    network.layer = runtime.fused(network.layer)
+    network.decode = Decoder(network.language_model, causal=False, fused=runtime.fused)
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     writer = mm_embed.PromptWriter(
         tokenizer, architecture.image_token, architecture.image_tokens, 4096

@@ -142,29 +142,35 @@ def _beside_offline(
         packed(contents[start : start + call], bulk=True)
         for start in range(0, len(contents), call)
     ]
-    before = _batches()
     bulk = clients.bulk(requests, CLIENTS if not options.small else 3, options.seconds)
-    time.sleep(0.6 * options.seconds)
-    busy = device_busy(options, min(1.0, 0.25 * options.seconds))
-    rate = call * bulk.calls_per_s()
-    batches, inputs, cost, padding = (b - a for a, b in zip(before, _batches(), strict=True))
-    # Enough for some seconds, prepared beforehand.
+    time.sleep(0.3 * options.seconds)  # until the queue is full
+    before, begun = _batches(), time.perf_counter()
+    time.sleep(0.4 * options.seconds)
+    busy = device_busy(options, min(1.0, 0.15 * options.seconds))
+    after, seconds = _batches(), time.perf_counter() - begun
+    bulk.calls_per_s()
+    batches, inputs, cost, padding = (b - a for a, b in zip(before, after, strict=True))
     some = prepared(model, contents[: len(contents) if not options.small else 32])
-    alone = len(some) / offline_seconds(model, sorted_batches(some, limits.shape))
+    alone = sum(one.cost for one in some) / offline_seconds(
+        model, sorted_batches(some, limits.shape)
+    )
+    ratio = cost / seconds / alone
     found.row(
         f"{name}, {kind} served",
-        inputs_per_s=rate,
+        inputs_per_s=inputs / seconds,
+        tokens_per_s=cost / seconds,
         offline=alone,
-        ratio=rate / alone,
-        busy=busy,
+        ratio=ratio,
         padding=padding / max(1.0, cost + padding),
         inputs_a_batch=inputs / max(1.0, batches),
+        **busy,
     )
     if gated:
-        found.gate(f"{name}, {kind}: served / offline >= {LEAST_SHARE}", rate / alone,
-                   rate / alone >= LEAST_SHARE)  # fmt: skip
-        if options.is_cuda:
-            found.gate(f"{name}, {kind}: device busy >= {LEAST_BUSY}", busy, busy >= LEAST_BUSY)
+        found.gate(f"{name}, {kind}: served / offline >= {LEAST_SHARE}", ratio,
+                   ratio >= LEAST_SHARE)  # fmt: skip
+    if gated and options.is_cuda:
+        share = busy["busy"]
+        found.gate(f"{name}, {kind}: device busy >= {LEAST_BUSY}", share, share >= LEAST_BUSY)
 
 
 def _beside_bulk(
@@ -222,11 +228,14 @@ def _sum(metric: Any, suffix: str) -> float:
     )
 
 
-def device_busy(options: Options, seconds: float) -> float:
-    """Return the share of the time in which a kernel or copy ran; 0 without a GPU."""
+def device_busy(options: Options, seconds: float) -> dict[str, float]:
+    """Return the share of the time in which a kernel or copy ran, and what the gaps were.
+
+    Empty without a GPU. Gaps below 20 microseconds are those between any two kernels.
+    """
     if not options.is_cuda:
         time.sleep(seconds)
-        return 0.0
+        return {}
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         time.sleep(seconds)
     spans = sorted(
@@ -234,16 +243,16 @@ def device_busy(options: Options, seconds: float) -> float:
         for event in profile.profiler.kineto_results.events()
         if event.device_type() == torch.autograd.DeviceType.CUDA and event.duration_ns() > 0
     )
-    return _union(spans) if spans else 0.0
-
-
-def _union(spans: Sequence[tuple[int, int]]) -> float:
-    """Return how much of the time from the first to the last is covered."""
-    covered, end = 0, spans[0][0]
+    gaps, end = [], spans[0][1]
     for begin, stop in spans:
-        covered += max(0, stop - max(begin, end))
+        gaps.append(max(0, begin - end))
         end = max(end, stop)
-    return covered / max(1, end - spans[0][0])
+    whole, idle = end - spans[0][0], np.array(gaps)
+    return {
+        "busy": 1 - float(idle.sum() / whole),
+        "idle_in_short_gaps": float(idle[idle < 20_000].sum() / whole),
+        "longest_gap_ms": float(idle.max() / 1e6),
+    }
 
 
 def decoding(options: Options, found: Found, name: str) -> None:

@@ -168,7 +168,7 @@ def load(folder: Path, choice: EncoderChoice) -> ClipFusion:
     declare_torchvision_operators()
     import transformers
 
-    runtime = Runtime(choice.device, choice.dtype, choice.threads, compile_network=choice.compile)
+    runtime = Runtime(choice.device, choice.dtype, choice.threads, compiling=choice.compile)
     network = runtime.read(transformers.AutoModel, folder)
     towers = Towers(
         network.config,

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+FLASH_DTYPES = (torch.float16, torch.bfloat16)
+"""Element types for which attention is a kernel, not a loop over sequences."""
 MOST_TOKENS = 512
 STEP = 64
 """Tokens between one size and the next."""

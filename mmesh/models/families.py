@@ -46,8 +46,8 @@ class EncoderChoice:
     """Run code that comes with the model."""
     max_text_tokens: int = 0
     """Texts are cut to this many tokens; 0 for the model's own limit."""
-    compile: bool = False
-    """Let torch.compile rewrite the network's layers."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether torch.compile rewrites the network's layers; `auto`: on a GPU, where it pays."""
     modalities: frozenset[Modality] | None = None
     """What is answered; None for all that the model reads."""
 
@@ -60,6 +60,10 @@ def open_encoder(choice: EncoderChoice) -> EncoderModel:
             installed, or it cannot do what is asked.
     """
     model = _restricted(_loaded(choice), choice.modalities)
+    if model.info.passes > 1 and Modality.TEXT in model.info.modalities:
+        from mmesh.models.probes import warm_up
+
+        warm_up(model)
     if not model.info.calibration:
         from mmesh.models.probes import calibrated
 

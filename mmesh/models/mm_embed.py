@@ -45,7 +45,7 @@ from mmesh.models.mm_embed_network import (
     load_network,
     read_architecture,
 )
-from mmesh.models.packed import Packing, padded
+from mmesh.models.packed import Decoder, Packing, padded
 from mmesh.models.plain_text import PlainText
 from mmesh.models.protocol import EncoderInfo, FloatMatrix, Prepared
 from mmesh.models.torch_runtime import Runtime
@@ -253,7 +253,7 @@ def load(folder: Path, choice: EncoderChoice) -> MMEmbedEncoder:
     """
     declare_torchvision_operators()
     architecture = read_architecture(hub.read_config(folder))
-    runtime = Runtime(choice.device, choice.dtype, choice.threads, compile_network=choice.compile)
+    runtime = Runtime(choice.device, choice.dtype, choice.threads, compiling=choice.compile)
     reads_images = choice.modalities is None or choice.modalities != frozenset({Modality.TEXT})
     max_tokens = _max_tokens(choice, architecture)
     writer = PromptWriter(
@@ -272,7 +272,7 @@ def load(folder: Path, choice: EncoderChoice) -> MMEmbedEncoder:
         passes=runtime.passes,
     )
     network = runtime.placed(network)
-    network.layer = runtime.fused(network.layer)
+    network.decode = Decoder(network.language_model, causal=False, fused=runtime.fused)
     return MMEmbedEncoder(network, writer, view, runtime, info)
 
 

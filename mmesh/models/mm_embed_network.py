@@ -23,7 +23,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 from mmesh.errors import FailedPrecondition
 from mmesh.models import packed
 from mmesh.models.cuda_graphs import Slots
-from mmesh.models.packed import Packing
+from mmesh.models.packed import Decoder, Packing
 
 _FIXED = {
     "add_eos_token": True,
@@ -218,7 +218,7 @@ class MMEmbedNetwork(nn.Module):  # type: ignore[misc]  # torch is not followed
             self.multi_modal_projector = modeling_llava_next.LlavaNextMultiModalProjector(llava)
             self.image_newline = nn.Parameter(torch.randn(architecture.dim))
         self.language_model = MistralModel(llava.text_config)
-        self.layer = packed.decoder_layer
+        self.decode = Decoder(self.language_model, causal=False)
         self.pooling = LatentAttention(
             architecture.dim, architecture.latents, architecture.heads, architecture.head_dim
         )
@@ -229,9 +229,7 @@ class MMEmbedNetwork(nn.Module):  # type: ignore[misc]  # torch is not followed
         states = language.embed_tokens(batch.ids)
         if batch.pixels is not None:
             states = states.index_copy(0, batch.places, self._seen(batch.pixels).flatten(0, 1))
-        angles = packed.rotation(*language.rotary_emb(states[None], batch.positions[None]))
-        for layer in language.layers:
-            states = self.layer(layer, states, angles, batch.packing, False)  # not causal
+        states = self.decode(states, batch.positions[None], batch.packing)
         states = packed.rms_norm(language.norm, states)
         return self.pooling(states, batch.pooled, batch.packing)
 

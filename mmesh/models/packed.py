@@ -10,7 +10,7 @@ Llama's kind (Mistral, Qwen3) use them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -18,10 +18,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from mmesh.models.cuda_graphs import Slots
-
-FLASH_DTYPES = (torch.float16, torch.bfloat16)
-"""Element types that the CUDA kernel takes."""
+from mmesh.models.cuda_graphs import FLASH_DTYPES, Slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +46,19 @@ Rotation = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines (total, 1, head_dim / 2) of rotary positions (RoPE, arXiv 2104.09864)."""
 
 
-def rotation(cosines: torch.Tensor, sines: torch.Tensor) -> Rotation:
-    """Return what transformers lays out twice (1, total, head_dim), as halves."""
+Fuse = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Returns a function compiled, or as it is."""
+
+
+def as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function."""
+    return function
+
+
+def halves(cosines: torch.Tensor, sines: torch.Tensor) -> Rotation:
+    """Return what transformers lays out twice (total, head_dim)."""
     half = cosines.shape[-1] // 2
-    return cosines[0, :, None, :half], sines[0, :, None, :half]
+    return cosines[:, None, :half], sines[:, None, :half]
 
 
 def rotated(rows: torch.Tensor, angles: Rotation) -> torch.Tensor:
@@ -113,10 +119,55 @@ def rms_norm(norm: Any, rows: torch.Tensor) -> torch.Tensor:
     return functional.rms_norm(rows, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
-def decoder_layer(
-    layer: Any, states: torch.Tensor, angles: Rotation, packing: Packing, causal: bool
-) -> torch.Tensor:
-    """Return what one layer of a decoder makes of states (total, width)."""
+class Decoder:
+    """The layers of a decoder of Llama's kind (Mistral, Qwen3), over packed sequences.
+
+    What lies between two attentions is computed token by token, so it can be compiled once for any
+    sequences; attention stays outside.
+
+    Args:
+        language: one of transformers' models.
+        causal: whether a token sees only what is before it.
+        fused: returns a function compiled, or as it is.
+    """
+
+    def __init__(self, language: Any, *, causal: bool, fused: Fuse = as_it_is) -> None:
+        self._language = language
+        self._causal = causal
+        self._before, self._behind = fused(_before_attention), fused(_behind_attention)
+
+    def __call__(
+        self,
+        states: torch.Tensor,
+        positions: torch.Tensor,
+        packing: Packing,
+        places: torch.Tensor | None = None,
+        added: Sequence[torch.Tensor] = (),
+    ) -> torch.Tensor:
+        """Return the states (total, width) behind the last layer, not normalised.
+
+        Args:
+            states: embeddings of the tokens (total, width).
+            positions: what the model's rotary embedding takes for one sequence of `total` tokens.
+            packing: of the sequences.
+            places: of some tokens (m,).
+            added: what is added to their states behind each of the first layers (m, width).
+        """
+        cosines, sines = self._language.rotary_emb(states[None], positions)
+        angles = halves(cosines[0], sines[0])
+        for number, layer in enumerate(self._language.layers):
+            queries, keys, values = self._before(layer, states, angles)
+            found = attention(queries, keys, values, packing, causal=self._causal)
+            states = self._behind(layer, states, found)
+            if number < len(added):
+                states = states.index_add(0, places, added[number])
+        return states
+
+
+def _before_attention(
+    layer: Any, states: torch.Tensor, angles: Rotation
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return queries, keys and values (total, heads, head_dim) of states (total, width)."""
     own = layer.self_attn
     normed = rms_norm(layer.input_layernorm, states)
     queries, keys, values = (
@@ -125,10 +176,12 @@ def decoder_layer(
     )
     if hasattr(own, "q_norm"):
         queries, keys = rms_norm(own.q_norm, queries), rms_norm(own.k_norm, keys)
-    found = attention(
-        rotated(queries, angles), rotated(keys, angles), values, packing, causal=causal
-    )
-    states = states + own.o_proj(found.flatten(1))
+    return rotated(queries, angles), rotated(keys, angles), values
+
+
+def _behind_attention(layer: Any, states: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """Return the states behind the layer, of those before it and what attention found."""
+    states = states + layer.self_attn.o_proj(found.flatten(1))
     mlp = layer.mlp
     normed = rms_norm(layer.post_attention_layernorm, states)
     return states + mlp.down_proj(mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed))

@@ -79,6 +79,14 @@ def encode(model: EncoderModel, contents: Sequence[Content], role: Role) -> Floa
     return rows
 
 
+def warm_up(model: EncoderModel) -> None:
+    """Encode ever more probes together, so that what is made at first use is there before it."""
+    prepared = [model.prepare(content, Role.QUERY, "") for content in texts()]
+    group = [one for one in prepared if one.group == prepared[0].group]
+    for count in range(1, len(group) + 1):
+        encode_together(model, group[:count])
+
+
 def calibrated(model: EncoderModel) -> EncoderModel:
     """Return the model with its answers to the probes as `info.calibration`."""
     calibration = {

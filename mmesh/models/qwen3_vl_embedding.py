@@ -266,7 +266,7 @@ def load(folder: Path, choice: EncoderChoice) -> Qwen3VLEmbedding:
     declare_torchvision_operators()
     import transformers
 
-    runtime = Runtime(choice.device, choice.dtype, choice.threads, compile_network=choice.compile)
+    runtime = Runtime(choice.device, choice.dtype, choice.threads, compiling=choice.compile)
     text_only = choice.modalities == frozenset({Modality.TEXT})
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import linear
 
 from mmesh.models import packed
-from mmesh.models.packed import Packing, Rotation
+from mmesh.models.packed import Decoder, Packing, Rotation
 from mmesh.models.torch_runtime import Runtime
 
 MERGE = 2
@@ -66,7 +66,8 @@ class Qwen3VLNetwork:
         self._mean, self._std = (
             torch.tensor(values, device=runtime.device).view(1, -1, 1, 1) for values in (mean, std)
         )
-        self._layer, self._block = runtime.fused(packed.decoder_layer), runtime.fused(_block)
+        self._decode = Decoder(self.language, causal=True, fused=runtime.fused)
+        self._before, self._behind = map(runtime.fused, (_before_attention, _behind_attention))
 
     def __call__(
         self,
@@ -85,18 +86,14 @@ class Qwen3VLNetwork:
             last: places (n,).
             pictures: what stands at the places of pictures.
         """
-        language = self.language
-        states = language.embed_tokens(ids)
-        deep: list[torch.Tensor] = []
+        states = self.language.embed_tokens(ids)
+        places, deep = None, []
         if pictures is not None:
+            places = pictures.places
             seen, deep = self._see(pictures)
-            states = states.index_copy(0, pictures.places, seen)
-        angles = packed.rotation(*language.rotary_emb(states[None], positions[:, None]))
-        for number, layer in enumerate(language.layers):
-            states = self._layer(layer, states, angles, packing, True)
-            if pictures is not None and number < len(deep):
-                states = states.index_add(0, pictures.places, deep[number])
-        return packed.rms_norm(language.norm, states[last])
+            states = states.index_copy(0, places, seen)
+        states = self._decode(states, positions[:, None], packing, places, deep)
+        return packed.rms_norm(self.language.norm, states[last])
 
     def _see(self, pictures: PictureLayout) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return the tokens of the pictures, and what is added behind the first layers."""
@@ -108,7 +105,9 @@ class Qwen3VLNetwork:
         angles = turns.cos()[:, None], turns.sin()[:, None]
         deep = []
         for number, block in enumerate(visual.blocks):
-            states = self._block(block, states, angles, pictures.packing)
+            rows = self._before(block, states, angles)
+            found = packed.attention(*rows, pictures.packing, causal=False)
+            states = self._behind(block, states, found)
             if number in visual.deepstack_visual_indexes:
                 merger = visual.deepstack_merger_list[len(deep)]
                 deep.append(merger(states))
@@ -124,13 +123,19 @@ class Qwen3VLNetwork:
         return linear(pixels, film.weight.flatten(1), film.bias)
 
 
-def _block(block: Any, states: torch.Tensor, angles: Rotation, packing: Packing) -> torch.Tensor:
-    """Return what one block of the picture tower makes of states (total, width)."""
+def _before_attention(
+    block: Any, states: torch.Tensor, angles: Rotation
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return queries, keys and values (total, heads, head_dim) of states (total, width)."""
     own = block.attn
-    rows = own.qkv(block.norm1(states)).unflatten(-1, (3, own.num_heads, -1)).unbind(1)
-    queries, keys = (packed.rotated(row, angles) for row in rows[:2])
-    found = packed.attention(queries, keys, rows[2], packing, causal=False)
-    states = states + own.proj(found.flatten(1))
+    rows = own.qkv(block.norm1(states)).unflatten(-1, (3, own.num_heads, -1))
+    queries, keys, values = rows.unbind(1)
+    return packed.rotated(queries, angles), packed.rotated(keys, angles), values
+
+
+def _behind_attention(block: Any, states: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """Return the states behind the block, of those before it and what attention found."""
+    states = states + block.attn.proj(found.flatten(1))
     return states + block.mlp(block.norm2(states))
 
 

@@ -134,7 +134,7 @@ def load(folder: Path, choice: EncoderChoice) -> SentenceEncoder:
     import sentence_transformers
 
     _check_folder(folder)
-    runtime = Runtime(choice.device, choice.dtype, choice.threads, compile_network=choice.compile)
+    runtime = Runtime(choice.device, choice.dtype, choice.threads, compiling=choice.compile)
     network = sentence_transformers.SentenceTransformer(
         str(folder),
         device="cpu",

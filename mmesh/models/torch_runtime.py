@@ -7,22 +7,25 @@ for its own rows only.
 
 from __future__ import annotations
 
+import shutil
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
 from mmesh.errors import DataLoss, FailedPrecondition, InternalError
-from mmesh.models.cuda_graphs import Slots, each_tensor
+from mmesh.models.cuda_graphs import FLASH_DTYPES, Slots, each_tensor
 from mmesh.models.protocol import FloatMatrix, OutOfDeviceMemory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Inputs = TypeVar("Inputs")
+Compiling = Literal["auto", "on", "off"]
 
 
 class Runtime:
@@ -32,7 +35,8 @@ class Runtime:
         device: `cpu`, `cuda` or `cuda:N`.
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: float32 on a CPU, bfloat16 elsewhere.
         threads: of one forward pass on a CPU; set for the whole process.
-        compile_network: let torch.compile rewrite the layers; the first passes then take minutes.
+        compiling: `on` lets torch.compile rewrite the layers, and the first passes then take a
+            minute or so; `auto` does so on a GPU with what Triton needs, for packed families.
 
     Raises:
         FailedPrecondition: torch does not know the device or element type, or finds no such device.
@@ -44,13 +48,16 @@ class Runtime:
         dtype: str = "auto",
         threads: int = 1,
         *,
-        compile_network: bool = False,
+        compiling: Compiling = "auto",
     ) -> None:
         self.device = _device(device)
         self.dtype = _dtype(dtype, self.device)
-        self._compile = compile_network
+        self._compiles_layers = compiling == "on"
+        self._fuses = compiling == "on" or (compiling == "auto" and self._can_compile())
         self._launching = threading.Lock()
         torch.set_num_threads(threads)
+        if self.is_cuda:
+            _forbid_split_sums()
 
     @property
     def is_cuda(self) -> bool:
@@ -96,18 +103,24 @@ class Runtime:
         network = network.to(self.device).eval().requires_grad_(False)
         for parameter in network.parameters():
             parameter.data = parameter.data.to(self.dtype)
-        if self._compile:
+        if self._compiles_layers:
             _compile_layers(network)
         return network
 
     def fused(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function of tensors, compiled for any sizes where that was asked for."""
+        """Return a function of tensors, compiled for any sizes where that is wanted."""
         compiled: Callable[..., Any] = torch.compile(function, dynamic=True)
-        return compiled if self._compile else function
+        return compiled if self._fuses else function
+
+    def _can_compile(self) -> bool:
+        """Tell whether this is a GPU that Triton compiles for, with the C compiler it calls."""
+        compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+        return self.is_cuda and compiler is not None and find_spec("triton") is not None
 
     def slots(self, tokens: int, sequences: int) -> Slots | None:
         """Return the size of recording to pad a batch to; None where it is launched as it is."""
-        return Slots.around(tokens, sequences) if self.is_cuda else None
+        recorded = self.is_cuda and self.dtype in FLASH_DTYPES
+        return Slots.around(tokens, sequences) if recorded else None
 
     def staged(self, inputs: Inputs) -> Inputs:
         """Return tensors, or a mapping or dataclass of them, in memory that a GPU copies from."""
@@ -170,6 +183,16 @@ def checked(rows: FloatMatrix) -> FloatMatrix:
     if not np.isfinite(rows).all():
         raise InternalError("the model's vector is not finite or has no length; try float32")
     return rows
+
+
+def _forbid_split_sums() -> None:
+    """Let no matrix product cut its sums in pieces (split-K), as it would for few rows only.
+
+    Rounding would then depend on how many rows a batch has, and so would vectors.
+    """
+    products = torch.backends.cuda.matmul
+    products.allow_bf16_reduced_precision_reduction = (False, False)
+    products.allow_fp16_reduced_precision_reduction = (False, False)
 
 
 def _compile_layers(network: torch.nn.Module) -> None:

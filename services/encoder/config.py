@@ -52,7 +52,11 @@ class EncoderSettings(ServiceSettings):
         "", description="What is answered, such as text or text,image; empty: all that it reads."
     )
     trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
-    compile: bool = Field(False, description="Let torch.compile rewrite the network.")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Let torch.compile rewrite the network; auto: on a GPU with a C compiler, for "
+        "models that pack their inputs.",
+    )
     threads: int = Field(
         os.cpu_count() or 1, gt=0, description="Threads of one forward pass; one a core."
     )

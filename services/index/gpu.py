@@ -32,10 +32,8 @@ def moved(index: Any) -> Any:
     """
     if not devices():
         return index
-    options = _untyped.GpuClonerOptions()
-    options.useFloat16 = True
-    try:
-        return _untyped.index_cpu_to_gpu(_resources(), 0, index, options)
+    try:  # element types stay: what is exact on a CPU is exact on a GPU
+        return _untyped.index_cpu_to_gpu(_resources(), 0, index)
     except RuntimeError:
         return index
 

@@ -259,7 +259,7 @@ def test_half_precision_is_near_and_has_its_own_fingerprint(
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is absent: install a C++ compiler")
 def test_compiled_layers_give_the_same(folder: Path, model: EncoderModel) -> None:
-    choice = EncoderChoice(str(folder), compile=True, modalities=frozenset({Modality.TEXT}))
+    choice = EncoderChoice(str(folder), compile="on", modalities=frozenset({Modality.TEXT}))
     contents = probes.texts()[:5]
     compiled = encode(open_encoder(choice), *contents)
     np.testing.assert_allclose(compiled, encode(model, *contents), atol=1e-5)
