@@ -5,17 +5,22 @@ from __future__ import annotations
 import torch
 from section import Found, Options, seconds_of
 
+from mmesh.models.torch_runtime import Runtime
+
 ROWS = (16, 64, 128, 256, 512, 1024, 2048, 8192, 32768)
 
 
 def measure(options: Options, found: Found) -> None:
     """Measure the peaks of a matrix product and of a copy."""
-    found.row("product of matrices", tflops=peak_tflops(options))
     found.row("copy in memory", gb_per_s=copy_gb_per_s(options))
     if options.is_cuda:
         found.row("copy from pinned memory", gb_per_s=_upload_gb_per_s(options))
-    for inner, outer in ((2048, 2048), (2048, 6144), (6144, 2048), (4096, 12288)):
-        _row_invariance(options, found, inner, outer)
+    for what, runtime in (("as torch does", None), ("without split sums", Runtime)):
+        if runtime is not None:
+            runtime(options.device)
+        found.row(f"product of matrices, {what}", tflops=peak_tflops(options))
+        for inner, outer in ((2048, 1024), (6144, 2048), (12288, 4096), (32768, 4096)):
+            _row_invariance(options, found, inner, outer, what)
 
 
 def peak_tflops(options: Options) -> float:
@@ -42,7 +47,9 @@ def _upload_gb_per_s(options: Options) -> float:
     return 1e-9 * count / seconds_of(options.device, lambda: there.copy_(host, non_blocking=True))
 
 
-def _row_invariance(options: Options, found: Found, inner: int, outer: int) -> None:
+def _row_invariance(
+    options: Options, found: Found, inner: int, outer: int, what: str
+) -> None:
     """Tell for which numbers of rows the first ones are, bit by bit, those among many others."""
     most = 1024 if options.small else ROWS[-1]
     rows = torch.randn(most, inner, device=options.device, dtype=torch.bfloat16)
@@ -53,4 +60,4 @@ def _row_invariance(options: Options, found: Found, inner: int, outer: int) -> N
         for count in ROWS
         if count < most and not torch.equal(rows[:count] @ weight.T, whole[:count])
     ]
-    found.row(f"rows of {inner} to {outer}", differ_at=" ".join(map(str, differing)) or "none")
+    found.row(f"rows of {inner} to {outer}, {what}", differ_at=" ".join(map(str, differing)) or "none")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from mmesh import Content
@@ -41,7 +44,9 @@ class Inputs:
     def pictures(self, count: int, side: int = 768) -> list[Content]:
         """Return JPEGs of `side` pixels; 768 become 576 tokens of Qwen3-VL."""
         side = max(64, round(side * self._scale**0.5 / 32) * 32)
-        return [Content.of(self._jpeg(side)) for _ in range(count)]
+        coarse = self._random.integers(0, 256, (count, side // 16, side // 16, 3), np.uint8)
+        with ThreadPoolExecutor() as pool:
+            return [Content.of(data) for data in pool.map(partial(_jpeg, side), coarse)]
 
     def mixed(self, count: int) -> list[Content]:
         """Return four texts to a picture, in a random order."""
@@ -55,9 +60,9 @@ class Inputs:
             for length in lengths
         ]
 
-    def _jpeg(self, side: int) -> bytes:
-        coarse = self._random.integers(0, 256, (side // 16, side // 16, 3), np.uint8)
-        data = io.BytesIO()
-        picture = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
-        picture.save(data, "JPEG", quality=85)
-        return data.getvalue()
+
+def _jpeg(side: int, coarse: NDArray[np.uint8]) -> bytes:
+    data = io.BytesIO()
+    picture = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+    picture.save(data, "JPEG", quality=85)
+    return data.getvalue()

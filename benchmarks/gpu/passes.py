@@ -34,7 +34,7 @@ HITS = 10
 def measure(options: Options, found: Found, name: str) -> None:
     """Measure one model in all element types."""
     peak = 1e12 * ceilings.peak_tflops(options)
-    exact = _vectors(options, name, "float32", Found()) if _has_exact(options, name) else None
+    exact = _vectors(options, name, "float32") if _has_exact(options, name) else None
     for dtype in options.half:
         with models.opened(name, small=options.small, device=options.device, dtype=dtype) as sized:
             shape = tuned(sized.model).shape
@@ -128,8 +128,10 @@ def _has_exact(options: Options, name: str) -> bool:
     return options.small or name in ("qwen3-vl-embedding-2b", "clip-vit-l-14", "minilm-l6")
 
 
-def _vectors(options: Options, name: str, dtype: str, found: Found) -> FloatMatrix:
-    with models.opened(name, small=options.small, device=options.device, dtype=dtype) as sized:
+def _vectors(options: Options, name: str, dtype: str) -> FloatMatrix:
+    with models.opened(
+        name, small=options.small, device=options.device, dtype=dtype, compiling="off"
+    ) as sized:
         inputs = prepared(sized.model, _contents(options)[:100])
         return together(sized.model, inputs, BatchShape(16, 4096, 1, sized.model.info.packs),
                         range(len(inputs)))  # fmt: skip

@@ -37,7 +37,7 @@ from services.encoder.servicer import EncoderServicer
 
 CALL = {"texts": 64, "texts of lognormal length": 64, "pictures": 16, "mixed": 64}
 """Inputs of a bulk call."""
-CLIENTS = 24
+CLIENTS = 16
 QUERIES_PER_S = 20.0
 LEAST_SHARE, LEAST_BUSY, MOST_SLOWER = 0.95, 0.95, 3.0
 
@@ -116,7 +116,7 @@ def packed(contents: Sequence[Content], *, bulk: bool) -> bytes:
 
 def _contents(options: Options, kind: str, seed: int) -> list[Content]:
     make = Inputs(seed, options.scale)
-    count = 64 if options.small else {"pictures": 768}.get(kind, 4096)
+    count = 64 if options.small else {"pictures": 512}.get(kind, 3072)
     makers = {
         "texts": make.alike,
         "texts of lognormal length": make.lognormal,
@@ -150,7 +150,7 @@ def _beside_offline(
     after, seconds = _batches(), time.perf_counter() - begun
     bulk.calls_per_s()
     batches, inputs, cost, padding = (b - a for a, b in zip(before, after, strict=True))
-    some = prepared(model, contents[: len(contents) if not options.small else 32])
+    some = prepared(model, contents[: len(contents) // 2])
     alone = sum(one.cost for one in some) / offline_seconds(
         model, sorted_batches(some, limits.shape)
     )

@@ -7,7 +7,9 @@ for its own rows only.
 
 from __future__ import annotations
 
+import logging
 import shutil
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +26,10 @@ from mmesh.models.cuda_graphs import FLASH_DTYPES, Slots, each_tensor
 from mmesh.models.protocol import FloatMatrix, OutOfDeviceMemory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SWITCH_S = 0.0005
+"""How long a thread may keep the interpreter from others: each launch gives it up for a moment, and
+a pass is a thousand launches beside threads that prepare the next inputs."""
+logger = logging.getLogger(__name__)
 Inputs = TypeVar("Inputs")
 Compiling = Literal["auto", "on", "off"]
 
@@ -57,7 +63,8 @@ class Runtime:
         self._launching = threading.Lock()
         torch.set_num_threads(threads)
         if self.is_cuda:
-            _forbid_split_sums()
+            _forbid_split_sums(self.device)
+            sys.setswitchinterval(SWITCH_S)
 
     @property
     def is_cuda(self) -> bool:
@@ -185,14 +192,24 @@ def checked(rows: FloatMatrix) -> FloatMatrix:
     return rows
 
 
-def _forbid_split_sums() -> None:
+def _forbid_split_sums(device: torch.device) -> None:
     """Let no matrix product cut its sums in pieces (split-K), as it would for few rows only.
 
-    Rounding would then depend on how many rows a batch has, and so would vectors.
+    Rounding would then depend on how many rows a batch has, and so would vectors. Where torch
+    cannot be told so, it does as it likes.
     """
-    products = torch.backends.cuda.matmul
-    products.allow_bf16_reduced_precision_reduction = (False, False)
-    products.allow_fp16_reduced_precision_reduction = (False, False)
+    products, row = torch.backends.cuda.matmul, torch.ones(1, 64, device=device, dtype=torch.half)
+    before = torch.backends.cuda.preferred_blas_library()
+    try:
+        torch.backends.cuda.preferred_blas_library("cublaslt")  # the only one that can be told
+        products.allow_bf16_reduced_precision_reduction = (False, False)
+        products.allow_fp16_reduced_precision_reduction = (False, False)
+        row @ row.T
+    except (RuntimeError, TypeError, AttributeError) as error:
+        products.allow_bf16_reduced_precision_reduction = True
+        products.allow_fp16_reduced_precision_reduction = True
+        torch.backends.cuda.preferred_blas_library(before)
+        logger.warning("sums of matrix products may be split", extra={"reason": str(error)})
 
 
 def _compile_layers(network: torch.nn.Module) -> None:

@@ -166,7 +166,7 @@ class Backlog(Generic[Item]):
         must wait.
         """
         queue = min(self._queues[priority].values())
-        size = _size_of_window(queue, 1 if shape.packed else WINDOW[priority], shape)
+        size = _size_of_window(queue, WINDOW[priority], shape)
         window, queue[:size] = queue[:size], []
         wanted: list[_Entry] = []
         late: list[_Entry] = []
@@ -199,20 +199,32 @@ def _size_of_window(queue: Sequence[_Entry], batches: int, shape: BatchShape) ->
 
 
 def _with_company(window: list[_Entry], shape: BatchShape) -> list[_Entry]:
-    """Return the first entry and those that should run with it.
-
-    Packed, those are the next ones; padded, some that are about as dear, the cheapest first.
-    """
+    """Return the first entry and those that should run with it, the cheapest first."""
     if not window:
         return []
-    if shape.packed:
-        totals = accumulate(entry.work.cost for entry in window)
-        fitting = sum(total <= shape.max_cost for total in totals)
-        return window[: min(max(1, fitting), shape.max_items)]
     ordered = sorted(window, key=lambda entry: entry.work.cost)
     costs = [entry.work.cost for entry in ordered]
     first = bisect_left(costs, window[0].work.cost)  # the sort is stable
-    return ordered[best_run(costs, first, shape)]
+    return ordered[alike(costs, first, shape) if shape.packed else best_run(costs, first, shape)]
+
+
+def alike(costs: Sequence[int], first: int, shape: BatchShape) -> slice:
+    """Return the run of ascending `costs` around place `first` that is full, of the nearest ones.
+
+    Packed items cost nobody anything; but attention is laid out for the longest of a batch.
+    """
+    start, stop, total = first, first + 1, costs[first]
+    while stop - start < shape.max_items:
+        below = costs[first] - costs[start - 1] if start else None
+        above = costs[stop] - costs[first] if stop < len(costs) else None
+        if above is None and below is None:
+            break
+        down = above is None or (below is not None and below <= above)
+        total += costs[start - 1] if down else costs[stop]
+        if total > shape.max_cost:
+            break
+        start, stop = (start - 1, stop) if down else (start, stop + 1)
+    return slice(start, stop)
 
 
 def best_run(costs: Sequence[int], first: int, shape: BatchShape) -> slice:

@@ -48,7 +48,7 @@ class Pace:
 
     def ran(self, priority: Priority, cost: int, seconds: float) -> None:
         """Count a batch of this cost that took so long."""
-        self._seconds_per_cost.add(seconds, cost)
+        self._seconds_per_cost.add(seconds, cost + self._shape.pass_cost)
         if priority is Priority.INTERACTIVE:
             self._query_s.add(seconds, 1)
         if self._fitting_cost < self._shape.max_cost:
@@ -70,7 +70,9 @@ class Pace:
 
     def seconds(self, cost: int) -> float:
         """Return how long all devices take for this cost; 0 as long as nothing is known."""
-        return cost * self._seconds_per_cost.value / self._devices
+        passes = 1 + cost // self._shape.max_cost
+        whole = cost + passes * self._shape.pass_cost
+        return whole * self._seconds_per_cost.value / self._devices
 
     def shape(self, priority: Priority) -> BatchShape:
         """Return how large the next batch may be.
@@ -80,7 +82,7 @@ class Pace:
         most = self._fitting_cost
         if priority is Priority.BULK and self.queries_stay and self._query_s.value:
             affordable = BULK_PASSES * self._query_s.value / self._seconds_per_cost.value
-            most = min(most, max(1, int(affordable)))
+            most = min(most, max(1, int(affordable) - self._shape.pass_cost))
         return replace(self._shape, max_cost=most)
 
     def overloaded(self, why: str, waiting_cost: int) -> Overloaded:

@@ -304,7 +304,7 @@ async def test_bulk_work_leaves_room_for_queries():
 
 async def test_work_that_could_only_be_late_is_refused_at_once():
     device = Device()
-    async with Batcher([device], limits()) as batcher:
+    async with Batcher([device], limits(pass_cost=0)) as batcher:
         async with Busy(batcher, device):
             await asyncio.sleep(0.05)  # a pace of 20 a second
         async with Busy(batcher, device):
