@@ -47,9 +47,7 @@ def _upload_gb_per_s(options: Options) -> float:
     return 1e-9 * count / seconds_of(options.device, lambda: there.copy_(host, non_blocking=True))
 
 
-def _row_invariance(
-    options: Options, found: Found, inner: int, outer: int, what: str
-) -> None:
+def _row_invariance(options: Options, found: Found, inner: int, outer: int, what: str) -> None:
     """Tell for which numbers of rows the first ones are, bit by bit, those among many others."""
     most = 1024 if options.small else ROWS[-1]
     rows = torch.randn(most, inner, device=options.device, dtype=torch.bfloat16)
@@ -60,4 +58,6 @@ def _row_invariance(
         for count in ROWS
         if count < most and not torch.equal(rows[:count] @ weight.T, whole[:count])
     ]
-    found.row(f"rows of {inner} to {outer}, {what}", differ_at=" ".join(map(str, differing)) or "none")
+    found.row(
+        f"rows of {inner} to {outer}, {what}", differ_at=" ".join(map(str, differing)) or "none"
+    )

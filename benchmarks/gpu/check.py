@@ -1,7 +1,8 @@
 """Measures the encoder and the index's structures on the GPU of this machine, in under 8 minutes.
 
 Each section runs in a process of its own, one after the other, forked from one that has imported
-everything; one that fails is reported and the others go on. Models have real sizes and random weights, so nothing is downloaded:
+everything; one that fails is reported and the others go on. Models have real sizes and random
+weights, so nothing is downloaded:
 
     benchmarks/gpu/check.sh --out results          # all of it
     benchmarks/gpu/check.sh --only serving-2b      # one section
@@ -32,8 +33,8 @@ SECTIONS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
     "ceilings": ("ceilings", "measure", {}),
     "passes-2b": ("passes", "measure", {"name": QWEN_2B}),
     "serving-2b": ("serving", "measure", {"name": QWEN_2B, "gated": True}),
-    "passes-8b": ("passes", "measure", {"name": QWEN_8B}),
-    "passes-mm-embed": ("passes", "measure", {"name": "mm-embed-7b"}),
+    "passes-8b": ("passes", "measure", {"name": QWEN_8B, "dtypes": ("bfloat16",)}),
+    "passes-mm-embed": ("passes", "measure", {"name": "mm-embed-7b", "dtypes": ("bfloat16",)}),
     "memory": ("memory", "measure", {"name": QWEN_2B}),
     "faiss": ("vectors", "measure", {}),
     "compiling-2b": ("passes", "measure_compiling", {"name": QWEN_2B}),
@@ -66,15 +67,15 @@ def main() -> int:
     _preload()
     method = _start_method(options.device)
     print(f"sections: {method}ed after {time.monotonic() - begun:.1f} s", flush=True)
-    sections = {}
-    for name in options.only or SECTIONS:
-        left = options.budget - (time.monotonic() - begun)
-        sections[name] = _run(options, method, name, left)
-    report = about | {"options": {k: str(v) for k, v in vars(options).items()}}
-    report |= {"seconds": round(time.monotonic() - begun, 1), "sections": sections}
     options.out.mkdir(parents=True, exist_ok=True)
     path: Path = options.out / f"{options.name}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    report: dict[str, Any] = about | {"options": {k: str(v) for k, v in vars(options).items()}}
+    report["sections"] = {}
+    for name in options.only or SECTIONS:
+        left = options.budget - (time.monotonic() - begun)
+        report["sections"][name] = _run(options, method, name, left)
+        report["seconds"] = round(time.monotonic() - begun, 1)
+        path.write_text(json.dumps(report, indent=1) + "\n")
     return _print_summary(report, path)
 
 
@@ -186,7 +187,11 @@ def machine(device: str) -> dict[str, Any]:
     """Return what the figures depend on: card, driver, memory, cores."""
     about: dict[str, Any] = {"cores": os.cpu_count(), "system": platform.platform()}
     if device.startswith("cuda"):
-        command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+        command = [
+            "nvidia-smi",
+            "--query-gpu=name,driver_version,memory.total",
+            "--format=csv,noheader",
+        ]
         try:
             told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
         except (OSError, subprocess.SubprocessError):

@@ -14,9 +14,11 @@ from PIL import Image
 from mmesh import Content
 
 WORDS = (
-    "red green blue square circle line on black white ground cat dog house tree photo drawing "
-    "text pictures both judge search results find candidate that answers query task or the a of"
-).split()
+    "red", "green", "blue", "square", "circle", "line", "on", "black", "white",
+    "ground", "cat", "dog", "house", "tree", "photo", "drawing", "text", "pictures",
+    "both", "judge", "search", "results", "find", "candidate", "that", "answers", "query",
+    "task", "or", "the", "a", "of",
+)  # fmt: skip
 """Each is one token of the tokenizers that `models` makes."""
 
 

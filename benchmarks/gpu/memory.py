@@ -24,9 +24,7 @@ MOST_TOKENS = 1 << 19
 
 def measure(options: Options, found: Found, name: str) -> None:
     """Measure peaks, the largest batch that fits, and what comes of one that does not."""
-    with models.opened(
-        name, small=options.small, device=options.device, dtype=options.half[0]
-    ) as sized:
+    with models.opened(name, small=options.small, device=options.device, dtype="bfloat16") as sized:
         inputs = prepared(sized.model, Inputs(options.seed, options.scale).alike(64))
         if not options.is_cuda:
             found.row(f"{name}, memory", note="no GPU")
@@ -71,7 +69,8 @@ def _survival(
             clients.bulk(requests, 4, 4.0).calls_per_s()
             outcome = "answered"
         except RuntimeError as error:
-            outcome = "QUEUE_FULL" if "QUEUE_FULL" in str(error) else str(error)[:200]
+            refused = "RESOURCE_EXHAUSTED" in str(error) and "memory is full" in str(error)
+            outcome = "QUEUE_FULL" if refused else str(error)[:200]
         ended: list[float] = []
         with contextlib.suppress(RuntimeError):
             query = packed(Inputs(9).queries(1), bulk=False)

@@ -31,11 +31,13 @@ LEAST_MFU = {"qwen3-vl-embedding-2b": 0.45, "qwen3-vl-embedding-8b": 0.5, "mm-em
 HITS = 10
 
 
-def measure(options: Options, found: Found, name: str) -> None:
-    """Measure one model in all element types."""
+def measure(
+    options: Options, found: Found, name: str, dtypes: Sequence[str] = ("bfloat16", "float16")
+) -> None:
+    """Measure one model in several element types; on a CPU in the first one."""
     peak = 1e12 * ceilings.peak_tflops(options)
     exact = _vectors(options, name, "float32") if _has_exact(options, name) else None
-    for dtype in options.half:
+    for dtype in dtypes if options.is_cuda else dtypes[:1]:
         with models.opened(name, small=options.small, device=options.device, dtype=dtype) as sized:
             shape = tuned(sized.model).shape
             found.row(f"{name} {dtype}", max_batch_cost=shape.max_cost, pass_cost=shape.pass_cost)
@@ -63,7 +65,9 @@ def measure_compiling(options: Options, found: Found, name: str) -> None:
         with opened as sized:
             what = f"{name}, compile {compiling}"
             shape = tuned(sized.model).shape
-            found.row(what, ready_after_s=time.perf_counter() - begun, max_batch_cost=shape.max_cost)
+            found.row(
+                what, ready_after_s=time.perf_counter() - begun, max_batch_cost=shape.max_cost
+            )
             _utilisation(options, found, sized, shape, peak, what, gated=False)
             _queries(options, found, sized, what)
 
@@ -85,7 +89,9 @@ def _utilisation(
     for kind, make in makers.items():
         inputs = prepared(sized.model, make(16 if options.small else 64))
         wanted = max(4 * shape.max_cost // max(one.cost for one in inputs), 8)
-        inputs = [inputs[n % len(inputs)] for n in range(min(wanted, 40 if options.small else 4096))]
+        inputs = [
+            inputs[n % len(inputs)] for n in range(min(wanted, 40 if options.small else 4096))
+        ]
         batches = sorted_batches(inputs, shape)
         seconds = offline_seconds(sized.model, batches)
         rate = sum(map(sized.flops, inputs)) / seconds
@@ -147,7 +153,7 @@ def _parity(
     order = random.Random(0).sample(range(len(inputs)), len(inputs))
     shuffled = together(sized.model, inputs, shape, order)
     # Queries that are near some candidates: what a candidate says, with other words at the end.
-    asked = prepared(sized.model, _contents(options)[:: 10], Role.QUERY)
+    asked = prepared(sized.model, _contents(options)[::10], Role.QUERY)
     queries, queries_together = (
         alone(sized.model, asked),
         together(sized.model, asked, shape, range(len(asked))),

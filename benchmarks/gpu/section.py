@@ -41,11 +41,6 @@ class Options:
         """Length of inputs beside the usual one."""
         return 0.15 if self.small else 1.0
 
-    @property
-    def half(self) -> list[str]:
-        """Element types to run in."""
-        return ["bfloat16", "float16"] if self.is_cuda else ["bfloat16"]
-
 
 @dataclass
 class Found:

@@ -44,9 +44,7 @@ LEAST_SHARE, LEAST_BUSY, MOST_SLOWER = 0.95, 0.95, 3.0
 
 def measure(options: Options, found: Found, name: str, *, gated: bool) -> None:
     """Measure one model with each kind of input, then queries."""
-    with models.opened(
-        name, small=options.small, device=options.device, dtype=options.half[0]
-    ) as sized:
+    with models.opened(name, small=options.small, device=options.device, dtype="bfloat16") as sized:
         limits = tuned(sized.model)
         kinds = ["texts", "texts of lognormal length"]
         if not name.startswith("minilm"):
@@ -139,14 +137,13 @@ def _beside_offline(
     contents = _contents(options, kind, options.seed)
     call = CALL[kind] if not options.small else 8
     requests = [
-        packed(contents[start : start + call], bulk=True)
-        for start in range(0, len(contents), call)
+        packed(contents[start : start + call], bulk=True) for start in range(0, len(contents), call)
     ]
     bulk = clients.bulk(requests, CLIENTS if not options.small else 3, options.seconds)
     time.sleep(0.3 * options.seconds)  # until the queue is full
     before, begun = _batches(), time.perf_counter()
     time.sleep(0.4 * options.seconds)
-    busy = device_busy(options, min(1.0, 0.15 * options.seconds))
+    busy = device_busy(options, min(1.0, 0.2 * options.seconds))
     after, seconds = _batches(), time.perf_counter() - begun
     bulk.calls_per_s()
     batches, inputs, cost, padding = (b - a for a, b in zip(before, after, strict=True))
@@ -179,8 +176,7 @@ def _beside_bulk(
     contents = _contents(options, "texts", options.seed + 1)
     call = 64 if not options.small else 8
     requests = [
-        packed(contents[start : start + call], bulk=True)
-        for start in range(0, len(contents), call)
+        packed(contents[start : start + call], bulk=True) for start in range(0, len(contents), call)
     ]
     make = Inputs(options.seed + 2).queries
 
@@ -243,6 +239,8 @@ def device_busy(options: Options, seconds: float) -> dict[str, float]:
         for event in profile.profiler.kineto_results.events()
         if event.device_type() == torch.autograd.DeviceType.CUDA and event.duration_ns() > 0
     )
+    if not spans:
+        return {"busy": 0.0}
     gaps, end = [], spans[0][1]
     for begin, stop in spans:
         gaps.append(max(0, begin - end))
@@ -257,9 +255,7 @@ def device_busy(options: Options, seconds: float) -> dict[str, float]:
 
 def decoding(options: Options, found: Found, name: str) -> None:
     """Measure how many pictures a second are prepared by so many threads."""
-    with models.opened(
-        name, small=options.small, device=options.device, dtype=options.half[0]
-    ) as sized:
+    with models.opened(name, small=options.small, device=options.device, dtype="bfloat16") as sized:
         contents = Inputs(options.seed, options.scale).pictures(8 if options.small else 256)
         for threads in (1, 4, 8, 16):
             with ThreadPoolExecutor(threads) as pool:
@@ -272,4 +268,3 @@ def decoding(options: Options, found: Found, name: str) -> None:
                 )
                 seconds = time.perf_counter() - begun
             found.row(f"{name}, prepared by {threads} threads", pictures_per_s=len(done) / seconds)
-

@@ -43,7 +43,7 @@ def measure(options: Options, found: Found) -> None:
         begun = time.perf_counter()
         if device == "cuda":
             gpu.help_training(index)
-        sample = vectors[:: max(1, rows // 100_000)]
+        sample = vectors[:: max(1, rows // 80_000)]
         index.train(sample)
         trained = time.perf_counter() - begun
         begun = time.perf_counter()

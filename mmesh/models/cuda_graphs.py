@@ -77,13 +77,17 @@ class Recorder:
 
 
 def each_tensor(inputs: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Return tensors changed, in a mapping or dataclass too; all else stays."""
+    """Return tensors changed, in a mapping, tuple or dataclass too; all else stays."""
     if isinstance(inputs, torch.Tensor):
         return change(inputs)
     if isinstance(inputs, Mapping):
         return {name: each_tensor(value, change) for name, value in inputs.items()}
+    if type(inputs) is tuple:
+        return tuple(each_tensor(value, change) for value in inputs)
     if is_dataclass(inputs) and not isinstance(inputs, type):
-        values = {field.name: each_tensor(getattr(inputs, field.name), change) for field in fields(inputs)}
+        values = {
+            field.name: each_tensor(getattr(inputs, field.name), change) for field in fields(inputs)
+        }
         return replace(inputs, **values)
     return inputs
 

@@ -60,7 +60,7 @@ def open_encoder(choice: EncoderChoice) -> EncoderModel:
             installed, or it cannot do what is asked.
     """
     model = _restricted(_loaded(choice), choice.modalities)
-    if model.info.passes > 1 and Modality.TEXT in model.info.modalities:
+    if model.info.passes > 1:
         from mmesh.models.probes import warm_up
 
         warm_up(model)

@@ -46,7 +46,7 @@ from mmesh.models.mm_embed_network import (
     read_architecture,
 )
 from mmesh.models.packed import Decoder, Packing, padded
-from mmesh.models.plain_text import PlainText
+from mmesh.models.plain_text import PlainText, ids_of
 from mmesh.models.protocol import EncoderInfo, FloatMatrix, Prepared
 from mmesh.models.torch_runtime import Runtime
 
@@ -123,7 +123,7 @@ class PromptWriter:
         Where somebody wrote special tokens, the parts are tokenised apart, as plain text.
         """
         image = f"{self._image_text}\n" if with_image else ""
-        ids: list[int] = self._backend.encode(head + image + text, add_special_tokens=False).ids
+        ids = ids_of(self._backend, head + image + text)
         special = [token for token in ids if token in self._reserved]
         if special == [self._image_token] * with_image:
             return ids
@@ -212,9 +212,9 @@ class MMEmbedEncoder:
         pixels = torch.from_numpy(np.stack(pictures)) if pictures else None
         places = torch.nonzero(ids == self._network.image_token).squeeze(1)
         ids[places] = 0  # the image token has no row among the embeddings
-        rows = (padded(row, slots) for row in (ids, positions, pooled))
+        ids, positions, pooled = (padded(row, slots) for row in (ids, positions, pooled))
         return self._runtime.staged(
-            PromptBatch(*rows, packing, pixels, places, len(inputs), slots)
+            PromptBatch(ids, positions, pooled, packing, pixels, places, len(inputs), slots)
         )
 
     def forward(self, collated: PromptBatch) -> FloatMatrix:

@@ -91,7 +91,7 @@ def attention(
     return _one_by_one(queries, keys, values, packing.offsets, causal)
 
 
-@torch.compiler.disable  # type: ignore[misc]  # torch is not followed
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch is not followed
 def _one_by_one(
     queries: torch.Tensor,
     keys: torch.Tensor,

@@ -11,6 +11,15 @@ from typing import Any
 from mmesh.errors import FailedPrecondition
 
 
+def ids_of(backend: Any, text: str) -> list[int]:
+    """Return the ids of `text`, without marks, by a tokenizer of the library `tokenizers`.
+
+    Its call for one text keeps all other threads waiting (the GIL); that for several does not.
+    """
+    ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return ids
+
+
 class PlainText:
     """Tokenises text apart from a model's prompt; safe to use from several threads.
 
@@ -44,7 +53,7 @@ class PlainText:
     def _literal_ids(self, text: str) -> list[int]:
         """Tokenise with special tokens read as text; added ones, such as `<think>`, remain."""
         if self._backend is not None:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            ids: list[int] = ids_of(self._backend, text)
         else:
             ids = self._tokenizer(
                 text, add_special_tokens=False, split_special_tokens=True, verbose=False

@@ -80,11 +80,18 @@ def encode(model: EncoderModel, contents: Sequence[Content], role: Role) -> Floa
 
 
 def warm_up(model: EncoderModel) -> None:
-    """Encode ever more probes together, so that what is made at first use is there before it."""
-    prepared = [model.prepare(content, Role.QUERY, "") for content in texts()]
-    group = [one for one in prepared if one.group == prepared[0].group]
-    for count in range(1, len(group) + 1):
-        encode_together(model, group[:count])
+    """Encode some probes of each kind, so that what is made at first use is there before it.
+
+    Texts come last in ever smaller batches: what is made for many rows serves for few, too.
+    """
+    for modality in (Modality.IMAGE, Modality.IMAGE_TEXT):
+        if modality in model.info.modalities:
+            encode(model, of_modality(modality)[:_BATCH], Role.QUERY)
+    if Modality.TEXT in model.info.modalities:
+        prepared = [model.prepare(content, Role.QUERY, "") for content in texts()]
+        group = [one for one in prepared if one.group == prepared[0].group]
+        for count in range(len(group), 0, -1):
+            encode_together(model, group[:count])
 
 
 def calibrated(model: EncoderModel) -> EncoderModel:

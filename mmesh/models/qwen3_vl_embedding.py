@@ -66,12 +66,12 @@ _ANSWER = "<|im_end|>\n<|im_start|>assistant\n"
 class ChatInput:
     """What `collate` needs of one input."""
 
-    ids: list[int] = field(repr=False)
-    """Token ids, with one placeholder for each 32 x 32 pixels of a picture."""
+    ids: NDArray[np.int64] = field(repr=False)
+    """Token ids (n,), with one placeholder for each 32 x 32 pixels of a picture."""
     positions: NDArray[np.int64] = field(repr=False)
     """Of the tokens, in time, down and across (3, n)."""
     patches: tuple[NDArray[np.uint8], ...] = field(repr=False)
-    """Pixels by picture and patch (p, 3 * 16 * 16); as floats they would take eight times as much."""
+    """Pixels by picture and patch (p, 3 * 16 * 16); as floats they take eight times as much."""
     grids: tuple[Grid, ...]
 
 
@@ -126,8 +126,9 @@ class Qwen3VLEmbedding:
         side = PATCH // MERGE
         grids = tuple((picture.height // side, picture.width // side) for picture in pictures)
         tokens = [down * across // MERGE**2 for down, across in grids]
-        ids, truncated = self._chat.ids(instruction, tokens, content.text)
-        positions = positions_of(np.array(ids), self._chat.placeholder, grids)
+        written, truncated = self._chat.ids(instruction, tokens, content.text)
+        ids = np.array(written)
+        positions = positions_of(ids, self._chat.placeholder, grids)
         patches = tuple(patches_of(np.asarray(picture), side) for picture in pictures)
         cost = len(ids) + math.ceil(self._picture_work * sum(tokens))
         return Prepared("chat", cost, ChatInput(ids, positions, patches, grids), truncated)
@@ -135,7 +136,7 @@ class Qwen3VLEmbedding:
     def collate(self, batch: Sequence[Prepared]) -> ChatBatch:
         """Lay inputs end to end, and pictures likewise; thread-safe."""
         inputs: list[ChatInput] = [prepared.payload for prepared in batch]
-        ids = torch.tensor([token for one in inputs for token in one.ids])
+        ids = torch.from_numpy(np.concatenate([one.ids for one in inputs]))
         pictures = self._pictures(inputs, ids)
         slots = None if pictures else self._runtime.slots(len(ids), len(inputs))
         packing = Packing.of([len(one.ids) for one in inputs], slots)
@@ -173,9 +174,7 @@ class Qwen3VLEmbedding:
         return self._record(batch, batch.slots)[: batch.count]
 
     def _launch(self, batch: ChatBatch) -> torch.Tensor:
-        return self._network(
-            batch.ids, batch.positions, batch.packing, batch.last, batch.pictures
-        )
+        return self._network(batch.ids, batch.positions, batch.packing, batch.last, batch.pictures)
 
 
 class Chat:

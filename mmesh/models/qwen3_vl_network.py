@@ -62,7 +62,7 @@ class Qwen3VLNetwork:
         std: Sequence[float] = (0.5,) * 3,
     ) -> None:
         self.language = getattr(network, "language_model", network)
-        self.visual = getattr(network, "visual", None)
+        self.visual: Any = getattr(network, "visual", None)
         self._mean, self._std = (
             torch.tensor(values, device=runtime.device).view(1, -1, 1, 1) for values in (mean, std)
         )
@@ -87,7 +87,8 @@ class Qwen3VLNetwork:
             pictures: what stands at the places of pictures.
         """
         states = self.language.embed_tokens(ids)
-        places, deep = None, []
+        places: torch.Tensor | None = None
+        deep: list[torch.Tensor] = []
         if pictures is not None:
             places = pictures.places
             seen, deep = self._see(pictures)
@@ -103,10 +104,10 @@ class Qwen3VLNetwork:
         states = states + learned.sum(dim=1).to(states.dtype)
         turns = (pictures.positions[:, :, None] * visual.rotary_pos_emb.inv_freq).flatten(1)
         angles = turns.cos()[:, None], turns.sin()[:, None]
-        deep = []
+        deep: list[torch.Tensor] = []
         for number, block in enumerate(visual.blocks):
-            rows = self._before(block, states, angles)
-            found = packed.attention(*rows, pictures.packing, causal=False)
+            queries, keys, values = self._before(block, states, angles)
+            found = packed.attention(queries, keys, values, pictures.packing, causal=False)
             states = self._behind(block, states, found)
             if number in visual.deepstack_visual_indexes:
                 merger = visual.deepstack_merger_list[len(deep)]

@@ -12,7 +12,7 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,9 +115,25 @@ class Runtime:
         return network
 
     def fused(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function of tensors, compiled for any sizes where that is wanted."""
-        compiled: Callable[..., Any] = torch.compile(function, dynamic=True)
-        return compiled if self._fuses else function
+        """Return a function of a module and rows, compiled for any number of rows if wanted.
+
+        The first call compiles. It is told which size varies: torch takes sizes that happen to be
+        equal for one and the same, and would compile again, with other rounding, when they differ.
+        """
+        if not self._fuses:
+            return function
+        compiled: Callable[..., Any] = torch.compile(function)
+        is_compiled = False
+
+        def called(module: Any, *rows: Any) -> Any:
+            nonlocal is_compiled
+            if not is_compiled:
+                each_tensor(rows, lambda row: torch._dynamo.maybe_mark_dynamic(row, 0) or row)
+            found = compiled(module, *rows)
+            is_compiled = True
+            return found
+
+        return called
 
     def _can_compile(self) -> bool:
         """Tell whether this is a GPU that Triton compiles for, with the C compiler it calls."""
@@ -135,7 +151,10 @@ class Runtime:
 
     def moved(self, inputs: Inputs) -> Inputs:
         """Return tensors, or a mapping or dataclass of them, on the device; types stay."""
-        return each_tensor(inputs, lambda tensor: tensor.to(self.device, non_blocking=True))
+        moved: Inputs = each_tensor(
+            inputs, lambda tensor: tensor.to(self.device, non_blocking=True)
+        )
+        return moved
 
     @contextmanager
     def forward_pass(self) -> Iterator[None]:
@@ -164,32 +183,28 @@ class Runtime:
             OutOfDeviceMemory: as `forward_pass`.
         """
         with self.forward_pass():
-            rows = unit(forward(self.moved(inputs)))
+            rows = forward(self.moved(inputs)).float()
             if not self.is_cuda:
-                return checked(rows.numpy())
+                return unit(rows.numpy())
             host = torch.empty(rows.shape, pin_memory=True)
             host.copy_(rows, non_blocking=True)
             done = torch.cuda.Event(blocking=True)
             done.record()
         done.synchronize()
-        return checked(host.numpy().copy())
+        return unit(host.numpy())
 
 
-def unit(rows: torch.Tensor) -> torch.Tensor:
-    """Return the rows (n, dim) at unit length, in float32."""
-    wide = rows.detach().float()
-    return wide / wide.norm(dim=-1, keepdim=True)
-
-
-def checked(rows: FloatMatrix) -> FloatMatrix:
-    """Return the rows (n, dim).
+def unit(rows: FloatMatrix) -> FloatMatrix:
+    """Return the rows (n, dim) at unit length; on the CPU, which sums each row alike.
 
     Raises:
-        InternalError: a row is not finite, as one is that had no length.
+        InternalError: a row is not finite or has no length.
     """
-    if not np.isfinite(rows).all():
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not (np.isfinite(lengths) & (lengths > 0)).all():
         raise InternalError("the model's vector is not finite or has no length; try float32")
-    return rows
+    scaled: FloatMatrix = rows / lengths
+    return scaled
 
 
 def _forbid_split_sums(device: torch.device) -> None:

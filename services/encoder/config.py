@@ -15,7 +15,6 @@ from mmesh.errors import FailedPrecondition
 from mmesh.models.families import EncoderChoice
 from mmesh.serving.settings import ServiceSettings
 
-
 AUTO: Literal["auto"] = "auto"
 Measured = Annotated[int, Field(gt=0)] | Literal["auto"]
 """A number, or `auto` for one that suits the device."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mmesh.content import Content, Role
-from mmesh.models.protocol import EncoderModel, OutOfDeviceMemory, encode_together
+from mmesh.models.protocol import EncoderModel, OutOfDeviceMemory, Prepared, encode_together
 from mmesh.serving.backlog import BatchShape
 from mmesh.serving.batcher import BatchLimits
 from services.encoder.config import AUTO, EncoderSettings
@@ -25,11 +25,12 @@ TEXT = Content.of("a report about the harbour and the ships that come and go " *
 """Some 200 tokens."""
 ENOUGH = 0.97
 """Share of the best rate at which larger batches are not worth their waiting."""
-LONGEST_PASS_S = 0.25
+LEAST_PASS_S, LONGEST_PASS_S = 0.08, 0.25
+"""A GPU that is done sooner may wait for the next launch; longer passes gain nothing."""
 MOST_COST = 1 << 18
 WAITING_S = 10.0
 """Work for so many seconds may wait."""
-_REPEATS = 3
+_REPEATS, _WAKE_S = 3, 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,33 +82,42 @@ def timed(model: EncoderModel) -> Iterator[Timing]:
     Each is run several times, and the fastest counts: others may use the machine.
     """
     prepared = model.prepare(TEXT, Role.CANDIDATE, "")
-    best = 0.0
+    _wake(model, [prepared] * 8)
     count = 1
     while count * prepared.cost <= MOST_COST:
         try:
             seconds = min(_seconds(model, [prepared] * count) for _ in range(_REPEATS))
         except OutOfDeviceMemory:
             return
-        timing = Timing(count * prepared.cost, seconds)
-        yield timing
-        if seconds > LONGEST_PASS_S or (count > 64 and timing.rate < 1.01 * best):
+        yield Timing(count * prepared.cost, seconds)
+        if seconds > LONGEST_PASS_S:
             return
-        best = max(best, timing.rate)
         count *= 2
 
 
-def _seconds(model: EncoderModel, batch: Sequence[object]) -> float:
-    collated = model.collate(batch)  # type: ignore[arg-type]
+def _wake(model: EncoderModel, batch: Sequence[Prepared]) -> None:
+    """Keep the device busy for a moment: idle, it has lowered its clocks."""
+    until = time.perf_counter() + _WAKE_S
+    while time.perf_counter() < until:
+        encode_together(model, batch)
+
+
+def _seconds(model: EncoderModel, batch: Sequence[Prepared]) -> float:
+    collated = model.collate(batch)
     begun = time.perf_counter()
     model.forward(collated)
     return time.perf_counter() - begun
 
 
 def limits_for(timings: Sequence[Timing], *, packed: bool, devices: int) -> BatchLimits:
-    """Return the smallest batch that is nearly as fast as any, and what follows from the rest."""
+    """Return the smallest batch that keeps the device busy, as fast as any, and what follows."""
     best = max(timing.rate for timing in timings)
     affordable = [timing for timing in timings if timing.seconds <= LONGEST_PASS_S] or timings[:1]
-    fast = [timing for timing in affordable if timing.rate >= ENOUGH * best] or affordable[-1:]
+    fast = [
+        timing
+        for timing in affordable
+        if timing.rate >= ENOUGH * best and timing.seconds >= LEAST_PASS_S
+    ] or affordable[-1:]
     chosen = fast[0]
     first = timings[0]
     idle = max(0.0, first.seconds - first.cost / best)
