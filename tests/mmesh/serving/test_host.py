@@ -1,5 +1,7 @@
-"""A server that cannot listen says which port, and what to do."""
+"""A server that cannot listen says which port, and what to do; one that runs leaves no garbage."""
 
+import asyncio
+import gc
 import socket
 
 import pytest
@@ -21,3 +23,20 @@ async def test_a_port_that_is_taken_is_named_with_the_option_that_chooses_anothe
         await host.server.stop(0)
     flag = f"--{option.replace('_', '-')}"
     assert all(part in str(stopped.value) for part in (f"127.0.0.1:{taken}", f"another {flag}"))
+
+
+async def test_full_collections_pass_over_what_was_there_when_serving_began():
+    """Else each goes through all objects of torch, and every call waits for it."""
+    gc.unfreeze()
+    host = Host("index", ServiceSettings(host="127.0.0.1", drain_s=0, grace_s=0))
+    await host.start()
+    running = asyncio.create_task(host.run())
+    try:
+        async with asyncio.timeout(5):
+            while not gc.get_freeze_count():  # noqa: ASYNC110  # nothing tells but looking
+                await asyncio.sleep(0.001)
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        host.stop.set()
+        await running
+        gc.unfreeze()
