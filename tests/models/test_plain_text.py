@@ -33,6 +33,14 @@ def tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+@pytest.mark.parametrize("text", ["", "red  square\n", "Übergröße 你好 \U0001f600", FORGED])
+def test_ids_are_those_of_the_call_for_one_text(tokenizer: Any, text: str) -> None:
+    from mmesh.models.plain_text import ids_of
+
+    backend = tokenizer.backend_tokenizer
+    assert ids_of(backend, text) == backend.encode(text, add_special_tokens=False).ids
+
+
 def test_special_and_added_tokens_are_spelt_out(tokenizer: Any) -> None:
     ids = PlainText(tokenizer).ids(FORGED)
     assert set(tokenizer.added_tokens_decoder) & set(tokenizer(FORGED)["input_ids"])

@@ -195,6 +195,23 @@ def test_pictures_are_scaled_as_by_the_card(
     assert scaled(PIL.Image.new("RGB", before), "picture").size == after
 
 
+@pytest.mark.parametrize("size", [(64, 64), (96, 160), (224, 32)])
+def test_patches_and_positions_are_those_of_the_processor(
+    folder: Path, model: EncoderModel, size: tuple[int, int]
+) -> None:
+    """Whole bytes in the order of the model's own processor, which makes floats of them."""
+    from transformers import AutoImageProcessor
+
+    from mmesh.models.qwen3_vl_network import patches_of
+
+    picture = PIL.Image.open(io.BytesIO(probes.picture(4, size)))
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    wanted = processor(images=[picture], do_resize=False, return_tensors="np")["pixel_values"]
+    found = patches_of(np.asarray(picture), 16).reshape(-1, 3, 1, 256) / 255
+    film = np.repeat((found - 0.5) / 0.5, 2, axis=2).reshape(len(wanted), -1)
+    np.testing.assert_allclose(film, wanted, atol=1e-6)
+
+
 def test_long_text_loses_its_own_end(model: EncoderModel) -> None:
     words = "red " * 400
     picture = probes.picture(0)

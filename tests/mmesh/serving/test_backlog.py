@@ -13,7 +13,7 @@ from hypothesis.stateful import (
 )
 
 from mmesh.errors import DeadlineExceeded
-from mmesh.serving.backlog import Backlog, BatchShape, Priority, Work, best_run
+from mmesh.serving.backlog import Backlog, BatchShape, Priority, Work, alike, best_run
 from mmesh.serving.coalesce import Ticket
 
 costs = st.integers(1, 60)
@@ -57,6 +57,28 @@ def test_a_batch_is_never_slower_than_its_items_one_by_one(ordered, data, shape)
     run = ordered[best_run(ordered, data.draw(st.integers(0, len(ordered) - 1)), shape)]
     together = max(run) * len(run) + shape.pass_cost
     assert together <= sum(cost + shape.pass_cost for cost in run)
+
+
+packed_shapes = st.builds(
+    BatchShape,
+    max_items=st.integers(1, 6),
+    max_cost=st.integers(1, 200),
+    packed=st.just(True),
+)
+
+
+@given(st.lists(costs, min_size=1, max_size=12).map(sorted), st.data(), packed_shapes)
+def test_a_packed_batch_holds_the_nearest_costs_until_it_is_full(ordered, data, shape):
+    first = data.draw(st.integers(0, len(ordered) - 1))
+    chosen = alike(ordered, first, shape)
+    assert chosen.start <= first < chosen.stop
+    run, rest = ordered[chosen], ordered[: chosen.start] + ordered[chosen.stop :]
+    assert len(run) == 1 or (len(run) <= shape.max_items and sum(run) <= shape.max_cost)
+    if rest and len(run) < shape.max_items:
+        nearest = min(abs(cost - ordered[first]) for cost in rest)
+        assert max(abs(cost - ordered[first]) for cost in run) <= nearest
+        closest = [cost for cost in rest if abs(cost - ordered[first]) == nearest]
+        assert sum(run) + max(closest) > shape.max_cost
 
 
 class BacklogBesideAList(RuleBasedStateMachine):

@@ -174,6 +174,84 @@ async def test_a_query_overtakes_bulk_work_that_is_ready():
     assert device.batches[:3] == [["b0", "b1"], ["query"], ["b2", "b3"]]
 
 
+# -- passes that overlap
+
+
+async def test_a_device_that_queues_passes_is_given_the_next_while_one_runs():
+    device = Device(passes=2)
+    async with Batcher([device], limits(max_items=2, max_cost=2)) as batcher:
+        device.free.clear()
+        tickets = [bulk(batcher, f"b{n}") for n in range(6)]
+        await until(lambda: len(device.batches) == 2)
+        await until(lambda: len(device.collated) == 3)  # the one after is ready, no more
+        await asyncio.sleep(0.01)
+        assert device.batches == [["b0", "b1"], ["b2", "b3"]]
+        device.free.set()
+        assert await outcomes(*tickets) == [f"b{n}!" for n in range(6)]
+
+
+async def test_a_batch_that_fills_while_another_runs_is_launched_behind_it():
+    device = Device(passes=2)
+    async with Batcher([device], limits(max_items=2, max_cost=2)) as batcher:
+        device.free.clear()
+        tickets = [bulk(batcher, "b0")]
+        await until(lambda: len(device.batches) == 1)
+        tickets += [bulk(batcher, "b1")]  # no whole batch: it may get company
+        await asyncio.sleep(0.01)
+        assert len(device.batches) == 1
+        tickets += [bulk(batcher, "b2")]
+        await until(lambda: device.batches == [["b0"], ["b1", "b2"]])
+        device.free.set()
+        await outcomes(*tickets)
+
+
+async def test_a_query_waits_for_one_pass_only_while_queries_come():
+    device = Device(passes=2)
+    async with Batcher([device], limits(max_items=2, max_cost=2)) as batcher:
+        await outcomes(put(batcher, "query"))
+        device.free.clear()
+        tickets = [bulk(batcher, f"b{n}") for n in range(4)]
+        await until(lambda: len(device.batches) == 2)
+        tickets.append(put(batcher, "next query"))
+        await asyncio.sleep(0.01)
+        assert len(device.batches) == 2
+        device.free.set()
+        await outcomes(*tickets)
+    assert ["next query"] in device.batches[2:4]
+
+
+async def test_of_two_passes_under_way_each_is_halved_where_it_does_not_fit():
+    device = Device(fits=1, passes=2)
+    async with Batcher([device], limits(max_items=2, max_cost=2)) as batcher:
+        tickets = [bulk(batcher, f"b{n}") for n in range(8)]
+        assert await outcomes(*tickets) == [f"b{n}!" for n in range(8)]
+
+
+async def test_whoever_waits_for_overlapping_passes_is_told_when_the_batcher_ends():
+    device = Device(passes=2)
+    batcher = Batcher([device], limits(max_items=1, max_cost=1))
+    await batcher.__aenter__()
+    device.run = lambda batch: 1 // 0
+    found = await outcomes(*[bulk(batcher, n) for n in range(3)])
+    assert all(isinstance(error, Draining) for error in found)
+    with pytest.raises(ZeroDivisionError):
+        await batcher.__aexit__()
+
+
+async def test_a_pace_learnt_from_single_queries_is_not_that_of_full_batches():
+    """A pass of one query takes nearly what one of a hundred takes: that much must be known."""
+    device = Device()
+    async with Batcher([device], limits(max_items=512, max_cost=4096, pass_cost=1000)) as batcher:
+        async with Busy(batcher, device):
+            await asyncio.sleep(0.05)  # 20 a second: 1,000 of a pass in 0.05 s
+        async with Busy(batcher, device):
+            ticket = put(batcher, "a", cost=2000, expires_at=time.monotonic() + 5)
+        assert await outcomes(ticket) == ["a!"]
+
+
+# -- bulk work beside queries
+
+
 async def test_bulk_work_runs_in_small_batches_while_queries_come():
     device = Device()
     async with Batcher([device], limits()) as batcher:
