@@ -69,7 +69,9 @@ def main() -> int:
     print(f"sections: {method}ed after {time.monotonic() - begun:.1f} s", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     path: Path = options.out / f"{options.name}.json"
-    report: dict[str, Any] = about | {"options": {k: str(v) for k, v in vars(options).items()}}
+    report: dict[str, Any] = about | {
+        "options": {k: v for k, v in vars(options).items() if not isinstance(v, Path)}
+    }
     report["sections"] = {}
     for name in options.only or SECTIONS:
         left = options.budget - (time.monotonic() - begun)

@@ -25,6 +25,7 @@ class Clients:
         self._ours, theirs = get_context("spawn").Pipe()
         self._process = get_context("spawn").Process(target=_serve, args=(theirs, address))
         self._process.start()
+        self._ours.recv()  # it has imported what it needs
 
     def __enter__(self) -> Clients:
         return self
@@ -77,6 +78,7 @@ class Bulk:
 
 def _serve(orders: Connection, address: str) -> None:
     works = {"bulk": _bulk, "paced": _paced}
+    orders.send("ready")
     while (order := orders.recv()) is not None:
         name, *arguments = order
         try:

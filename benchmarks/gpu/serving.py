@@ -29,7 +29,7 @@ from mmesh.api.encoder.v1.encoder_pb2_grpc import add_EncoderServiceServicer_to_
 from mmesh.content import Role
 from mmesh.models.protocol import EncoderModel
 from mmesh.serving.batcher import BatchLimits
-from mmesh.serving.host import Host
+from mmesh.serving.host import Host, freeze_what_is_here
 from services.encoder import metrics
 from services.encoder.config import EncoderSettings
 from services.encoder.engine import EncoderEngine
@@ -100,6 +100,7 @@ async def _started(model: EncoderModel, limits: BatchLimits, options: Options) -
         "mmesh.api.encoder.v1.EncoderService",
     )
     await service.host.start()
+    freeze_what_is_here()
     return service
 
 
