@@ -19,9 +19,9 @@ def measure(options: Options, found: Found) -> None:
     except ImportError:
         found.row("faiss", note="not installed")
         return
-    from services.index import gpu
-    from services.index.structure import Structure
-    from services.index.tuning import automatic_factory
+    from services.index.build.tuning import automatic_factory
+    from services.index.segments import gpu
+    from services.index.segments.structure import Structure
 
     rows = 20_000 if options.small else ROWS
     dim = 64 if options.small else DIM

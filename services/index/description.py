@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 from mmesh.content import Modality
 from services.index import metrics
-from services.index.follower import Follower
-from services.index.memory import process_bytes
-from services.index.segment import Segment
-from services.index.shard import Block, View
+from services.index.segments.segment import Segment
+from services.index.view.follower import Follower
+from services.index.view.memory import process_bytes
+from services.index.view.view import Block, View
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,19 +26,15 @@ from mmesh.errors import (
 from mmesh.filters import Filter, check_filter
 from mmesh.serving.deadline import Deadline
 from mmesh.vectors import FloatMatrix, pack, unit_rows
-from services.index.attributes import attribute_types_with, check_types
-from services.index.blobs import ContentBlobs
-from services.index.committer import Committer
+from services.index.build.tuning import check_factory
 from services.index.config import IndexSettings
 from services.index.description import ShardState, describe
-from services.index.filters import Columns
-from services.index.follower import Follower
 from services.index.limits import check_candidates, check_depth, check_limit
-from services.index.log import Log
-from services.index.maintainer import Maintainer
-from services.index.memory import Budget
-from services.index.objects import open_objects
-from services.index.rows import (
+from services.index.log.attributes import attribute_types_with, check_types
+from services.index.log.committer import Committer
+from services.index.log.ledger import Delete, DeleteUnchanged, Fill, Mirrored, Upsert
+from services.index.log.log import Log
+from services.index.log.rows import (
     CollectionRow,
     NewCandidate,
     StoredCandidate,
@@ -46,13 +42,17 @@ from services.index.rows import (
     candidate_of,
     parts_to_json,
 )
-from services.index.scratch import Scratch
-from services.index.searcher import Searched, Searcher, Work
-from services.index.shard import View
+from services.index.segments.columns import Columns
 from services.index.slots import slot_of, slots_of
-from services.index.snapshot import Snapshots
-from services.index.tuning import check_factory
-from services.index.writes import Delete, DeleteUnchanged, Fill, Mirrored, Upsert
+from services.index.store.blobs import ContentBlobs
+from services.index.store.objects import open_objects
+from services.index.store.snapshot import Snapshots
+from services.index.upkeep.maintainer import Maintainer
+from services.index.upkeep.scratch import Scratch
+from services.index.view.follower import Follower
+from services.index.view.memory import Budget
+from services.index.view.searcher import Searched, Searcher, Work
+from services.index.view.view import View
 
 logger = logging.getLogger(__name__)
 

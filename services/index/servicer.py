@@ -27,9 +27,9 @@ from mmesh.wire import page_size_of
 from services.index.config import IndexSettings
 from services.index.description import SegmentState
 from services.index.engine import IndexEngine, MirrorVectors, SearchOrder
-from services.index.rows import StoredCandidate, attributes_from_json
+from services.index.log.rows import StoredCandidate, attributes_from_json
 from services.index.search_stream import SearchStream
-from services.index.shard import Found
+from services.index.view.view import Found
 
 DEFAULT_DEADLINE_S, LONG_DEADLINE_S = 30.0, 3600.0
 MAX_CANDIDATES = 1000

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from mmesh.errors import CollectionNotFound, DataLoss, MmeshError
 from services.index.config import IndexSettings
-from services.index.ids import hashes_of
-from services.index.log import Log
-from services.index.objects import open_objects
-from services.index.rows import CollectionRow, Rows
-from services.index.segment import Segment
-from services.index.snapshot import Loaded, Snapshots, SnapshotSegment
+from services.index.log.log import Log
+from services.index.log.rows import CollectionRow, Rows
+from services.index.segments.ids import hashes_of
+from services.index.segments.segment import Segment
+from services.index.store.objects import open_objects
+from services.index.store.snapshot import Loaded, Snapshots, SnapshotSegment
 
 PAGE_ROWS = 5000
 EXACT, ROUNDED = 1e-6, 2e-3

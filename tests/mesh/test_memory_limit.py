@@ -4,7 +4,7 @@ import grpc
 import pytest
 
 from mmesh.candidates import Consistency
-from services.index.memory import load_bytes
+from services.index.view.memory import load_bytes
 
 DIM = 1024
 ROWS = 20_000

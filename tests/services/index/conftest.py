@@ -10,10 +10,10 @@ import pytest
 from mmesh.candidates import CollectionLimits, CollectionSettings
 from mmesh.content import Modality
 from mmesh.errors import MmeshError
-from services.index.log import Log
-from services.index.rows import CollectionRow, NewCandidate, Rows
+from services.index.log.ledger import Delete, Upsert, Write, Written
+from services.index.log.log import Log
+from services.index.log.rows import CollectionRow, NewCandidate, Rows
 from services.index.slots import SLOTS, slot_of
-from services.index.writes import Delete, Upsert, Write, Written
 
 DIM = 2
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mmesh.errors import DataLoss, LogUnavailable, StorageFull
-from services.index.blobs import ContentBlobs, open_blobs
-from services.index.objects import LocalObjects, open_objects
+from services.index.store.blobs import ContentBlobs, open_blobs
+from services.index.store.objects import LocalObjects, open_objects
 
 
 @pytest.fixture(params=["folder", "s3"])

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from mmesh.errors import DataLoss
-from services.index import bitmap, exact, folder
-from services.index.build import build
-from services.index.builder import Builder, BuildFailed, BuildOrder, Input
-from services.index.delta import Delta
-from services.index.ids import hashes_of
-from services.index.segment import Segment
+from services.index.build.builder import Builder, BuildFailed, BuildOrder, Input
+from services.index.build.worker import build
+from services.index.segments import bitmap, exact, files
+from services.index.segments.delta import Delta
+from services.index.segments.ids import hashes_of
+from services.index.segments.segment import Segment
 
 DIM = 16
 
@@ -124,7 +124,7 @@ def test_the_stored_recall_is_what_given_queries_get(tmp_path):
 
 async def test_a_damaged_input_is_data_loss_and_leaves_nothing(builder, tmp_path):
     path = saved(tmp_path / "in", 100)
-    (path / folder.ROWS).unlink()
+    (path / files.ROWS).unlink()
     with pytest.raises(DataLoss):
         await builder.build(BuildOrder((Input(path),), tmp_path / "out"))
     with pytest.raises(DataLoss, match="kept"):
@@ -140,7 +140,7 @@ async def test_what_faiss_refuses_is_a_failed_build(builder, tmp_path):
 
 
 def wait_for_work(folder):
-    while not list(folder.glob("*.unfinished")):
+    while not list(files.glob("*.unfinished")):
         time.sleep(0.01)
 
 
@@ -193,7 +193,7 @@ async def test_leaving_ends_the_worker(long_order, tmp_path):
 
 def test_a_worker_ends_with_its_owner_in_the_middle_of_an_order(long_order, tmp_path):
     worker = subprocess.Popen(
-        [sys.executable, "-m", "services.index.builder"],
+        [sys.executable, "-m", "services.index.build.builder"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

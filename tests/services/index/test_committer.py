@@ -9,11 +9,11 @@ from mmesh.candidates import CollectionSettings
 from mmesh.content import Modality
 from mmesh.errors import CollectionNotFound, LogUnavailable, Overloaded
 from mmesh.vectors import pack
-from services.index.committer import MAX_GROUP_ROWS, Committer
-from services.index.log import Log
-from services.index.rows import NewCandidate
+from services.index.log.committer import MAX_GROUP_ROWS, Committer
+from services.index.log.ledger import Upsert
+from services.index.log.log import Log
+from services.index.log.rows import NewCandidate
 from services.index.slots import slot_of
-from services.index.writes import Upsert
 
 
 def upsert(candidate_id, collection="c"):

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmesh.filters import Compare, Operator
-from services.index.delta import Delta
-from services.index.ids import hashes_of
-from services.index.segment import Segment
+from services.index.segments.delta import Delta
+from services.index.segments.ids import hashes_of
+from services.index.segments.segment import Segment
 
 DIM = 8
 EVEN = Compare("parity", Operator.EQUAL, "even")

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from mmesh.errors import DataLoss
 from mmesh.filters import AllOf, AnyOf, Compare, In, Not, Operator
-from services.index.filters import ChosenCache, Columns
-from services.index.rows import attributes_to_json
+from services.index.log.rows import attributes_to_json
+from services.index.segments.columns import ChosenCache, Columns
 
 ROWS = [
     {"topic": "cats", "year": 1990, "tags": ("a", "b")},

@@ -13,9 +13,9 @@ from mmesh.errors import (
     InvalidField,
     ModelMismatch,
 )
-from services.index.rows import NewCandidate
+from services.index.log.ledger import Delete, DeleteUnchanged, Upsert, Written
+from services.index.log.rows import NewCandidate
 from services.index.slots import slot_of
-from services.index.writes import Delete, DeleteUnchanged, Upsert, Written
 
 
 def columns(rows):

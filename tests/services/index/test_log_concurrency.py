@@ -8,15 +8,15 @@ from collections import Counter
 import pytest
 
 from mmesh.errors import CollectionExists
-from services.index.writes import Delete, Written
+from services.index.log.ledger import Delete, Written
 
 PROCESS = """
 import sys
 from mmesh.candidates import CollectionSettings
 from mmesh.content import Modality
-from services.index.log import Log
-from services.index.rows import NewCandidate
-from services.index.writes import Delete, Upsert, Written
+from services.index.log.log import Log
+from services.index.log.rows import NewCandidate
+from services.index.log.ledger import Delete, Upsert, Written
 
 url, name = sys.argv[1:]
 sys.stdin.readline()

@@ -2,7 +2,7 @@
 
 from mmesh.content import Modality
 from mmesh.errors import CollectionFull, CollectionNotFound, InvalidField
-from services.index.writes import Delete, DeleteUnchanged, Upsert, Written
+from services.index.log.ledger import Delete, DeleteUnchanged, Upsert, Written
 
 
 def refuse(types):

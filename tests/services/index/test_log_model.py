@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from mmesh.content import Modality
 from mmesh.errors import InvalidField
-from services.index.writes import Delete, DeleteUnchanged, Upsert, Written
+from services.index.log.ledger import Delete, DeleteUnchanged, Upsert, Written
 
 IDS = st.sampled_from(["a", "b", "c", "d", "e"])
 STEPS = st.one_of(

@@ -9,9 +9,9 @@ import pytest
 
 from mmesh.candidates import CollectionSettings
 from mmesh.errors import DataLoss, LogUnavailable, StorageFull
-from services.index import sqlite
-from services.index.database import open_database
-from services.index.log import Log
+from services.index.log import sqlite
+from services.index.log.database import open_database
+from services.index.log.log import Log
 
 MOST_S = 6.5
 """A call must not take longer when the database is away (5 s), plus what a busy machine adds."""

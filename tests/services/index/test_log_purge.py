@@ -4,8 +4,8 @@ import pytest
 import sqlalchemy as sa
 
 from mmesh.errors import CollectionNotFound
-from services.index import purge
-from services.index.tables import candidates, dropped, requests
+from services.index.log import purge
+from services.index.log.tables import candidates, dropped, requests
 
 
 def count_of(writer, table):

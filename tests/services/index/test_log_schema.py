@@ -10,11 +10,11 @@ import sqlalchemy as sa
 
 from mmesh.content import Modality
 from mmesh.errors import FailedPrecondition, LogUnavailable
-from services.index import schema
-from services.index.database import open_database
+from services.index.log import schema
+from services.index.log.database import open_database
+from services.index.log.ledger import Written
+from services.index.log.tables import metadata
 from services.index.slots import slot_of
-from services.index.tables import metadata
-from services.index.writes import Written
 
 FIRST_RELEASE = """
     CREATE TABLE collections (
@@ -84,7 +84,7 @@ def test_a_log_of_the_first_release_is_carried_over(old_file, open_log):
 
 
 def test_several_processes_may_carry_it_over_at_once(old_file):
-    code = "import sys; from services.index.log import Log; Log(sys.argv[1]).close()"
+    code = "import sys; from services.index.log.log import Log; Log(sys.argv[1]).close()"
     command = [sys.executable, "-c", code, f"sqlite:///{old_file}"]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
     for process in processes:
@@ -147,7 +147,7 @@ def test_the_version_of_the_code_is_that_of_the_last_migration():
 
 def test_opening_a_log_of_the_right_version_does_not_load_alembic(writer, log_url):
     code = (
-        "import sys; from services.index.log import Log; Log(sys.argv[1]).close();"
+        "import sys; from services.index.log.log import Log; Log(sys.argv[1]).close();"
         "assert 'alembic' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, log_url], check=True)

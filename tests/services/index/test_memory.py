@@ -1,7 +1,7 @@
 import pytest
 
 from mmesh.errors import MemoryFull
-from services.index.memory import Budget, available_bytes, load_bytes, process_bytes
+from services.index.view.memory import Budget, available_bytes, load_bytes, process_bytes
 
 
 def test_what_fits_is_let_in_and_what_does_not_is_refused_with_the_numbers():

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from mmesh.candidates import CollectionLimits, CollectionSettings
 from mmesh.content import Modality
 from mmesh.errors import CollectionFull, FailedPrecondition, InvalidField, ModelMismatch, NotFound
-from services.index.writes import Delete, DeleteUnchanged, Fill, Mirrored, Upsert
+from services.index.log.ledger import Delete, DeleteUnchanged, Fill, Mirrored, Upsert
 
 IDS = st.sampled_from(["a", "b", "c", "d"])
 

@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from mmesh.errors import DataLoss, StorageFull, Unavailable
-from services.index.objects import open_objects
+from services.index.store.objects import open_objects
 
 MIB = 1 << 20
 

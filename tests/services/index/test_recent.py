@@ -1,6 +1,6 @@
 import numpy as np
 
-from services.index.recent import ENOUGH, KEPT, RecentQueries
+from services.index.view.recent_queries import ENOUGH, KEPT, RecentQueries
 
 
 def rows(first, count):

@@ -2,7 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from services.index.scratch import LOCK, PREFIX, Scratch
+from services.index.upkeep.scratch import LOCK, PREFIX, Scratch
 
 
 def test_the_folder_goes_away_with_its_owner(tmp_path):
@@ -26,7 +26,7 @@ def test_names_are_never_used_twice_and_foreign_folders_are_left_alone(tmp_path)
 
 def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_are_not(tmp_path):
     code = (
-        "import sys, os, pathlib; from services.index.scratch import Scratch;"
+        "import sys, os, pathlib; from services.index.upkeep.scratch import Scratch;"
         "print(Scratch(pathlib.Path(sys.argv[1])).folder, flush=True); os.kill(os.getpid(), 9)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

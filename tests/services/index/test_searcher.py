@@ -10,8 +10,8 @@ import pytest
 from mmesh.content import Modality
 from mmesh.errors import Overloaded
 from mmesh.filters import Compare, Operator
-from services.index.searcher import MAX_BATCH, Searcher, Work
-from services.index.shard import Found
+from services.index.view.searcher import MAX_BATCH, Searcher, Work
+from services.index.view.view import Found
 
 TEXT = (Modality.TEXT,)
 

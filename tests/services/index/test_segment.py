@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from mmesh.errors import DataLoss
 from mmesh.filters import AllOf, Compare, Operator
-from services.index import exact, gpu
-from services.index.build import build
-from services.index.delta import Delta
-from services.index.folder import INDEX, ROWS, VECTORS
-from services.index.ids import hashes_of
-from services.index.segment import Segment
+from services.index.build.worker import build
+from services.index.segments import exact, gpu
+from services.index.segments.delta import Delta
+from services.index.segments.files import INDEX, ROWS, VECTORS
+from services.index.segments.ids import hashes_of
+from services.index.segments.segment import Segment
 
 DIM, ROWS_OF_LARGE = 32, 20_000
 CUDA = pytest.param(

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from mmesh.content import Modality
 from mmesh.filters import Compare, Operator
-from services.index.build import build
-from services.index.rows import Rows, attributes_to_json
-from services.index.segment import Segment
-from services.index.shard import View, living_rows
+from services.index.build.worker import build
+from services.index.log.rows import Rows, attributes_to_json
+from services.index.segments.segment import Segment
 from services.index.slots import SLOTS, slot_of, slots_of
+from services.index.view.view import View, living_rows
 
 DIM = 8
 TOPICS = ["cats", "dogs", "birds"]

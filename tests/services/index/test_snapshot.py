@@ -16,12 +16,12 @@ from prometheus_client import REGISTRY
 
 from mmesh.content import Modality
 from mmesh.errors import StorageFull, Unavailable
-from services.index.delta import Delta
-from services.index.ids import hashes_of
-from services.index.manifest import encode
-from services.index.objects import open_objects
-from services.index.segment import Segment
-from services.index.snapshot import Loaded, SnapshotContent, Snapshots, SnapshotSegment
+from services.index.segments.delta import Delta
+from services.index.segments.ids import hashes_of
+from services.index.segments.segment import Segment
+from services.index.store.manifest import encode
+from services.index.store.objects import open_objects
+from services.index.store.snapshot import Loaded, SnapshotContent, Snapshots, SnapshotSegment
 
 EPOCH, SLOTS, DIM = "0123456789ab", range(128), 4
 PLACE = f"snapshots/{EPOCH}/000-127"
@@ -566,7 +566,7 @@ def test_damage_is_counted_and_logged(shelf, load, caplog):
     with caplog.at_level(logging.WARNING):
         load(shelf.objects)
     assert failures("size") == before + 1
-    (record,) = [r for r in caplog.records if r.name == "services.index.snapshot"]
+    (record,) = [r for r in caplog.records if r.name == "services.index.store.snapshot"]
     assert record.getMessage() == "snapshot damaged"
     assert (record.number, record.reason) == (2, "size")
     assert key.endswith(record.file)

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmesh.errors import DataLoss
-from services.index.ids import IdTable, hash_of, hashes_of
+from services.index.segments.ids import IdTable, hash_of, hashes_of
+from services.index.segments.strings import Strings, concatenate
 from services.index.slots import slot_of
-from services.index.strings import Strings, concatenate
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)  # NULs, too
 

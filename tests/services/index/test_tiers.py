@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.index.tiers import Merge, Sizes, next_merge, whole_merge
+from services.index.build.tiers import Merge, Sizes, next_merge, whole_merge
 
 
 def sizes(segments=(), dead=None, full=0, growing=0):

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from mmesh.errors import InvalidField
-from services.index import exact, tuning
-from services.index.structure import Structure
-from services.index.tuning import Sample, automatic_factory, check_factory, wanted_factory
+from services.index.build import tuning
+from services.index.build.tuning import Sample, automatic_factory, check_factory, wanted_factory
+from services.index.segments import exact
+from services.index.segments.structure import Structure
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -9,14 +9,14 @@ from mmesh.candidates import CollectionSettings
 from mmesh.content import Modality
 from mmesh.errors import CollectionNotFound
 from services.index import verify
-from services.index.delta import Delta
-from services.index.ids import hashes_of
-from services.index.log import Log
-from services.index.objects import open_objects
-from services.index.rows import NewCandidate
+from services.index.log.ledger import Delete, Upsert
+from services.index.log.log import Log
+from services.index.log.rows import NewCandidate
+from services.index.segments.delta import Delta
+from services.index.segments.ids import hashes_of
 from services.index.slots import SLOTS, slot_of, slots_of
-from services.index.snapshot import SnapshotContent, Snapshots, SnapshotSegment
-from services.index.writes import Delete, Upsert
+from services.index.store.objects import open_objects
+from services.index.store.snapshot import SnapshotContent, Snapshots, SnapshotSegment
 
 DIM = 8
 ALL = range(SLOTS)

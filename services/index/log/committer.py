@@ -1,0 +1,112 @@
+"""Group commit: writes that came while the log was busy share its next transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Self
+
+from mmesh.errors import MmeshError, Overloaded
+from services.index import metrics
+from services.index.log.ledger import Write, Written
+from services.index.log.log import Log
+
+MAX_GROUP_ROWS = 4000
+"""Rows in one transaction: enough to share its cost, few enough to be quick."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    write: Write
+    rows: int
+    outcome: asyncio.Future[Written]
+    since: float
+
+
+class Committer:
+    """Writes to the log; an async context manager that ends with nothing half done.
+
+    There is no timer: a group is whatever queued while the one before it was written.
+    """
+
+    def __init__(self, log: Log, max_waiting: int) -> None:
+        self._log, self._max_waiting = log, max_waiting
+        self._queue: deque[_Waiting] = deque()
+        self._writer = ThreadPoolExecutor(1, "log-writer")
+        self._owner: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._owner is not None:
+            await self._owner
+        await asyncio.to_thread(self._writer.shutdown)
+
+    async def write(self, write: Write, rows: int) -> Written:
+        """Return once the write is on disk.
+
+        Raises:
+            Overloaded: too many writes wait already.
+            LogUnavailable, StorageFull: nothing was written.
+            MmeshError: the write was refused.
+        """
+        if len(self._queue) >= self._max_waiting:
+            raise Overloaded(f"{len(self._queue)} writes wait already")
+        outcome: asyncio.Future[Written] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(write, rows, outcome, time.perf_counter()))
+        if self._owner is None or self._owner.done():
+            self._owner = asyncio.create_task(self._drain())
+        return await outcome
+
+    async def _drain(self) -> None:
+        while self._queue:
+            group = self._take()
+            if not group:
+                continue
+            loop = asyncio.get_running_loop()
+            writes = [waiting.write for waiting in group]
+            try:
+                outcomes = await loop.run_in_executor(self._writer, self._log.write, writes)
+            except Exception as error:
+                for waiting in group:
+                    _settle(waiting, error)
+                continue
+            metrics.group_writes.observe(len(group))
+            for waiting, outcome in zip(group, outcomes, strict=True):
+                _settle(waiting, outcome)
+
+    def _take(self) -> list[_Waiting]:
+        """Remove and return the next group; writes whose caller went away are left out."""
+        group: list[_Waiting] = []
+        rows = 0
+        while self._queue and (not group or rows + self._queue[0].rows <= MAX_GROUP_ROWS):
+            waiting = self._queue.popleft()
+            if not waiting.outcome.done():
+                group.append(waiting)
+                rows += waiting.rows
+        return group
+
+
+def _settle(waiting: _Waiting, outcome: Written | Exception) -> None:
+    metrics.write_seconds.observe(time.perf_counter() - waiting.since)
+    if waiting.outcome.done():
+        return
+    if isinstance(outcome, Exception):
+        waiting.outcome.set_exception(_own_copy(outcome))
+    else:
+        metrics.written_total.inc(outcome.count)
+        waiting.outcome.set_result(outcome)
+
+
+def _own_copy(error: Exception) -> Exception:
+    """Return an error that one caller alone raises: tracebacks of several must not mix."""
+    if not isinstance(error, MmeshError):
+        return error
+    copy = error.__class__.__new__(error.__class__)
+    copy.__dict__.update(error.__dict__)
+    copy.args = error.args
+    return copy

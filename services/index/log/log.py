@@ -1,0 +1,360 @@
+"""The log: the newest row of each candidate, and one gap-free sequence a collection.
+
+A write is one transaction: lock the collection's row, add n to its sequence, write n rows. So the
+order of sequences is the order of commits: who has seen sequence s has seen all of 1..s.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from mmesh.candidates import CollectionSettings
+from mmesh.errors import CollectionNotFound, InvalidField, MmeshError
+from services.index.log import catalog, tail
+from services.index.log.database import open_database
+from services.index.log.ledger import Ledger, RowState, Write, Written, decide, ids_of
+from services.index.log.purge import purge
+from services.index.log.rows import CollectionRow, Rows, StoredCandidate
+from services.index.log.schema import ensure_schema
+from services.index.log.tables import aliases as alias_table
+from services.index.log.tables import candidates, collections, requests
+
+
+class Log:
+    """The system of record; safe for several threads and several processes.
+
+    Args:
+        url: `sqlite:///path` or `postgresql+psycopg://user:password@host:port/database`.
+
+    Every method, and making a log, raises:
+        LogUnavailable: the database cannot be used now; of the call nothing is certain to be there.
+        StorageFull: the disk is full; nothing was written.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._database = open_database(url)
+        try:
+            ensure_schema(self._database)
+        except BaseException:
+            self.close()
+            raise
+        is_one_of = self._database.is_one_of
+        named = is_one_of(collections.c.name, "names") | collections.c.key.in_(
+            sa.select(alias_table.c.key).where(is_one_of(alias_table.c.alias, "names"))
+        )
+        # Rows are locked in the order of their keys, so that two processes cannot wait for each
+        # other. On SQLite the transaction itself is the lock.
+        self._lock_named = (
+            catalog.ROWS.where(named).order_by(collections.c.key).with_for_update(of=collections)
+        )
+        columns, of_key = candidates.c, candidates.c.key == sa.bindparam("key")
+        self._states = sa.select(
+            columns.id, columns.modality, columns.seq, columns.deleted_s
+        ).where(of_key, is_one_of(columns.id, "ids"))
+        self._answers = sa.select(requests.c.request_id, requests.c.token, requests.c.count).where(
+            requests.c.key == sa.bindparam("key"), is_one_of(requests.c.request_id, "ids")
+        )
+        self._living = of_key & columns.deleted_s.is_(None)
+        self._by_ids = self._living & is_one_of(columns.id, "ids")
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._database.close()
+
+    # -- collections
+
+    def create_collection(
+        self, name: str, dim: int, model_fingerprint: str, settings: CollectionSettings
+    ) -> CollectionRow:
+        """Return the collection, made unless it exists with the same dim and model.
+
+        Raises:
+            CollectionExists: it exists with others, or an alias has its name.
+        """
+        catalog.check_name("name", name)
+        _check_text("model_fingerprint", model_fingerprint)
+        with self._names() as connection:
+            return catalog.create(connection, name, dim, model_fingerprint, settings)
+
+    def update_collection(self, name: str, settings: CollectionSettings) -> CollectionRow:
+        """Replace the settings of a collection and return it.
+
+        Raises:
+            CollectionNotFound: there is none of this name or alias, or no such mirror.
+            FailedPrecondition: it has another mirror.
+        """
+        with self._names() as connection:
+            row = self._lock_one(connection, name)
+            catalog.check_mirror(connection, row.name, row.settings.mirror, settings.mirror)
+            catalog.update(connection, row.key, settings=catalog.settings_to_json(settings))
+            return catalog.must_find(connection, name)
+
+    def collection(self, name: str) -> CollectionRow:
+        """Return the collection of a name or an alias.
+
+        Raises:
+            CollectionNotFound: there is none.
+        """
+        with self._database.statement() as connection:
+            return catalog.must_find(connection, name)
+
+    def collections(self, after: str = "", limit: int | None = None) -> list[CollectionRow]:
+        """Return collections with names after `after`, by name."""
+        query = _COLLECTIONS
+        if after or limit is not None:
+            query = query.where(collections.c.name > after).limit(limit)
+        with self._database.statement() as connection:
+            return [catalog.row_of(row) for row in connection.execute(query)]
+
+    def version(self) -> int | None:
+        """Return a number that changes with every commit; None where that is not known at once.
+
+        Never waits; for one thread only.
+        """
+        return self._database.version()
+
+    def delete_collection(self, name: str) -> int:
+        """Delete the collection and return how many candidates went with it; not by alias.
+
+        It is gone at once, and no mirror any more; `purge` removes its rows.
+
+        Raises:
+            CollectionNotFound: there is none.
+        """
+        with self._names() as connection:
+            mirrored = catalog.mirrored_by(connection, name)
+            self._lock(connection, {name, *(row.name for row in mirrored)})
+            for row in mirrored:
+                settings = replace(row.settings, mirror="")
+                catalog.update(connection, row.key, settings=catalog.settings_to_json(settings))
+            return catalog.drop(connection, name)
+
+    def set_alias(self, alias: str, collection: str) -> str:
+        """Let an alias name a collection; return which it named before, or an empty string.
+
+        Raises:
+            CollectionNotFound: there is no such collection.
+            CollectionExists: a collection has this name.
+        """
+        catalog.check_name("alias", alias)
+        with self._names() as connection:
+            return catalog.set_alias(connection, alias, collection)
+
+    def delete_alias(self, alias: str) -> None:
+        """Delete an alias.
+
+        Raises:
+            AliasNotFound: there is none.
+        """
+        with self._names() as connection:
+            catalog.delete_alias(connection, alias)
+
+    # -- writes
+
+    def write(self, writes: Sequence[Write]) -> list[Written | MmeshError]:
+        """Write for many callers in one transaction, in order; return what became of each.
+
+        A write that is refused has its error in the answer and no effect on the data, and none on
+        the other writes. What is written to a collection is written to its mirror too.
+        """
+        names = {write.collection for write in writes}
+        while True:
+            with self._database.write() as connection:
+                rows = self._lock(connection, names)
+                mirrors = {row.settings.mirror for row in rows.values()} - {""}
+                if mirrors <= names:
+                    ledgers = self._open_ledgers(connection, writes, rows)
+                    outcomes = decide(writes, ledgers, int(time.time()))
+                    self._save(connection, {ledger.row.key: ledger for ledger in ledgers.values()})
+                    return outcomes
+            names |= mirrors  # all are locked at once, in order, or two writers wait for each other
+
+    def _open_ledgers(
+        self,
+        connection: sa.Connection,
+        writes: Sequence[Write],
+        rows: Mapping[str, CollectionRow],
+    ) -> dict[str, Ledger]:
+        """Return the ledgers of collections, which are locked, by name and by alias."""
+        mine: dict[int, list[Write]] = {row.key: [] for row in rows.values()}
+        for write in writes:
+            if row := rows.get(write.collection):
+                mine[row.key].append(write)
+                if mirror := rows.get(row.settings.mirror):
+                    mine[mirror.key].append(write)
+        by_key = {
+            row.key: Ledger(
+                row,
+                self._read_states(connection, row.key, mine[row.key]),
+                self._read_answers(connection, row.key, mine[row.key]),
+            )
+            for row in rows.values()
+        }
+        ledgers = {name: by_key[row.key] for name, row in rows.items()}
+        for ledger in by_key.values():
+            ledger.mirror = ledgers.get(ledger.row.settings.mirror)
+        return ledgers
+
+    def _lock(self, connection: sa.Connection, names: set[str]) -> dict[str, CollectionRow]:
+        """Lock collections, given by name or alias, and return those that there are."""
+        known = self._database.many(sorted(filter(catalog.is_name, names)))
+        found = connection.execute(self._lock_named, {"names": known})
+        rows = [catalog.row_of(row) for row in found]
+        return {name: row for row in rows for name in (row.name, *row.aliases) if name in names}
+
+    def _lock_one(self, connection: sa.Connection, name: str) -> CollectionRow:
+        rows = self._lock(connection, {name})
+        if name not in rows:
+            raise CollectionNotFound(name)
+        return rows[name]
+
+    def _read_states(
+        self, connection: sa.Connection, key: int, writes: Sequence[Write]
+    ) -> dict[str, RowState]:
+        ids = [candidate_id for write in writes for candidate_id in ids_of(write)]
+        values = {"key": key, "ids": self._database.many(ids)}
+        found = connection.execute(self._states, values)
+        return {i: RowState(modality, seq, gone is None) for i, modality, seq, gone in found}
+
+    def _read_answers(
+        self, connection: sa.Connection, key: int, writes: Sequence[Write]
+    ) -> dict[str, Written]:
+        ids = [write.request_id for write in writes if write.request_id]
+        ids = [request_id for request_id in ids if "\0" not in request_id]
+        if not ids:
+            return {}
+        values = {"key": key, "ids": self._database.many(ids)}
+        found = connection.execute(self._answers, values)
+        return {request_id: Written(token, count) for request_id, token, count in found}
+
+    def _save(self, connection: sa.Connection, ledgers: dict[int, Ledger]) -> None:
+        rows = [row for ledger in ledgers.values() for row in ledger.rows.values()]
+        if rows:
+            stored = {
+                key: [i for i in ledger.rows if i in ledger.stored]
+                for key, ledger in ledgers.items()
+            }
+            self._database.put(connection, rows, stored)
+        for ledger in ledgers.values():
+            if ledger.has_changed:
+                self._save_collection(connection, ledger)
+        now_s = int(time.time())
+        answers = [
+            {"key": key, "request_id": i, "token": w.token, "count": w.count, "time_s": now_s}
+            for key, ledger in ledgers.items()
+            for i, w in ledger.answers.items()
+            if i not in ledger.remembered
+        ]
+        if answers:
+            connection.execute(requests.insert(), answers)
+
+    def _save_collection(self, connection: sa.Connection, ledger: Ledger) -> None:
+        values: dict[str, Any] = {f"{m.value}_count": n for m, n in ledger.counts.items()}
+        if ledger.attribute_types != ledger.row.attribute_types:
+            values["attribute_types"] = json.dumps(dict(ledger.attribute_types))
+        catalog.update(connection, ledger.row.key, seq=ledger.seq, **values)
+
+    # -- reads
+
+    def read_after(
+        self,
+        name: str,
+        epoch: str,
+        seq: int,
+        slots: range,
+        limit: int,
+        dim: int,
+        *,
+        purged: int | None = None,
+    ) -> tuple[Rows, int]:
+        """Return rows of `slots` written after `seq`, in order, and how far that reaches.
+
+        The second value is the sequence that a view reflects once it has applied the rows. Both
+        come from one snapshot: the head without the rows would tell a view that it reflects what
+        it has never seen.
+
+        `purged` is the collection's `purged` when the view was begun from nothing (it misses no
+        deletion up to there), 0 when it was begun from a snapshot; None leaves it to the caller to
+        see that no deletion after `seq` was purged.
+
+        Raises:
+            CollectionNotFound: the collection is gone, or is another of the same name, or a
+                deletion that the view needs was purged: the view must begin anew.
+            DataLoss: the vectors are not of this dim.
+        """
+        with self._database.snapshot() as connection:
+            head = tail.head(connection, name, epoch)
+            if head is None or (purged is not None and head.purged > max(seq, purged)):
+                raise CollectionNotFound(name)
+            rows = tail.read(connection, head.key, seq, slots, limit, dim)
+        return rows, int(rows.seqs[-1]) if len(rows) == limit else head.seq
+
+    def get(self, name: str, ids: Sequence[str], *, vectors: bool = False) -> list[StoredCandidate]:
+        """Return those of `ids` that exist, in any order.
+
+        Raises:
+            CollectionNotFound: there is no collection of this name or alias.
+        """
+        known = [candidate_id for candidate_id in ids if "\0" not in candidate_id]
+        query = _select_stored(vectors).where(self._by_ids)
+        return self._stored(name, query, {"ids": self._database.many(known)})
+
+    def page(
+        self, name: str, after: str, limit: int, *, vectors: bool = False
+    ) -> list[StoredCandidate]:
+        """Return `limit` candidates with ids after `after`, by the bytes of their ids.
+
+        Raises:
+            CollectionNotFound: there is no collection of this name or alias.
+        """
+        _check_text("after", after)
+        query = _select_stored(vectors).where(self._living, candidates.c.id > after)
+        return self._stored(name, query.order_by(candidates.c.id).limit(limit), {})
+
+    def _stored(
+        self, name: str, query: sa.Select[Any], values: dict[str, Any]
+    ) -> list[StoredCandidate]:
+        with self._database.snapshot() as connection:
+            row = catalog.must_find(connection, name)
+            found = connection.execute(query, {"key": row.key} | values)
+            return [StoredCandidate(*one) for one in found]
+
+    # -- upkeep
+
+    def purge(self, horizon_s: float) -> int:
+        """Forget deletions older than `horizon_s` seconds; return how many.
+
+        Goes with them: old answers to request ids, and the rows of deleted collections. Several
+        processes may purge at once, beside writers.
+        """
+        return purge(self._database, horizon_s)
+
+    @contextmanager
+    def _names(self) -> Iterator[sa.Connection]:
+        """Begin a transaction that nobody else changes names beside."""
+        with self._database.write() as connection:
+            self._database.lock_names(connection)
+            yield connection
+
+
+_COLLECTIONS = catalog.ROWS.order_by(collections.c.name)
+
+
+def _select_stored(vectors: bool) -> sa.Select[Any]:
+    columns = candidates.c
+    query = sa.select(columns.id, columns.parts, columns.attributes, columns.seq)
+    if not vectors:
+        return query
+    return query.add_columns(columns.vector).execution_options(binary=True)
+
+
+def _check_text(field: str, text: str) -> None:
+    if "\0" in text:
+        raise InvalidField(field, "holds a NUL character; remove it")

@@ -1,8 +1,0 @@
-"""What Alembic runs: the migrations, in the transaction that `services.index.schema` has begun."""
-
-from __future__ import annotations
-
-from alembic import context
-
-context.configure(connection=context.config.attributes["connection"])
-context.run_migrations()
