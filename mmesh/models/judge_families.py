@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmesh.errors import FailedPrecondition, InvalidField
 from mmesh.models import hub
+from mmesh.models.judge_choice import JudgeChoice
 from mmesh.models.protocol import JudgeModel
 
 if TYPE_CHECKING:
@@ -19,31 +18,6 @@ IN_PROCESS = "vllm:"
 REMOTE = ("vllm+http://", "vllm+https://")
 FAMILIES = ("zero-shot", "qwen3-vl-reranker", "jina-reranker-m0")
 DEFAULT_TEMPLATE = "mbeir.v1"
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeChoice:
-    """Which judge to open, and how."""
-
-    model: str = "maxsim"
-    """`maxsim`, `vllm:FOLDER`, `vllm:hf:ORG/NAME[@REVISION]`, or `vllm+http://HOST:PORT`."""
-    family: str = "auto"
-    """One of `FAMILIES`; `auto` tells it from the model's files and name."""
-    route: str = "auto"
-    """`classifier` or `logprob`; the family's own unless it has both."""
-    template: str = "auto"
-    """Of a zero-shot judge: a shipped name, a TOML file or a folder; `auto` is `mbeir.v1`."""
-    tokenizer: str = ""
-    """Of a server's model: a folder, or `hf:ORG/NAME[@REVISION]`."""
-    api_key: str = field(default="", repr=False)
-    """For a remote server that wants one."""
-    dtype: str = "auto"
-    max_model_len: int = 4096
-    kv_cache_gib: float = 1.0
-    images_per_prompt: int = 4
-    enforce_eager: bool = False
-    threads: int = os.cpu_count() or 1
-    """Of maxsim's model."""
 
 
 async def open_judge(choice: JudgeChoice) -> JudgeModel:
@@ -71,7 +45,7 @@ async def _open_remote(choice: JudgeChoice) -> JudgeModel:
     try:
         from mmesh.models.remote_judge import open_remote_judge
 
-        return await open_remote_judge(choice)
+        return await open_remote_judge(choice, load_family)
     except ModuleNotFoundError as error:
         raise FailedPrecondition(
             f"a judge on a vLLM server needs {error.name}; run `make setup-models`"

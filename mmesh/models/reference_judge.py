@@ -17,7 +17,8 @@ from mmesh.content import Content
 from mmesh.errors import FailedPrecondition
 from mmesh.models import hub, images
 from mmesh.models.compat import declare_torchvision_operators
-from mmesh.models.judge_families import IN_PROCESS, JudgeChoice, load_family
+from mmesh.models.judge_choice import JudgeChoice
+from mmesh.models.judge_families import IN_PROCESS, load_family
 from mmesh.models.vllm_judge import JudgeFamily, Logprob
 
 

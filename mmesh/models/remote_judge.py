@@ -16,10 +16,11 @@ import contextlib
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import httpx
 import PIL.Image
@@ -34,11 +35,9 @@ from mmesh.errors import (
 )
 from mmesh.models import hub
 from mmesh.models.compat import declare_torchvision_operators
+from mmesh.models.judge_choice import JudgeChoice
 from mmesh.models.vllm_engine import Pictures, VllmSettings
 from mmesh.models.vllm_judge import JudgeFamily, VllmJudge
-
-if TYPE_CHECKING:
-    from mmesh.models.judge_families import JudgeChoice
 
 SCHEME = "vllm+"
 GENERATE, COMPLETE, CLASSIFY = "/inference/v1/generate", "/v1/completions", "/classify"
@@ -64,7 +63,11 @@ class Served:
         return "classifier" if CLASSIFY in self.paths else "logprob"
 
 
-async def open_remote_judge(choice: JudgeChoice) -> VllmJudge:
+Load = Callable[[Path, JudgeChoice], JudgeFamily]
+"""Opens the family of the model whose tokenizer is in a folder."""
+
+
+async def open_remote_judge(choice: JudgeChoice, load: Load) -> VllmJudge:
     """Return a judge that asks the server at `choice.model`, such as `vllm+http://host:8000`.
 
     `choice.tokenizer` names the folder, or the model of the hub, with the tokenizer. The server
@@ -81,19 +84,17 @@ async def open_remote_judge(choice: JudgeChoice) -> VllmJudge:
     connection = Connection(choice.model.removeprefix(SCHEME), choice.api_key)
     try:
         served = await connection.describe()
-        return await asyncio.to_thread(_opened, connection, served, choice)
+        return await asyncio.to_thread(_opened, connection, served, choice, load)
     except BaseException:
         await connection.close()
         raise
 
 
-def _opened(connection: Connection, served: Served, choice: JudgeChoice) -> VllmJudge:
-    from mmesh.models.judge_families import load_family
-
+def _opened(connection: Connection, served: Served, choice: JudgeChoice, load: Load) -> VllmJudge:
     folder = hub.tokenizer_folder(choice.tokenizer)
     declare_torchvision_operators()
     route = served.route if choice.route == "auto" else choice.route
-    family = load_family(folder, replace(choice, route=route))
+    family = load(folder, replace(choice, route=route))
     parts = (*family.identity, served.root, served.max_model_len)
     fingerprint = hub.fingerprint_of(folder, served.model, parts)
     settings = VllmSettings(

@@ -19,7 +19,8 @@ import pytest
 
 from mmesh.content import Content
 from mmesh.models import jina_reranker
-from mmesh.models.judge_families import JudgeChoice, family_name, load_family, open_judge
+from mmesh.models.judge_choice import JudgeChoice
+from mmesh.models.judge_families import family_name, load_family, open_judge
 from mmesh.models.probes import picture
 from mmesh.models.tiny import build_tiny_jina_reranker
 

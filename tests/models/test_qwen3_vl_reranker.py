@@ -21,7 +21,8 @@ import pytest
 from mmesh.content import Content
 from mmesh.errors import InvalidField
 from mmesh.models import qwen3_vl_reranker
-from mmesh.models.judge_families import JudgeChoice, family_name, load_family, open_judge
+from mmesh.models.judge_choice import JudgeChoice
+from mmesh.models.judge_families import family_name, load_family, open_judge
 from mmesh.models.probes import picture
 from mmesh.models.protocol import JudgeModel
 from mmesh.models.tiny import build_tiny_qwen3_vl_reranker

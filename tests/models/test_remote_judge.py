@@ -32,7 +32,8 @@ from mmesh.errors import (
     Overloaded,
     Unavailable,
 )
-from mmesh.models.judge_families import JudgeChoice, load_family, open_judge
+from mmesh.models.judge_choice import JudgeChoice
+from mmesh.models.judge_families import load_family, open_judge
 from mmesh.models.probes import picture
 from mmesh.models.tiny import build_tiny_qwen3_vl, build_tiny_qwen3_vl_reranker
 from mmesh.ports import free_port

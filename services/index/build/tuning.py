@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mmesh.errors import InvalidField
 from mmesh.vectors import FloatMatrix
-from services.index.segments.structure import MIN_DEPTH, Kind, Structure
+from services.index.segments.structure import MEASURED_LIMIT, MIN_DEPTH, Kind, Structure
 
 RowNumbers = NDArray[np.int64]
 
@@ -30,8 +30,6 @@ MAX_LISTS = 2**20
 MAX_NEIGHBOURS = 128
 MAX_CODEBOOK_BYTES = 64 * 2**20
 
-LIMIT = 10
-"""Recall is measured at so many hits."""
 DEVIATIONS = 1.65
 """So many standard errors a sample's recall must lie above the target: then other queries reach the
 target in 19 of 20 cases."""
@@ -146,7 +144,7 @@ class Tuned:
 
 def recalls_of(structure: Structure, sample: Sample, effort: int) -> NDArray[np.float64]:
     """Return the share of its nearest rows that a structure finds for each query (m,)."""
-    fetched = min(LIMIT + 1, int(structure.index.ntotal))
+    fetched = min(MEASURED_LIMIT + 1, int(structure.index.ntotal))
     _, rows = structure.search(sample.queries, fetched, effort=effort)
     nearest = without_own(rows, sample.own_rows)
     hits = (nearest[:, :, None] == sample.nearest[:, None, :]) & (nearest[:, :, None] >= 0)
@@ -157,7 +155,7 @@ def recalls_of(structure: Structure, sample: Sample, effort: int) -> NDArray[np.
 
 def without_own(rows: RowNumbers, own_rows: RowNumbers) -> RowNumbers:
     """Return the first 10 of each query's rows other than its own."""
-    order = np.argsort(rows == own_rows[:, None], axis=1, kind="stable")[:, :LIMIT]
+    order = np.argsort(rows == own_rows[:, None], axis=1, kind="stable")[:, :MEASURED_LIMIT]
     kept = np.take_along_axis(rows, order, axis=1)
     return np.where(kept == own_rows[:, None], -1, kept)
 

@@ -32,7 +32,7 @@ from services.index.segments.columns import Columns
 from services.index.segments.files import About, RowData
 from services.index.segments.ids import IdTable
 from services.index.segments.strings import concatenate
-from services.index.segments.structure import Structure, Vectors, keeps_vectors
+from services.index.segments.structure import MEASURED_LIMIT, Structure, Vectors, keeps_vectors
 
 RowNumbers = NDArray[np.int64]
 
@@ -232,7 +232,7 @@ def _query_sample(vectors: Vectors, path: str) -> tuning.Sample:
 
 def _sample_of(vectors: Vectors, queries: FloatMatrix, own: RowNumbers) -> tuning.Sample:
     rows = np.arange(len(vectors.matrix))
-    _, nearest = exact.search_rows(queries, vectors.take, rows, tuning.LIMIT + 1)
+    _, nearest = exact.search_rows(queries, vectors.take, rows, MEASURED_LIMIT + 1)
     return tuning.Sample(queries, own, tuning.without_own(nearest, own))
 
 

@@ -12,12 +12,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mmesh.errors import FailedPrecondition, LogUnavailable, MmeshError
+from mmesh.errors import LogUnavailable, MmeshError
 from services.index.log.ledger import Row
 
 WAIT_S = 5.0
 """Longest wait for a lock, a connection or an answer."""
-_ENGINES = ("sqlite:///", "postgresql+psycopg://")
 
 
 class Database(ABC):
@@ -107,25 +106,6 @@ class Database(ABC):
             if meaning is None:
                 raise
             raise meaning from error
-
-
-def open_database(url: str) -> Database:
-    """Return the database at an SQLAlchemy address; nothing is connected yet.
-
-    Raises:
-        FailedPrecondition: it is of another kind than SQLite and PostgreSQL by psycopg.
-    """
-    if url.startswith(_ENGINES[0]):
-        from services.index.log.sqlite import Sqlite
-
-        return Sqlite(url)
-    if url.startswith(_ENGINES[1]):
-        from services.index.log.postgres import Postgres
-
-        return Postgres(url)
-    kind = url.partition(":")[0][:40]
-    message = f"the log's address begins with {kind!r}; use {' or '.join(_ENGINES)}"
-    raise FailedPrecondition(message)
 
 
 def unavailable(cause: object) -> LogUnavailable:

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from mmesh.candidates import CollectionSettings
 from mmesh.errors import CollectionNotFound, InvalidField, MmeshError
 from services.index.log import catalog, tail
-from services.index.log.database import open_database
+from services.index.log.engines import open_database
 from services.index.log.ledger import Ledger, RowState, Write, Written, decide, ids_of
 from services.index.log.purge import purge
 from services.index.log.rows import CollectionRow, Rows, StoredCandidate

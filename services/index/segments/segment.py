@@ -13,13 +13,19 @@ from numpy.typing import NDArray
 from mmesh.errors import DataLoss
 from mmesh.filters import Filter
 from mmesh.vectors import FloatMatrix
-from services.index.build.tuning import LIMIT
 from services.index.segments import bitmap, exact, files, gpu
 from services.index.segments.columns import Chosen, ChosenCache
 from services.index.segments.exact import Nearest
 from services.index.segments.files import About, RowData
 from services.index.segments.ids import Hashes
-from services.index.segments.structure import MIN_DEPTH, Kind, Structure, Vectors, selector_of
+from services.index.segments.structure import (
+    MEASURED_LIMIT,
+    MIN_DEPTH,
+    Kind,
+    Structure,
+    Vectors,
+    selector_of,
+)
 
 RowNumbers = NDArray[np.int64]
 
@@ -276,5 +282,5 @@ def widening(kind: Kind, share: float, limit: int) -> float:
     As measured on embeddings of texts, in steps, so that parameters can be kept and used again.
     """
     by_share = {Kind.LISTS: 0.4, Kind.GRAPH: 1.0}.get(kind, 0.0) * -math.log2(share)
-    by_limit = 0.25 * math.log2(max(1.0, limit / LIMIT))
+    by_limit = 0.25 * math.log2(max(1.0, limit / MEASURED_LIMIT))
     return float(2 ** (round(4 * (by_share + by_limit)) / 4))

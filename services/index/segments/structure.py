@@ -22,6 +22,8 @@ MIN_DEPTH = 100
 DEPTH_PER_HIT = 4
 """At least so many times the hits, however it was tuned."""
 MAX_LIMIT = 4_096
+MEASURED_LIMIT = 10
+"""Recall is measured at so many hits, and an effort is tuned for them."""
 KEPT_PARAMETERS = 1_000
 
 

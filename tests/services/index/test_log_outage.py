@@ -10,7 +10,7 @@ import pytest
 from mmesh.candidates import CollectionSettings
 from mmesh.errors import DataLoss, LogUnavailable, StorageFull
 from services.index.log import sqlite
-from services.index.log.database import open_database
+from services.index.log.engines import open_database
 from services.index.log.log import Log
 
 MOST_S = 6.5

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from mmesh.content import Modality
 from mmesh.errors import FailedPrecondition, LogUnavailable
 from services.index.log import schema
-from services.index.log.database import open_database
+from services.index.log.engines import open_database
 from services.index.log.ledger import Written
 from services.index.log.tables import metadata
 from services.index.slots import slot_of

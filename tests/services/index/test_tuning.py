@@ -8,7 +8,7 @@ from mmesh.errors import InvalidField
 from services.index.build import tuning
 from services.index.build.tuning import Sample, automatic_factory, check_factory, wanted_factory
 from services.index.segments import exact
-from services.index.segments.structure import Structure
+from services.index.segments.structure import MEASURED_LIMIT, Structure
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -102,7 +102,7 @@ def test_other_structures_are_refused(index_factory):
 
 
 def sample_of(vectors, queries, own_rows):
-    _, rows = exact.search_all(queries, vectors, tuning.LIMIT + 1)
+    _, rows = exact.search_all(queries, vectors, MEASURED_LIMIT + 1)
     return Sample(queries, own_rows, tuning.without_own(rows, own_rows))
 
 
