@@ -140,7 +140,7 @@ async def test_what_faiss_refuses_is_a_failed_build(builder, tmp_path):
 
 
 def wait_for_work(folder):
-    while not list(files.glob("*.unfinished")):
+    while not list(folder.glob("*.unfinished")):
         time.sleep(0.01)
 
 
