@@ -27,7 +27,7 @@ from mmesh.filters import Compare, Operator
 from mmesh.ports import free_port
 from mmesh.serving.deadline import Deadline
 from peers.contract import DIM, LIMIT, AsyncSearcher, Batch, Condition, Peer, Setting, Vector
-from services.gateway.search_stream import SearchStream
+from services.gateway.shards.search_stream import SearchStream
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "bench"

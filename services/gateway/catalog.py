@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from mmesh.candidates import Collection
 from mmesh.errors import DeadlineExceeded, Unavailable
 from mmesh.serving.deadline import Deadline
-from services.gateway.ports import Index
+from services.gateway.interfaces import Index
 
 FRESH_S = 1.0
 """Seconds for which an answer is used; another gateway may move an alias meanwhile."""

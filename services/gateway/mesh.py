@@ -10,12 +10,12 @@ from mmesh.errors import MmeshError
 from mmesh.serving.deadline import Deadline
 from services.gateway.catalog import Catalog
 from services.gateway.config import GatewaySettings
-from services.gateway.encoders import Encoders
-from services.gateway.index_backend import IndexBackend
-from services.gateway.ingest import Ingester
-from services.gateway.pipeline import Pipeline
+from services.gateway.encoders.router import Encoders
 from services.gateway.reranker_backend import RerankerBackend
-from services.gateway.writer import Writer
+from services.gateway.search.pipeline import Pipeline
+from services.gateway.shards.index_backend import IndexBackend
+from services.gateway.writes.ingest import Ingester
+from services.gateway.writes.writer import Writer
 
 STATUS_S = 2.0
 

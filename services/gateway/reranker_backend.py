@@ -9,8 +9,8 @@ from mmesh.api.reranker.v1 import reranker_pb2, reranker_pb2_grpc
 from mmesh.content import Content, Modality
 from mmesh.serving.deadline import Deadline
 from mmesh.transport import open_channel
-from services.gateway.calls import answer_of, options_for
-from services.gateway.rerank import Judge, Verdict
+from services.gateway.interfaces import Judge, Verdict
+from services.gateway.rpc import answer_of, options_for
 
 
 class RerankerBackend:

@@ -15,11 +15,11 @@ from mmesh.filters import check_filter
 from mmesh.searches import result_to_pb, search_from_pb
 from mmesh.serving.deadline import Context, Deadline
 from services.gateway.config import GatewaySettings
-from services.gateway.ingest import Batch, Stored, Stream
+from services.gateway.interfaces import Embeddings
 from services.gateway.mesh import Mesh
-from services.gateway.pipeline import VERSION
-from services.gateway.ports import Embeddings
-from services.gateway.writer import Order, Refused
+from services.gateway.search.pipeline import VERSION
+from services.gateway.writes.ingest import Batch, Stored, Stream
+from services.gateway.writes.writer import Order, Refused
 
 MAX_SEARCHES = 256
 MAX_CANDIDATES = 256

@@ -6,9 +6,8 @@ import pytest
 from mmesh.content import Modality
 from mmesh.errors import Unavailable
 from mmesh.serving.deadline import Deadline
-from services.gateway.calibrator import Calibrator
-from services.gateway.ports import EncoderModel, ShardAnswer
-from services.gateway.ranking import Scored
+from services.gateway.interfaces import EncoderModel, Scored, ShardAnswer
+from services.gateway.search.calibrator import Calibrator
 
 TEXT, IMAGE, PAIR = Modality
 SOON = Deadline.after(3600)

@@ -15,7 +15,7 @@ from mmesh.api.encoder.v1 import encoder_pb2_grpc as rpc
 from mmesh.content import Content, Modality, Role
 from mmesh.errors import InvalidField, ModelMismatch, Unavailable
 from mmesh.serving.deadline import Deadline
-from services.gateway.encoders import Encoders
+from services.gateway.encoders.router import Encoders
 
 TEXT, IMAGE, PAIR = Modality
 A_TEXT, A_PICTURE = Content.of("a text"), Content.of(b"a picture")

@@ -21,9 +21,8 @@ from mmesh.errors import (
     Unavailable,
 )
 from mmesh.serving.deadline import Deadline
-from services.gateway.fanout import search_shards
-from services.gateway.ports import ShardAnswer, ShardOrder
-from services.gateway.ranking import Scored
+from services.gateway.interfaces import Scored, ShardAnswer, ShardOrder
+from services.gateway.search.fanout import search_shards
 
 TEXT = Modality.TEXT
 SOON = Deadline.after(3600)

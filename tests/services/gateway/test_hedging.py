@@ -8,7 +8,7 @@ import math
 import pytest
 
 from mmesh.errors import Unavailable
-from services.gateway.hedging import LEAST_S, MOST_SAVED, RENEWED_EVERY, Pace, Race
+from services.gateway.shards.hedging import LEAST_S, MOST_SAVED, RENEWED_EVERY, Pace, Race
 
 
 def paced(*seconds: float) -> Pace:

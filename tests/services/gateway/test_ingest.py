@@ -12,9 +12,9 @@ from mmesh.content import Content
 from mmesh.errors import DimMismatch, InvalidField
 from mmesh.vectors import unit_rows
 from services.gateway.catalog import Catalog
-from services.gateway.ingest import Batch, Ingester, Stream
-from services.gateway.ports import Embeddings
-from services.gateway.writer import Refused, Writer
+from services.gateway.interfaces import Embeddings
+from services.gateway.writes.ingest import Batch, Ingester, Stream
+from services.gateway.writes.writer import Refused, Writer
 
 DIM = 4
 

@@ -5,10 +5,11 @@ from hypothesis import strategies as st
 
 from mmesh.candidates import MergePolicy
 from mmesh.content import Modality
-from services.gateway.calibration import Calibration, Scale, fit
-from services.gateway.merge import merge
-from services.gateway.ranking import Ranked, Scored, join_shards
-from services.gateway.rerank import Judge, places_to_judge, reorder
+from services.gateway.interfaces import Judge, Scored
+from services.gateway.search.calibration import Calibration, Scale, fit
+from services.gateway.search.merge import merge
+from services.gateway.search.ranking import Ranked, join_shards
+from services.gateway.search.rerank import places_to_judge, reorder
 
 TEXT, IMAGE = Modality.TEXT, Modality.IMAGE
 

@@ -2,7 +2,7 @@ import pytest
 
 from mmesh.candidates import Search
 from mmesh.content import Content, Modality
-from services.gateway.plan import make_plan, target_of
+from services.gateway.search.plan import make_plan, target_of
 
 TEXT, IMAGE, PAIR = Modality.TEXT, Modality.IMAGE, Modality.IMAGE_TEXT
 

@@ -16,8 +16,8 @@ from mmesh.errors import CollectionNotFound, DeadlineExceeded, InvalidVector, Un
 from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
 from mmesh.transport import open_channel
-from services.gateway.calls import answer_of
-from services.gateway.search_stream import MOST_ROWS, SearchStream
+from services.gateway.rpc import answer_of
+from services.gateway.shards.search_stream import MOST_ROWS, SearchStream
 
 MODALITIES = (1, 2)
 

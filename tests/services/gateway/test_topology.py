@@ -29,11 +29,11 @@ from mmesh.errors import (
 )
 from mmesh.serving.deadline import Deadline
 from mmesh.status import status_of
-from services.gateway.addresses import AddressBook
-from services.gateway.fanout import search_shards
-from services.gateway.index_backend import IndexBackend
-from services.gateway.ports import ShardOrder
-from services.gateway.topology import NO_SET, ShardSet, choose
+from services.gateway.interfaces import ShardOrder
+from services.gateway.search.fanout import search_shards
+from services.gateway.shards.addresses import AddressBook
+from services.gateway.shards.index_backend import IndexBackend
+from services.gateway.shards.topology import NO_SET, ShardSet, choose
 from services.index.search_stream import SearchStream
 
 TEXT = Modality.TEXT

@@ -13,8 +13,8 @@ from mmesh.content import Content
 from mmesh.errors import CollectionNotFound, InvalidField, ModelMismatch
 from mmesh.serving.deadline import Deadline
 from services.gateway.catalog import Catalog
-from services.gateway.ports import Embeddings, Encoded
-from services.gateway.writer import Order, Writer
+from services.gateway.interfaces import Embeddings, Encoded
+from services.gateway.writes.writer import Order, Writer
 
 SOON = Deadline.after(3600)
 CANDIDATES = [(n, Candidate(f"c{n}", Content.of(f"text {n}"))) for n in range(3)]

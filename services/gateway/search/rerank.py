@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmesh.content import Modality
-from services.gateway.ranking import Ranked
-
-Weights = Mapping[Modality, float]
-"""Share of the judge's score by candidate modality, 0..1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Judge:
-    """How far a judge is to be trusted, by query modality."""
-
-    weights: Mapping[Modality, Weights]
-    compares_modalities: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a judge said: a score for each candidate in order, or None where it gave none."""
-
-    scores: Sequence[float | None]
-    fingerprint: str
-    template: str
-    service_s: float
+from services.gateway.interfaces import Judge, Weights
+from services.gateway.search.ranking import Ranked
 
 
 def places_to_judge(ranked: Sequence[Ranked], depth: int, weights: Weights) -> list[int]:

@@ -11,10 +11,10 @@ from mmesh.candidates import Consistency
 from mmesh.content import Modality
 from mmesh.errors import MmeshError
 from mmesh.serving.deadline import Deadline
-from services.gateway.calibration import QUERIES, TAIL, Calibration, fit
-from services.gateway.fanout import epoch_of, search_shards, seq_of
-from services.gateway.ports import Encoder, Index, ShardOrder
-from services.gateway.ranking import Lists
+from services.gateway.interfaces import Encoder, Index, ShardOrder
+from services.gateway.search.calibration import QUERIES, TAIL, Calibration, fit
+from services.gateway.search.fanout import epoch_of, search_shards, seq_of
+from services.gateway.search.ranking import Lists
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from mmesh.candidates import ServiceStatus
-from services.gateway.replica import Replica
-from services.gateway.topology import Topology
+from services.gateway.shards.replica import Replica
+from services.gateway.shards.topology import Topology
 
 
 def describe(topology: Topology) -> list[ServiceStatus]:

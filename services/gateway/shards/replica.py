@@ -14,8 +14,8 @@ from mmesh.errors import DeadlineExceeded, LogUnavailable, MmeshError, StaleRepl
 from mmesh.serving import telemetry
 from mmesh.serving.deadline import Deadline
 from mmesh.transport import open_channel
-from services.gateway.calls import answer_of, options_for
-from services.gateway.search_stream import Reply, SearchStream
+from services.gateway.rpc import answer_of, options_for
+from services.gateway.shards.search_stream import Reply, SearchStream
 
 logger = logging.getLogger(__name__)
 

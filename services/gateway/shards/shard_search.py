@@ -24,13 +24,12 @@ from mmesh.errors import (
 )
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
-from services.gateway.calls import answer_of
-from services.gateway.hedging import Pace, Race
-from services.gateway.ports import ShardAnswer, ShardOrder
-from services.gateway.ranking import Scored
-from services.gateway.replica import Replica
-from services.gateway.search_stream import Reply
-from services.gateway.topology import Topology
+from services.gateway.interfaces import Scored, ShardAnswer, ShardOrder
+from services.gateway.rpc import answer_of
+from services.gateway.shards.hedging import Pace, Race
+from services.gateway.shards.replica import Replica
+from services.gateway.shards.search_stream import Reply
+from services.gateway.shards.topology import Topology
 
 MOST_ATTEMPTS = 3
 _OF_THE_REPLICA = (

@@ -13,13 +13,13 @@ from mmesh.candidates import Candidate, Collection, CollectionSettings, Page, Se
 from mmesh.errors import DeadlineExceeded, LogUnavailable, Unavailable
 from mmesh.filters import Filter
 from mmesh.serving.deadline import Deadline
-from services.gateway.calls import answer_of, options_for
-from services.gateway.hedging import Pace
-from services.gateway.ports import Embeddings, EncoderModel, ShardOrder
-from services.gateway.processes import describe
-from services.gateway.replica import Replica
-from services.gateway.shard_search import ReplicatedSearch
-from services.gateway.topology import Topology
+from services.gateway.interfaces import Embeddings, EncoderModel, ShardOrder
+from services.gateway.rpc import answer_of, options_for
+from services.gateway.shards.hedging import Pace
+from services.gateway.shards.processes import describe
+from services.gateway.shards.replica import Replica
+from services.gateway.shards.shard_search import ReplicatedSearch
+from services.gateway.shards.topology import Topology
 
 MOST_PARTS = 3
 """However many processes are left to be tried, the next one gets a third of the time at least."""

@@ -15,8 +15,8 @@ from itertools import count
 
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
-from services.gateway.addresses import AddressBook
-from services.gateway.replica import Replica
+from services.gateway.shards.addresses import AddressBook
+from services.gateway.shards.replica import Replica
 
 logger = logging.getLogger(__name__)
 

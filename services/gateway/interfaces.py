@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mmesh.candidates import Candidate, Collection, Consistency
-from mmesh.content import Content, Modality, Role
+from mmesh.content import Attributes, Content, Modality, Role
 from mmesh.errors import MmeshError
 from mmesh.filters import Filter
 from mmesh.serving.deadline import Deadline
 from mmesh.vectors import FloatMatrix
-from services.gateway.ranking import Scored
-from services.gateway.rerank import Judge, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +67,44 @@ class ShardOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """A candidate as a shard found it."""
+
+    id: str
+    modality: Modality
+    retrieval_score: float
+    attributes: Attributes
+
+
+@dataclass(frozen=True, slots=True)
 class ShardAnswer:
     """Hits by query and modality, in the order of the search's."""
 
     lists: list[list[list[Scored]]]
     token: str
     """The state of the log that was searched, as "epoch:seq"; see `fanout.epoch_of`."""
+    service_s: float
+
+
+Weights = Mapping[Modality, float]
+"""Share of the judge's score by candidate modality, 0..1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """How far a judge is to be trusted, by query modality."""
+
+    weights: Mapping[Modality, Weights]
+    compares_modalities: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge said: a score for each candidate in order, or None where it gave none."""
+
+    scores: Sequence[float | None]
+    fingerprint: str
+    template: str
     service_s: float
 
 

@@ -11,8 +11,8 @@ from mmesh.content import Role
 from mmesh.errors import InvalidField, MmeshError
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
-from services.gateway.ports import Encoder
-from services.gateway.run import QueryEmbedding, Run
+from services.gateway.interfaces import Encoder
+from services.gateway.search.run import QueryEmbedding, Run
 
 
 class QueryEmbedder:

@@ -25,8 +25,8 @@ from mmesh.errors import (
     Unavailable,
 )
 from mmesh.serving.deadline import Deadline
-from services.gateway.encoder_backend import EncoderBackend
-from services.gateway.ports import Encoded, EncoderModel
+from services.gateway.encoders.encoder_backend import EncoderBackend
+from services.gateway.interfaces import Encoded, EncoderModel
 
 logger = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from mmesh.content import Content, Modality
 from mmesh.errors import MmeshError
 from mmesh.serving.deadline import Deadline
 from mmesh.vectors import FloatMatrix
-from services.gateway.calibration import Calibration
-from services.gateway.plan import Plan
-from services.gateway.ranking import Ranked, Scored
-from services.gateway.rerank import Verdict
+from services.gateway.interfaces import Scored, Verdict
+from services.gateway.search.calibration import Calibration
+from services.gateway.search.plan import Plan
+from services.gateway.search.ranking import Ranked
 
 NOTHING_COVERED = Coverage(0, 0)
 

@@ -8,8 +8,9 @@ from itertools import zip_longest
 
 from mmesh.candidates import MergePolicy
 from mmesh.content import Modality
-from services.gateway.calibration import Calibration
-from services.gateway.ranking import Lists, Ranked, Scored
+from services.gateway.interfaces import Scored
+from services.gateway.search.calibration import Calibration
+from services.gateway.search.ranking import Lists, Ranked
 
 RANK_DISCOUNT = 0.3
 """Spreads that a hit loses for each e-fold of its rank."""

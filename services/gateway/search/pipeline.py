@@ -35,17 +35,17 @@ from mmesh.errors import (
 from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
-from services.gateway.calibrator import Calibrator
 from services.gateway.catalog import Catalog
 from services.gateway.config import GatewaySettings
-from services.gateway.fanout import Gathered, search_shards
-from services.gateway.merge import merge, needs_calibration
-from services.gateway.plan import make_plan
-from services.gateway.ports import Encoder, Index, Reranker, ShardOrder
-from services.gateway.queries import QueryEmbedder
-from services.gateway.ranking import Ranked
-from services.gateway.rerank import places_to_judge, reorder
-from services.gateway.run import Run
+from services.gateway.interfaces import Encoder, Index, Reranker, ShardOrder
+from services.gateway.search.calibrator import Calibrator
+from services.gateway.search.fanout import Gathered, search_shards
+from services.gateway.search.merge import merge, needs_calibration
+from services.gateway.search.plan import make_plan
+from services.gateway.search.queries import QueryEmbedder
+from services.gateway.search.ranking import Ranked
+from services.gateway.search.rerank import places_to_judge, reorder
+from services.gateway.search.run import Run
 
 VERSION = version("mmesh")
 JUDGED_AT_A_TIME = 4

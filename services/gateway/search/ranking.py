@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mmesh.content import Attributes, Modality
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A candidate as a shard found it."""
-
-    id: str
-    modality: Modality
-    retrieval_score: float
-    attributes: Attributes
+from mmesh.content import Modality
+from services.gateway.interfaces import Scored
 
 
 @dataclass(frozen=True, slots=True)

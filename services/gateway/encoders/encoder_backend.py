@@ -11,8 +11,8 @@ from mmesh.content import Content, Role
 from mmesh.errors import DeadlineExceeded, ModelMismatch, Unavailable
 from mmesh.serving.deadline import Deadline
 from mmesh.transport import open_channel
-from services.gateway.calls import answer_of, options_for
-from services.gateway.ports import Encoded, EncoderModel
+from services.gateway.interfaces import Encoded, EncoderModel
+from services.gateway.rpc import answer_of, options_for
 
 DISTRUST_S = 2.0
 """Seconds for which an encoder that failed is asked after all others."""

@@ -21,8 +21,8 @@ from mmesh.errors import (
     Unavailable,
 )
 from mmesh.serving.deadline import Deadline
-from services.gateway.ports import Index, ShardAnswer, ShardOrder, ShardSearch
-from services.gateway.ranking import Scored, join_shards
+from services.gateway.interfaces import Index, Scored, ShardAnswer, ShardOrder, ShardSearch
+from services.gateway.search.ranking import join_shards
 
 _SHARD_TROUBLE = (Unavailable, DeadlineExceeded, ResourceExhausted, Cancelled)
 """Errors of one shard that the others make up for; all others are about the request."""

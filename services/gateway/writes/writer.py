@@ -24,7 +24,7 @@ from mmesh.errors import (
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
 from services.gateway.catalog import Catalog
-from services.gateway.ports import Embeddings, Encoded, Encoder, Index
+from services.gateway.interfaces import Embeddings, Encoded, Encoder, Index
 
 _CULPRIT = re.compile(r"(candidates|vectors)\[(\d+)\]")
 

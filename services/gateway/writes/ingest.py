@@ -12,8 +12,8 @@ from mmesh.candidates import Candidate
 from mmesh.errors import DeadlineExceeded, Overloaded, Unavailable
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
-from services.gateway.ports import Embeddings
-from services.gateway.writer import Order, Refused, Writer
+from services.gateway.interfaces import Embeddings
+from services.gateway.writes.writer import Order, Refused, Writer
 
 Value = TypeVar("Value")
 ATTEMPT_S = 30.0
