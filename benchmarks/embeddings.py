@@ -23,9 +23,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from mmesh.models.lite.artefacts import read_manifest
-from mmesh.models.lite.model import fingerprint, load_text_tower
-from mmesh.models.lite.text import WIDTH, TextTower, Tokens
+from mmesh.models.encoders.lite.artefacts import read_manifest
+from mmesh.models.encoders.lite.model import fingerprint, load_text_tower
+from mmesh.models.encoders.lite.text import WIDTH, TextTower, Tokens
 
 QUERIES = 2000
 PART = 10_000

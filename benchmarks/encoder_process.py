@@ -23,9 +23,9 @@ from PIL import Image
 
 from mmesh import Content, wire
 from mmesh.api.encoder.v1 import encoder_pb2
-from mmesh.local import is_serving
-from mmesh.models.lite.artefacts import DATA, VOCABULARY
-from mmesh.ports import free_port
+from mmesh.local.mesh import is_serving
+from mmesh.local.ports import free_port
+from mmesh.models.encoders.lite.artefacts import DATA, VOCABULARY
 
 START_S = 120.0
 PATIENCE_S = 600.0

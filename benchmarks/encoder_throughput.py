@@ -40,9 +40,9 @@ from encoder_process import (
 
 from mmesh import Content
 from mmesh.content import Role
-from mmesh.models.families import EncoderChoice, open_encoder
+from mmesh.models.encoders.families import EncoderChoice, open_encoder
 from mmesh.models.protocol import EncoderModel, Prepared, encode_together
-from mmesh.serving.backlog import BatchShape
+from mmesh.serving.batching.backlog import BatchShape
 
 CORES = os.cpu_count() or 1
 A_PASS_A_CORE = ("--device", ",".join(["cpu"] * CORES), "--threads", "1")

@@ -23,8 +23,8 @@ from mmesh import wire
 from mmesh.api.content.v1 import content_pb2
 from mmesh.api.index.v1 import collection_pb2, collection_pb2_grpc, filter_pb2, index_pb2
 from mmesh.api.index.v1.index_pb2_grpc import IndexServiceStub
-from mmesh.local import is_serving
-from mmesh.ports import free_port
+from mmesh.local.mesh import is_serving
+from mmesh.local.ports import free_port
 from mmesh.vectors import DataType
 
 MODEL = "benchmark"

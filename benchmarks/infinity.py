@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmesh import Content
-from mmesh.ports import free_port
+from mmesh.local.ports import free_port
 
 PYTHON = Path(__file__).parents[1] / ".venv-infinity" / "bin" / "python"
 START_S = 300.0

@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 from mmesh.errors import DataLoss
-from mmesh.models.lite import artefacts
+from mmesh.models.encoders.lite import artefacts
 
 DIM = 384
 MAX_TOKENS = 256

@@ -35,8 +35,8 @@ from mmesh.api.encoder.v1 import encoder_pb2
 from mmesh.api.encoder.v1.encoder_pb2_grpc import EncoderServiceStub
 from mmesh.api.index.v1 import index_pb2
 from mmesh.api.index.v1.index_pb2_grpc import IndexServiceStub
-from mmesh.models.lite.artefacts import DATA, VOCABULARY
-from mmesh.transport import open_channel
+from mmesh.models.encoders.lite.artefacts import DATA, VOCABULARY
+from mmesh.wire.transport import open_channel
 
 COLLECTION = "overhead"
 LIMIT = 10

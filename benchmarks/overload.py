@@ -30,7 +30,7 @@ from encoder_process import (
     send_all,
 )
 
-from mmesh.status import error_of
+from mmesh.wire.errors import error_of
 
 CORES = os.cpu_count() or 1
 TIMES = (1, 2, 4)

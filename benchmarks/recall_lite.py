@@ -30,7 +30,7 @@ from bench import (
 )
 
 from mmesh import Content, Modality, Rerank, Search
-from mmesh.models.lite.artefacts import read_manifest
+from mmesh.models.encoders.lite.artefacts import read_manifest
 
 GATES = {"openclipart_test": 0.32, "twitter_unseen": 0.45}
 """Least recall at 10 through the mesh without reranking."""

@@ -25,8 +25,8 @@ from bench import Cell, Report, milliseconds, options_of, percent, run
 from mmesh import Content, wire
 from mmesh.api.reranker.v1 import reranker_pb2 as pb
 from mmesh.api.reranker.v1 import reranker_pb2_grpc as rpc
-from mmesh.local import is_serving
-from mmesh.ports import free_port
+from mmesh.local.mesh import is_serving
+from mmesh.local.ports import free_port
 
 NAME = "mmesh.api.reranker.v1.RerankerService"
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
@@ -99,7 +99,7 @@ async def running_service(folder: Path) -> AsyncIterator[Service]:
 async def measure(options: argparse.Namespace, report: Report) -> None:
     """Build the model, start the service, and ask."""
     from mmesh.models.compat import declare_torchvision_operators
-    from mmesh.models.tiny import build_tiny_qwen3_vl
+    from mmesh.testing.tiny_models import build_tiny_qwen3_vl
 
     folder = options.work / "tiny-qwen3-vl"
     build_tiny_qwen3_vl(folder, options.seed)
@@ -168,7 +168,7 @@ async def _compare(
     report: Report, service: Service, folder: Path, candidates: Sequence[Content]
 ) -> None:
     """Compare scores in all ways that must make no difference, and with transformers."""
-    from mmesh.models.reference_judge import open_reference_judge
+    from mmesh.models.judges.reference_judge import open_reference_judge
 
     query, reference = _query(-2), open_reference_judge(str(folder))
     expected = await reference.score(query, "", candidates)

@@ -1,34 +1,27 @@
 """mmesh: finds texts, pictures and illustrated texts with words, pictures or both."""
 
 from mmesh.aio import AsyncClient
-from mmesh.candidates import (
-    Candidate,
-    Collection,
-    CollectionLimits,
-    CollectionSettings,
-    Consistency,
-    Coverage,
-    Degradation,
-    Embedded,
-    Hit,
-    IngestReport,
-    MergePolicy,
-    MeshStatus,
-    Page,
-    Receipt,
-    Rejected,
-    Rerank,
-    RerankOutcome,
-    Search,
-    SearchResult,
-    ServiceStatus,
-    Stage,
-)
+from mmesh.candidates import Candidate, Embedded, IngestReport, Page, Rejected
 from mmesh.client import Client
+from mmesh.collections import Collection, CollectionLimits, CollectionSettings
 from mmesh.content import Content, Image, Modality
 from mmesh.errors import MmeshError
 from mmesh.filters import parse_filter
 from mmesh.ingest import Progress
+from mmesh.mesh_status import MeshStatus, ServiceStatus
+from mmesh.search import (
+    Consistency,
+    Coverage,
+    Degradation,
+    Hit,
+    MergePolicy,
+    Receipt,
+    Rerank,
+    RerankOutcome,
+    Search,
+    SearchResult,
+    Stage,
+)
 from mmesh.vectors import DataType
 
 __all__ = [

@@ -14,30 +14,18 @@ from numpy.typing import ArrayLike
 from mmesh import wire
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
-from mmesh.candidates import (
-    Candidate,
-    Collection,
-    CollectionSettings,
-    Embedded,
-    IngestReport,
-    MeshStatus,
-    Page,
-    Search,
-    SearchResult,
-    ServiceStatus,
-    check_candidate,
-    check_search,
-    check_settings,
-    check_vectors,
-)
+from mmesh.candidates import Candidate, Embedded, IngestReport, Page, check_candidate, check_vectors
+from mmesh.collections import Collection, CollectionSettings, check_settings
 from mmesh.content import Content, Image, Part
 from mmesh.errors import MmeshError
 from mmesh.filters import Filter, check_filter
 from mmesh.ingest import Ingest, Progress
-from mmesh.searches import result_from_pb, search_to_pb
-from mmesh.status import error_of
-from mmesh.transport import open_channel
+from mmesh.mesh_status import MeshStatus, ServiceStatus
+from mmesh.search import Search, SearchResult, check_search
 from mmesh.vectors import DataType
+from mmesh.wire.errors import error_of
+from mmesh.wire.search import result_from_pb, search_to_pb
+from mmesh.wire.transport import open_channel
 
 DEFAULT_ADDRESS = "127.0.0.1:50550"
 DEFAULT_TIMEOUT_S = 30.0

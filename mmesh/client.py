@@ -10,20 +10,13 @@ from typing import Any, Self, TypeVar
 from numpy.typing import ArrayLike
 
 from mmesh.aio import DEFAULT_TIMEOUT_S, AsyncClient, Query
-from mmesh.candidates import (
-    Candidate,
-    Collection,
-    CollectionSettings,
-    Embedded,
-    IngestReport,
-    MeshStatus,
-    Page,
-    Search,
-    SearchResult,
-)
+from mmesh.candidates import Candidate, Embedded, IngestReport, Page
+from mmesh.collections import Collection, CollectionSettings
 from mmesh.errors import MmeshError
 from mmesh.filters import Filter
 from mmesh.ingest import Progress
+from mmesh.mesh_status import MeshStatus
+from mmesh.search import Search, SearchResult
 from mmesh.vectors import DataType
 
 Answer = TypeVar("Answer")

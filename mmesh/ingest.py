@@ -28,8 +28,8 @@ from mmesh.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from mmesh.status import error_of
 from mmesh.vectors import DataType
+from mmesh.wire.errors import error_of
 
 MAX_BATCH_BYTES = 8 << 20
 """Bytes after which a batch is sent."""

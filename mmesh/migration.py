@@ -29,18 +29,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mmesh.aio import AsyncClient
-from mmesh.candidates import (
-    Candidate,
-    Collection,
-    Consistency,
-    IngestReport,
-    Rerank,
-    Search,
-    SearchResult,
-)
+from mmesh.candidates import Candidate, IngestReport
+from mmesh.collections import Collection
 from mmesh.content import Content, Modality
 from mmesh.errors import FailedPrecondition, MessageTooLarge, MmeshError
 from mmesh.ingest import Progress
+from mmesh.search import Consistency, Rerank, Search, SearchResult
 
 PAGE, GET = 1000, 32
 """Candidates that one call lists, and gets with their pictures."""

@@ -29,10 +29,11 @@ from PIL import Image as Pillow
 from mmesh import Client, Content
 from mmesh.candidates import Candidate
 from mmesh.errors import CollectionNotFound
-from mmesh.local import LocalMesh, LocalSettings, is_serving
-from mmesh.status import DETAILS_KEY
+from mmesh.local.mesh import LocalMesh, is_serving
+from mmesh.local.plan import LocalSettings
 from mmesh.testing.postgres import PostgresServer
 from mmesh.testing.s3 import S3Server, weed_path
+from mmesh.wire.errors import DETAILS_KEY
 
 START_S = 150.0
 VLLM_SETTINGS = {
@@ -202,7 +203,7 @@ def vllm_mesh(start_mesh, tmp_path_factory) -> Iterator[RunningMesh]:
     """A mesh whose reranker is a tiny MLLM in the real vLLM engine; tests may kill its services."""
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is absent: run `make setup-vllm`")
-    from mmesh.models.tiny import build_tiny_qwen3_vl
+    from mmesh.testing.tiny_models import build_tiny_qwen3_vl
 
     folder = build_tiny_qwen3_vl(tmp_path_factory.mktemp("tiny") / "qwen3-vl")
     with pytest.MonkeyPatch.context() as patch:

@@ -15,8 +15,8 @@ from section import Found, Options, alone, prepared
 from serving import packed, served
 
 from mmesh.models.protocol import EncoderModel, OutOfDeviceMemory, Prepared, encode_together
-from mmesh.serving.backlog import BatchShape
-from mmesh.serving.batcher import BatchLimits
+from mmesh.serving.batching.backlog import BatchShape
+from mmesh.serving.batching.batcher import BatchLimits
 
 GB = 1e9
 MOST_TOKENS = 1 << 19

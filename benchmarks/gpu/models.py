@@ -17,12 +17,13 @@ from typing import Any
 import torch
 
 from mmesh.content import Modality
-from mmesh.models import probes, tiny
+from mmesh.models import probes
 from mmesh.models.compat import declare_torchvision_operators
-from mmesh.models.families import EncoderChoice
-from mmesh.models.packed import Decoder
+from mmesh.models.encoders.families import EncoderChoice
+from mmesh.models.encoders.packed import Decoder
 from mmesh.models.protocol import EncoderInfo, EncoderModel, Prepared
 from mmesh.models.torch_runtime import Compiling, Runtime
+from mmesh.testing import tiny_models
 
 TINY = "tiny"
 _QWEN: dict[str, dict[str, Any]] = {
@@ -163,10 +164,10 @@ def _qwen(name: str, size: str, folder: Path, runtime: Runtime) -> Sized:
     declare_torchvision_operators()
     import transformers
 
-    from mmesh.models.qwen3_vl_embedding import Chat, Qwen3VLEmbedding
-    from mmesh.models.qwen3_vl_network import Qwen3VLNetwork
+    from mmesh.models.encoders.qwen3_vl_embedding import Chat, Qwen3VLEmbedding
+    from mmesh.models.encoders.qwen3_vl_network import Qwen3VLNetwork
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny.build_tiny_qwen3_vl(folder))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_models.build_tiny_qwen3_vl(folder))
     config = transformers.AutoConfig.from_pretrained(folder).to_dict()
     text, vision = (config[part] | _QWEN[size][part.split("_")[0]]
                     for part in ("text_config", "vision_config"))  # fmt: skip
@@ -204,10 +205,10 @@ def _mm_embed(name: str, size: str, folder: Path, runtime: Runtime) -> Sized:
     declare_torchvision_operators()
     import transformers
 
-    from mmesh.models import mm_embed
-    from mmesh.models.mm_embed_network import MMEmbedNetwork, read_architecture
+    from mmesh.models.encoders import mm_embed
+    from mmesh.models.encoders.mm_embed_network import MMEmbedNetwork, read_architecture
 
-    tiny.build_tiny_mm_embed(folder)
+    tiny_models.build_tiny_mm_embed(folder)
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     sizes = _MM_EMBED[size]
     if "retriever" in sizes:
@@ -253,10 +254,10 @@ def _clip(name: str, size: str, folder: Path, runtime: Runtime) -> Sized:
     declare_torchvision_operators()
     import transformers
 
-    from mmesh.models.clip_fusion import ClipFusion, Towers
+    from mmesh.models.encoders.clip_fusion import ClipFusion, Towers
 
     sizes = _CLIP[size]
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny.build_tiny_clip(folder))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_models.build_tiny_clip(folder))
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id")
            for role in ("bos", "eos", "pad")}  # fmt: skip
     config = transformers.CLIPConfig(
@@ -287,9 +288,9 @@ def _minilm(name: str, size: str, folder: Path, runtime: Runtime) -> Sized:
     import transformers
     from sentence_transformers.sentence_transformer import modules
 
-    from mmesh.models.sentence_transformers import load
+    from mmesh.models.encoders.sentence_transformers import load
 
-    tiny.build_tiny_sentence_transformer(folder)
+    tiny_models.build_tiny_sentence_transformer(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.model_max_length = 512
     config = transformers.BertConfig(**_BERT[size])

@@ -25,7 +25,7 @@ from section import (
 from mmesh.content import Content, Role
 from mmesh.models.protocol import FloatMatrix, encode_together
 from mmesh.models.torch_runtime import Compiling
-from mmesh.serving.backlog import BatchShape
+from mmesh.serving.batching.backlog import BatchShape
 
 LEAST_MFU = {"qwen3-vl-embedding-2b": 0.45, "qwen3-vl-embedding-8b": 0.5, "mm-embed-7b": 0.5}
 HITS = 10

@@ -13,8 +13,8 @@ import torch
 
 from mmesh.content import Content, Role
 from mmesh.models.protocol import EncoderModel, FloatMatrix, Prepared, encode_together
-from mmesh.serving.backlog import BatchShape
-from mmesh.serving.batcher import BatchLimits
+from mmesh.serving.batching.backlog import BatchShape
+from mmesh.serving.batching.batcher import BatchLimits
 from services.encoder import tuning
 
 Value = str | int | float | bool | None

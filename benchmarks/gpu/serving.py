@@ -28,7 +28,7 @@ from mmesh.api.encoder.v1 import encoder_pb2
 from mmesh.api.encoder.v1.encoder_pb2_grpc import add_EncoderServiceServicer_to_server
 from mmesh.content import Role
 from mmesh.models.protocol import EncoderModel
-from mmesh.serving.batcher import BatchLimits
+from mmesh.serving.batching.batcher import BatchLimits
 from mmesh.serving.host import Host, freeze_what_is_here
 from services.encoder import metrics
 from services.encoder.config import EncoderSettings

@@ -24,7 +24,7 @@ from mmesh.api.index.v1.index_pb2_grpc import IndexServiceStub
 from mmesh.candidates import Candidate
 from mmesh.content import Content
 from mmesh.filters import Compare, Operator
-from mmesh.ports import free_port
+from mmesh.local.ports import free_port
 from mmesh.serving.deadline import Deadline
 from peers.contract import DIM, LIMIT, AsyncSearcher, Batch, Condition, Peer, Setting, Vector
 from services.gateway.shards.search_stream import SearchStream

@@ -13,9 +13,9 @@ import click
 
 from examples.demo.pictures import cut, fetch_pictures
 from mmesh import AsyncClient, Candidate, Content, Image, Progress, Search, SearchResult
-from mmesh.cli.html import search_page
-from mmesh.cli.sources import candidate_of
-from mmesh.cli.tables import console, footnotes, hits_table, table
+from mmesh.cli.files.sources import candidate_of
+from mmesh.cli.output.html import search_page
+from mmesh.cli.output.tables import console, footnotes, hits_table, table
 from mmesh.content import Modality, Part
 from mmesh.local import LocalMesh, LocalSettings
 

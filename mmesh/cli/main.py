@@ -6,18 +6,18 @@ import sys
 
 import click
 
-from mmesh.cli.alias import alias
-from mmesh.cli.candidates import delete, show
-from mmesh.cli.check import encode, rerank
-from mmesh.cli.collection import collection
-from mmesh.cli.index import index
-from mmesh.cli.ingest import ingest
-from mmesh.cli.migrate import migrate
-from mmesh.cli.scale import scale
-from mmesh.cli.search import search
-from mmesh.cli.status import status
-from mmesh.cli.transfer import export, import_
-from mmesh.cli.up import up
+from mmesh.cli.commands.alias import alias
+from mmesh.cli.commands.candidates import delete, show
+from mmesh.cli.commands.check import encode, rerank
+from mmesh.cli.commands.collection import collection
+from mmesh.cli.commands.index import index
+from mmesh.cli.commands.ingest import ingest
+from mmesh.cli.commands.migrate import migrate
+from mmesh.cli.commands.scale import scale
+from mmesh.cli.commands.search import search
+from mmesh.cli.commands.status import status
+from mmesh.cli.commands.transfer import export, import_
+from mmesh.cli.commands.up import up
 from mmesh.errors import MmeshError, Unavailable
 
 _HELP = """Find texts, pictures and illustrated texts with words, pictures or both.

@@ -17,7 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from mmesh.errors import MmeshError
-from mmesh.serving import interceptors, telemetry
+from mmesh.serving import handlers, telemetry
 from mmesh.serving.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Host:
         self, register: Callable[[Servicer, grpc.aio.Server], None], servicer: Servicer, name: str
     ) -> None:
         """Add a service by its generated function and full name."""
-        register(servicer, interceptors.Guarded(self.server))  # type: ignore[arg-type]  # all it needs
+        register(servicer, handlers.Guarded(self.server))  # type: ignore[arg-type]  # all it needs
         self._services.append(name)
 
     async def set_serving(self, serving: bool, services: Sequence[str] = ()) -> None:

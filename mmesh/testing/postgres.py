@@ -19,7 +19,7 @@ from typing import Self
 
 import psycopg
 
-from mmesh.ports import free_port
+from mmesh.local.ports import free_port
 
 HOST = "127.0.0.1"
 USER = "mmesh"

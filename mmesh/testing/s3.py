@@ -19,7 +19,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from mmesh.ports import free_port
+from mmesh.local.ports import free_port
 
 HOST = "127.0.0.1"
 REGION = "us-east-1"

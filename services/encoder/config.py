@@ -12,7 +12,7 @@ from pydantic_settings import SettingsConfigDict
 
 from mmesh.content import Modality
 from mmesh.errors import FailedPrecondition
-from mmesh.models.families import EncoderChoice
+from mmesh.models.encoders.families import EncoderChoice
 from mmesh.serving.settings import ServiceSettings
 
 AUTO: Literal["auto"] = "auto"

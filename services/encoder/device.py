@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmesh.models.protocol import EncoderModel, OutOfDeviceMemory
-from mmesh.serving.lane import TooLarge
+from mmesh.serving.batching.lane import TooLarge
 from services.encoder import metrics
 from services.encoder.preparation import Encoded, Item
 

@@ -10,10 +10,10 @@ from typing import Self
 from mmesh.content import Content
 from mmesh.errors import InvalidField
 from mmesh.models.protocol import EncoderInfo, EncoderModel, FloatMatrix
-from mmesh.serving.backlog import Work
-from mmesh.serving.batcher import Batcher, BatchLimits
-from mmesh.serving.coalesce import Coalescer, Ticket
-from mmesh.serving.lane import Done
+from mmesh.serving.batching.backlog import Work
+from mmesh.serving.batching.batcher import Batcher, BatchLimits
+from mmesh.serving.batching.coalesce import Coalescer, Ticket
+from mmesh.serving.batching.lane import Done
 from services.encoder import metrics
 from services.encoder.device import ModelDevice
 from services.encoder.preparation import Encoded, EncodeOptions, Item, Job, Preparer

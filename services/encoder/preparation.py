@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from mmesh.content import Content, Modality, Role
 from mmesh.errors import DeadlineExceeded, InputTooLong, InvalidField
 from mmesh.models.protocol import EncoderModel, FloatMatrix, Prepared
-from mmesh.serving.backlog import Priority
-from mmesh.serving.coalesce import Ticket
+from mmesh.serving.batching.backlog import Priority
+from mmesh.serving.batching.coalesce import Ticket
+from mmesh.serving.batching.lane import Done
 from mmesh.serving.deadline import Deadline
-from mmesh.serving.lane import Done
 from services.encoder import metrics
 
 CHUNK_CHARACTERS = 4096

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmesh.api.encoder.v1.encoder_pb2_grpc import add_EncoderServiceServicer_to_server
-from mmesh.models.families import open_encoder
+from mmesh.models.encoders.families import open_encoder
 from mmesh.serving import logs
 from mmesh.serving.host import Host, run_service
 from services.encoder.canary import check_parity

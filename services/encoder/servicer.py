@@ -11,7 +11,7 @@ from mmesh.api.encoder.v1 import encoder_pb2 as pb
 from mmesh.api.encoder.v1 import encoder_pb2_grpc as rpc
 from mmesh.content import Role, check_content, check_instruction
 from mmesh.errors import InvalidField
-from mmesh.serving.backlog import Priority
+from mmesh.serving.batching.backlog import Priority
 from mmesh.serving.deadline import Context, Deadline
 from mmesh.vectors import DataType
 from services.encoder.engine import Embedding, EncodeInput, EncoderEngine

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from mmesh.content import Content, Role
 from mmesh.models.protocol import EncoderModel, OutOfDeviceMemory, Prepared, encode_together
-from mmesh.serving.backlog import BatchShape
-from mmesh.serving.batcher import BatchLimits
+from mmesh.serving.batching.backlog import BatchShape
+from mmesh.serving.batching.batcher import BatchLimits
 from services.encoder.config import AUTO, EncoderSettings
 
 logger = logging.getLogger(__name__)

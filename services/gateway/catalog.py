@@ -6,7 +6,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from mmesh.candidates import Collection
+from mmesh.collections import Collection
 from mmesh.errors import DeadlineExceeded, Unavailable
 from mmesh.serving.deadline import Deadline
 from services.gateway.interfaces import Index

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from mmesh.candidates import MergePolicy
+from mmesh.search import MergePolicy
 from mmesh.serving.settings import ServiceSettings
 
 

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mmesh.candidates import Candidate, Collection, Consistency
+from mmesh.candidates import Candidate
+from mmesh.collections import Collection
 from mmesh.content import Attributes, Content, Modality, Role
 from mmesh.errors import MmeshError
 from mmesh.filters import Filter
+from mmesh.search import Consistency
 from mmesh.serving.deadline import Deadline
 from mmesh.vectors import FloatMatrix
 

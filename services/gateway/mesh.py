@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Self
 
-from mmesh.candidates import ServiceStatus
 from mmesh.errors import MmeshError
+from mmesh.mesh_status import ServiceStatus
 from mmesh.serving.deadline import Deadline
 from services.gateway.catalog import Catalog
 from services.gateway.config import GatewaySettings

@@ -8,7 +8,7 @@ from mmesh import wire
 from mmesh.api.reranker.v1 import reranker_pb2, reranker_pb2_grpc
 from mmesh.content import Content, Modality
 from mmesh.serving.deadline import Deadline
-from mmesh.transport import open_channel
+from mmesh.wire.transport import open_channel
 from services.gateway.interfaces import Judge, Verdict
 from services.gateway.rpc import answer_of, options_for
 

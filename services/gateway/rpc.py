@@ -10,8 +10,8 @@ import grpc
 from mmesh.errors import MmeshError, Unavailable
 from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
-from mmesh.serving.interceptors import REQUEST_ID_KEY
-from mmesh.status import error_of
+from mmesh.serving.handlers import REQUEST_ID_KEY
+from mmesh.wire.errors import error_of
 
 Answer = TypeVar("Answer")
 

@@ -9,11 +9,12 @@ from typing import Any
 from mmesh import wire
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
-from mmesh.candidates import Candidate, CollectionSettings, check_candidate, check_settings
+from mmesh.candidates import Candidate, check_candidate
+from mmesh.collections import CollectionSettings, check_settings
 from mmesh.errors import InvalidField, InvalidFilter, InvalidRequest, MmeshError
 from mmesh.filters import check_filter
-from mmesh.searches import result_to_pb, search_from_pb
 from mmesh.serving.deadline import Context, Deadline
+from mmesh.wire.search import result_to_pb, search_from_pb
 from services.gateway.config import GatewaySettings
 from services.gateway.interfaces import Embeddings
 from services.gateway.mesh import Mesh

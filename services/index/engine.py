@@ -14,7 +14,8 @@ from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 
-from mmesh.candidates import Candidate, Collection, CollectionSettings, Consistency
+from mmesh.candidates import Candidate
+from mmesh.collections import Collection, CollectionSettings
 from mmesh.content import Modality
 from mmesh.errors import (
     DimMismatch,
@@ -24,6 +25,7 @@ from mmesh.errors import (
     ModelMismatch,
 )
 from mmesh.filters import Filter, check_filter
+from mmesh.search import Consistency
 from mmesh.serving.deadline import Deadline
 from mmesh.vectors import FloatMatrix, pack, unit_rows
 from services.index.build.tuning import check_factory

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmesh.candidates import MAX_LIMIT, Candidate, CollectionLimits
+from mmesh.candidates import Candidate
+from mmesh.collections import CollectionLimits
 from mmesh.errors import InvalidField, InvalidFilter
 from mmesh.filters import AllOf, AnyOf, Filter, Not
+from mmesh.search import MAX_LIMIT
 
 
 def check_candidates(candidates: Sequence[Candidate], limits: CollectionLimits) -> None:

@@ -13,7 +13,7 @@ from mmesh import wire
 from mmesh.api.index.v1 import index_pb2
 from mmesh.errors import InvalidField, MmeshError
 from mmesh.serving.deadline import Deadline
-from mmesh.serving.interceptors import as_call
+from mmesh.serving.handlers import as_call
 
 METHOD = "/mmesh.api.index.v1.IndexService/Search"
 """What metrics and logs call a search, however it came."""

@@ -12,15 +12,11 @@ from typing import Any
 from mmesh import wire
 from mmesh.api.index.v1 import collection_pb2, collection_pb2_grpc, index_pb2, index_pb2_grpc
 from mmesh.api.vector.v1 import vector_pb2
-from mmesh.candidates import (
-    Candidate,
-    CollectionSettings,
-    Consistency,
-    check_candidate,
-    check_settings,
-)
+from mmesh.candidates import Candidate, check_candidate
+from mmesh.collections import CollectionSettings, check_settings
 from mmesh.content import Modality, check_id
 from mmesh.errors import InvalidField
+from mmesh.search import Consistency
 from mmesh.serving.deadline import Context, Deadline
 from mmesh.vectors import MAX_DIM, unpack
 from mmesh.wire import page_size_of

@@ -7,8 +7,8 @@ import logging
 from dataclasses import fields
 
 from mmesh.api.reranker.v1.reranker_pb2_grpc import add_RerankerServiceServicer_to_server
-from mmesh.models.judge_choice import JudgeChoice
-from mmesh.models.judge_families import open_judge
+from mmesh.models.judges.choice import JudgeChoice
+from mmesh.models.judges.families import open_judge
 from mmesh.models.protocol import JudgeModel
 from mmesh.serving import logs
 from mmesh.serving.host import Host, run_service

@@ -26,9 +26,10 @@ from PIL import Image as Pillow
 
 from mmesh import wire
 from mmesh.api.index.v1 import collection_pb2, collection_pb2_grpc, index_pb2, index_pb2_grpc
-from mmesh.candidates import Candidate, Consistency
+from mmesh.candidates import Candidate
 from mmesh.content import Attributes, Content, Modality
 from mmesh.filters import AllOf, AnyOf, Compare, Filter, In, Not, Operator
+from mmesh.search import Consistency
 
 READY_S = 30.0
 CALL_S = 10.0

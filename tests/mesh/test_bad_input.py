@@ -26,7 +26,7 @@ from mmesh.api.content.v1 import content_pb2
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
 from mmesh.api.index.v1 import filter_pb2, index_pb2, index_pb2_grpc
-from mmesh.candidates import Candidate, Consistency
+from mmesh.candidates import Candidate
 from mmesh.errors import (
     CollectionNotFound,
     DeadlineExceeded,
@@ -39,6 +39,7 @@ from mmesh.errors import (
     StorageFull,
 )
 from mmesh.filters import parse_filter
+from mmesh.search import Consistency
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 WITNESS = "a lighthouse on a cliff above the cold grey sea"

@@ -15,7 +15,7 @@ import pytest
 from mmesh import Client, CollectionLimits, CollectionSettings, Content, DataType, Embedded, wire
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
-from mmesh.candidates import Candidate, Consistency, Rerank
+from mmesh.candidates import Candidate
 from mmesh.content import Image
 from mmesh.errors import (
     AliasNotFound,
@@ -29,6 +29,7 @@ from mmesh.errors import (
     ModelMismatch,
 )
 from mmesh.filters import AllOf, parse_filter
+from mmesh.search import Consistency, Rerank
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 MIB = 1 << 20

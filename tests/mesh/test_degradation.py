@@ -13,8 +13,8 @@ import pytest
 from mmesh import Client, Rerank, wire
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
-from mmesh.candidates import Consistency, RerankOutcome
 from mmesh.errors import DeadlineExceeded, MmeshError, ShardUnavailable, Unavailable
+from mmesh.search import Consistency, RerankOutcome
 
 TEXTS, IMAGES = 40, 4
 QUERY = "harbour glacier violin"

@@ -19,9 +19,9 @@ import grpc
 import numpy as np
 import pytest
 
-from mmesh.candidates import Consistency
 from mmesh.content import Modality
 from mmesh.filters import Compare, Operator
+from mmesh.search import Consistency
 
 ROUNDS = int(os.environ.get("MMESH_CRASH_ROUNDS", "100"))
 SEED = int(os.environ.get("MMESH_CRASH_SEED", "20261"))

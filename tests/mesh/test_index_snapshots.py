@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from mmesh.api.index.v1 import index_pb2
-from mmesh.candidates import Consistency
 from mmesh.content import Modality
-from mmesh.ports import free_port
+from mmesh.local.ports import free_port
+from mmesh.search import Consistency
 
 DIM = 8
 COLLECTION = "snapshots"

@@ -16,8 +16,8 @@ import pytest
 
 from mmesh import Candidate, Client, Content, Progress
 from mmesh.api.index.v1 import index_pb2, index_pb2_grpc
-from mmesh.candidates import Consistency
 from mmesh.content import Modality
+from mmesh.search import Consistency
 
 TEXTS, IMAGES = 600, 40
 ROWS = 1500

@@ -3,7 +3,7 @@
 import grpc
 import pytest
 
-from mmesh.candidates import Consistency
+from mmesh.search import Consistency
 from services.index.view.memory import load_bytes
 
 DIM = 1024

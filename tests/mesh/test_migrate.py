@@ -17,10 +17,12 @@ from click.testing import CliRunner
 
 from mmesh import Client, Content, Rerank, wire
 from mmesh.api.encoder.v1 import encoder_pb2, encoder_pb2_grpc
-from mmesh.candidates import Candidate, CollectionSettings, Consistency
+from mmesh.candidates import Candidate
 from mmesh.cli.main import cli
+from mmesh.collections import CollectionSettings
 from mmesh.errors import FailedPrecondition, MmeshError, ModelMismatch
 from mmesh.filters import parse_filter
+from mmesh.search import Consistency
 
 ALIAS, OLD, NEW = "pets", "pets-1", "pets-2"
 QUERY = "harbour glacier violin"

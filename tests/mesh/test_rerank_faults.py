@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from mmesh import Client, Rerank
-from mmesh.candidates import Candidate, RerankOutcome
+from mmesh.candidates import Candidate
 from mmesh.content import Content
 from mmesh.models.parity import load_reference
+from mmesh.search import RerankOutcome
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
 

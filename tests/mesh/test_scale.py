@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from mmesh import Client, Rerank
-from mmesh.candidates import Consistency
 from mmesh.errors import MmeshError
+from mmesh.search import Consistency
 
 CANDIDATES = 300
 QUERY = "harbour glacier violin"

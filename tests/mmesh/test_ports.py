@@ -2,7 +2,7 @@
 
 import socket
 
-from mmesh.ports import free_port
+from mmesh.local.ports import free_port
 
 
 def test_a_free_port_can_be_bound_and_is_given_once():
@@ -18,6 +18,6 @@ def test_a_port_that_somebody_listens_on_is_not_given(monkeypatch):
         server.bind(("127.0.0.1", 0))
         taken = server.getsockname()[1]
         free = free_port()
-        monkeypatch.setattr("mmesh.ports._PORTS", (taken, free))
-        monkeypatch.setattr("mmesh.ports._given", set())
+        monkeypatch.setattr("mmesh.local.ports._PORTS", (taken, free))
+        monkeypatch.setattr("mmesh.local.ports._given", set())
         assert free_port() == free

@@ -6,8 +6,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from mmesh.ports import free_port
-from mmesh.transport import open_channel
+from mmesh.local.ports import free_port
+from mmesh.wire.transport import open_channel
 
 
 @asynccontextmanager

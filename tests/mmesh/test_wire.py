@@ -7,22 +7,14 @@ from hypothesis import strategies as st
 
 from mmesh import wire
 from mmesh.api.index.v1 import index_pb2
-from mmesh.candidates import (
-    Candidate,
-    Collection,
-    CollectionLimits,
-    CollectionSettings,
-    MergePolicy,
-    Rerank,
-    Search,
-    check_settings,
-    check_vectors,
-)
+from mmesh.candidates import Candidate, check_vectors
+from mmesh.collections import Collection, CollectionLimits, CollectionSettings, check_settings
 from mmesh.content import Content, Image, Modality
 from mmesh.errors import InvalidField, InvalidVector
 from mmesh.filters import AllOf, AnyOf, Compare, In, Not, Operator
-from mmesh.searches import search_from_pb, search_to_pb
+from mmesh.search import MergePolicy, Rerank, Search
 from mmesh.vectors import DataType
+from mmesh.wire.search import search_from_pb, search_to_pb
 
 words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip)
 parts = st.one_of(words, st.builds(Image, st.binary(min_size=1), words))

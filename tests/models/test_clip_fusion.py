@@ -17,9 +17,9 @@ import pytest
 from mmesh.content import Content, Modality, Role
 from mmesh.errors import FailedPrecondition, InvalidImage
 from mmesh.models import images, probes
-from mmesh.models.families import EncoderChoice, open_encoder
+from mmesh.models.encoders.families import EncoderChoice, open_encoder
 from mmesh.models.protocol import EncoderModel, FloatMatrix, encode_together
-from mmesh.models.tiny import BUILDERS
+from mmesh.testing.tiny_models import BUILDERS
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None,
@@ -156,7 +156,7 @@ def test_one_tower_answers_as_both_do(model: EncoderModel, folder: Path) -> None
 
 
 def test_one_tower_holds_half_of_the_weights(folder: Path) -> None:
-    from mmesh.models.clip_fusion import load
+    from mmesh.models.encoders.clip_fusion import load
 
     texts = frozenset({Modality.TEXT})
     whole, part = (

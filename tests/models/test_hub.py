@@ -20,7 +20,7 @@ import pytest
 
 from mmesh.errors import FailedPrecondition
 from mmesh.models import hub
-from mmesh.models.families import EncoderChoice, open_encoder
+from mmesh.models.encoders.families import EncoderChoice, open_encoder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {

@@ -18,11 +18,11 @@ import PIL.Image
 import pytest
 
 from mmesh.content import Content
-from mmesh.models import jina_reranker
-from mmesh.models.judge_choice import JudgeChoice
-from mmesh.models.judge_families import family_name, load_family, open_judge
+from mmesh.models.judges import jina_reranker
+from mmesh.models.judges.choice import JudgeChoice
+from mmesh.models.judges.families import family_name, load_family, open_judge
 from mmesh.models.probes import picture
-from mmesh.models.tiny import build_tiny_jina_reranker
+from mmesh.testing.tiny_models import build_tiny_jina_reranker
 
 pytestmark = [
     pytest.mark.vllm,

@@ -21,15 +21,16 @@ from torch.nn import functional  # noqa: E402
 
 from mmesh.content import Content, Modality, Role  # noqa: E402
 from mmesh.errors import FailedPrecondition, InputTooLong, InvalidField  # noqa: E402
-from mmesh.models import mm_embed, probes  # noqa: E402
-from mmesh.models.families import EncoderChoice, open_encoder  # noqa: E402
-from mmesh.models.mm_embed_network import (  # noqa: E402
+from mmesh.models import probes  # noqa: E402
+from mmesh.models.encoders import mm_embed  # noqa: E402
+from mmesh.models.encoders.families import EncoderChoice, open_encoder  # noqa: E402
+from mmesh.models.encoders.mm_embed_network import (  # noqa: E402
     MMEmbedNetwork,
     published_name,
     read_architecture,
 )
 from mmesh.models.protocol import encode_together  # noqa: E402
-from mmesh.models.tiny import build_tiny_mm_embed  # noqa: E402
+from mmesh.testing.tiny_models import build_tiny_mm_embed  # noqa: E402
 
 MAX_TEXT_TOKENS = 128
 PUBLISHED_CONFIG = {  # of nvidia/MM-Embed, without what nothing depends on

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mmesh.models.plain_text import PlainText
-from mmesh.models.tiny import build_tiny_qwen3_vl
+from mmesh.models.text.plain import PlainText
+from mmesh.testing.tiny_models import build_tiny_qwen3_vl
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None,
@@ -35,7 +35,7 @@ def tokenizer(folder: Path) -> Any:
 
 @pytest.mark.parametrize("text", ["", "red  square\n", "Übergröße 你好 \U0001f600", FORGED])
 def test_ids_are_those_of_the_call_for_one_text(tokenizer: Any, text: str) -> None:
-    from mmesh.models.plain_text import ids_of
+    from mmesh.models.text.plain import ids_of
 
     backend = tokenizer.backend_tokenizer
     assert ids_of(backend, text) == backend.encode(text, add_special_tokens=False).ids

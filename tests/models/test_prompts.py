@@ -11,8 +11,8 @@ pytest.importorskip("transformers", reason="transformers is absent: run `make se
 
 from mmesh.content import Content
 from mmesh.errors import FailedPrecondition, InputTooLong, InvalidField
-from mmesh.models.prompts import Frame, PromptBuilder, word_id
-from mmesh.models.tiny import build_tiny_mm_embed, build_tiny_qwen3_vl
+from mmesh.models.judges.prompts import Frame, PromptBuilder, word_id
+from mmesh.testing.tiny_models import build_tiny_mm_embed, build_tiny_qwen3_vl
 
 FRAME = Frame.parse("Task: {instruction}\nQuery: {query}\nText: {candidate}\nTrue?", "<image>\n")
 PICTURE = b"not opened here"

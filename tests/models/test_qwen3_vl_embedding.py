@@ -20,9 +20,9 @@ import pytest
 from mmesh.content import Content, Modality, Role
 from mmesh.errors import DataLoss, FailedPrecondition, InputTooLong, InvalidField, InvalidImage
 from mmesh.models import probes
-from mmesh.models.families import EncoderChoice, open_encoder
+from mmesh.models.encoders.families import EncoderChoice, open_encoder
 from mmesh.models.protocol import EncoderModel, encode_together
-from mmesh.models.tiny import build_tiny_qwen3_vl
+from mmesh.testing.tiny_models import build_tiny_qwen3_vl
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None,
@@ -190,7 +190,7 @@ def test_what_users_write_holds_no_special_token(folder: Path, model: EncoderMod
 def test_pictures_are_scaled_as_by_the_card(
     before: tuple[int, int], after: tuple[int, int]
 ) -> None:
-    from mmesh.models.qwen3_vl_embedding import scaled
+    from mmesh.models.encoders.qwen3_vl_embedding import scaled
 
     assert scaled(PIL.Image.new("RGB", before), "picture").size == after
 
@@ -202,7 +202,7 @@ def test_patches_and_positions_are_those_of_the_processor(
     """Whole bytes in the order of the model's own processor, which makes floats of them."""
     from transformers import AutoImageProcessor
 
-    from mmesh.models.qwen3_vl_network import patches_of
+    from mmesh.models.encoders.qwen3_vl_network import patches_of
 
     picture = PIL.Image.open(io.BytesIO(probes.picture(4, size)))
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
@@ -314,7 +314,7 @@ def test_preparing_on_many_threads_gives_the_same(model: EncoderModel) -> None:
     ],
 )
 def test_instructions_end_with_punctuation(given: str, written: str) -> None:
-    from mmesh.models.qwen3_vl_embedding import finished
+    from mmesh.models.encoders.qwen3_vl_embedding import finished
 
     assert finished(given) == written
 

@@ -20,12 +20,12 @@ import pytest
 
 from mmesh.content import Content
 from mmesh.errors import InvalidField
-from mmesh.models import qwen3_vl_reranker
-from mmesh.models.judge_choice import JudgeChoice
-from mmesh.models.judge_families import family_name, load_family, open_judge
+from mmesh.models.judges import qwen3_vl_reranker
+from mmesh.models.judges.choice import JudgeChoice
+from mmesh.models.judges.families import family_name, load_family, open_judge
 from mmesh.models.probes import picture
 from mmesh.models.protocol import JudgeModel
-from mmesh.models.tiny import build_tiny_qwen3_vl_reranker
+from mmesh.testing.tiny_models import build_tiny_qwen3_vl_reranker
 
 pytestmark = [
     pytest.mark.vllm,

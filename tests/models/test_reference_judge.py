@@ -13,9 +13,10 @@ import pytest
 
 from mmesh.content import Content
 from mmesh.errors import FailedPrecondition, InvalidField
-from mmesh.models import qwen3_vl_reranker, tiny
+from mmesh.models.judges import qwen3_vl_reranker
+from mmesh.models.judges.templates import load_template_set
 from mmesh.models.probes import picture
-from mmesh.models.templates import load_template_set
+from mmesh.testing import tiny_models
 
 pytestmark = [
     pytest.mark.models,
@@ -72,9 +73,9 @@ def reranker_prompt(query: Content, candidate: Content) -> str:
 
 
 FAMILIES = {
-    "qwen3-vl": (tiny.build_tiny_qwen3_vl, qwen_prompt, ("True", "False")),
-    "llava-next": (tiny.build_tiny_llava_next, llava_prompt, ("True", "False")),
-    "reranker": (tiny.build_tiny_qwen3_vl_reranker, reranker_prompt, ("yes", "no")),
+    "qwen3-vl": (tiny_models.build_tiny_qwen3_vl, qwen_prompt, ("True", "False")),
+    "llava-next": (tiny_models.build_tiny_llava_next, llava_prompt, ("True", "False")),
+    "reranker": (tiny_models.build_tiny_qwen3_vl_reranker, reranker_prompt, ("yes", "no")),
 }
 
 
@@ -100,7 +101,7 @@ def scaled(family: str) -> Callable[[PIL.Image.Image], PIL.Image.Image]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_a_score_is_the_probability_of_the_first_word(family, tmp_path):
-    from mmesh.models.reference_judge import open_reference_judge
+    from mmesh.models.judges.reference_judge import open_reference_judge
 
     build, prompt, answers = FAMILIES[family]
     folder = build(tmp_path / family)
@@ -117,7 +118,7 @@ async def test_a_score_is_the_probability_of_the_first_word(family, tmp_path):
 
 
 def test_a_model_with_a_head_of_its_own_has_no_reference(tmp_path):
-    from mmesh.models.reference_judge import open_reference_judge
+    from mmesh.models.judges.reference_judge import open_reference_judge
 
     with pytest.raises((FailedPrecondition, InvalidField)):
-        open_reference_judge(str(tiny.build_tiny_jina_reranker(tmp_path / "jina")))
+        open_reference_judge(str(tiny_models.build_tiny_jina_reranker(tmp_path / "jina")))

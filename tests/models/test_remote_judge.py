@@ -32,11 +32,11 @@ from mmesh.errors import (
     Overloaded,
     Unavailable,
 )
-from mmesh.models.judge_choice import JudgeChoice
-from mmesh.models.judge_families import load_family, open_judge
+from mmesh.local.ports import free_port
+from mmesh.models.judges.choice import JudgeChoice
+from mmesh.models.judges.families import load_family, open_judge
 from mmesh.models.probes import picture
-from mmesh.models.tiny import build_tiny_qwen3_vl, build_tiny_qwen3_vl_reranker
-from mmesh.ports import free_port
+from mmesh.testing.tiny_models import build_tiny_qwen3_vl, build_tiny_qwen3_vl_reranker
 
 pytestmark = [
     pytest.mark.vllm,
@@ -103,7 +103,7 @@ def reference(folder: Path) -> Any:
     from mmesh.models.compat import declare_torchvision_operators
 
     declare_torchvision_operators()
-    from mmesh.models.reference_judge import open_reference_judge
+    from mmesh.models.judges.reference_judge import open_reference_judge
 
     return open_reference_judge(str(folder), TEMPLATE)
 

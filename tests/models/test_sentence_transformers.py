@@ -17,9 +17,9 @@ import pytest
 from mmesh.content import Content, Modality, Role
 from mmesh.errors import FailedPrecondition, InvalidField, InvalidImage
 from mmesh.models import images, probes
-from mmesh.models.families import EncoderChoice, open_encoder
+from mmesh.models.encoders.families import EncoderChoice, open_encoder
 from mmesh.models.protocol import EncoderModel, FloatMatrix, Prepared, encode_together
-from mmesh.models.tiny import (
+from mmesh.testing.tiny_models import (
     build_tiny_clip,
     build_tiny_qwen3_vl,
     build_tiny_sentence_transformer,

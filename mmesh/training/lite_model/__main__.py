@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmesh.models.lite import artefacts
+from mmesh.models.encoders.lite import artefacts
 from mmesh.training.lite_model import card
 from mmesh.training.lite_model.build import build
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmesh.models.lite import artefacts
-from mmesh.models.lite.image import Head, ImageTower, Names
-from mmesh.models.lite.sessions import open_session
-from mmesh.models.lite.text import TextTower
+from mmesh.models.encoders.lite import artefacts
+from mmesh.models.encoders.lite.image import Head, ImageTower, Names
+from mmesh.models.encoders.lite.sessions import open_session
+from mmesh.models.encoders.lite.text import TextTower
 from mmesh.training.lite_model import (
     evaluate,
     features,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mmesh.content import Role
-from mmesh.models.lite import artefacts
-from mmesh.models.lite.model import TEXT_SHARE
+from mmesh.models.encoders.lite import artefacts
+from mmesh.models.encoders.lite.model import TEXT_SHARE
 from mmesh.training.lite_model import head, sources
 from mmesh.training.lite_model.build import Built
 

@@ -13,9 +13,9 @@ from PIL import ImageOps
 
 from mmesh.errors import InvalidImage
 from mmesh.models import images
-from mmesh.models.lite.image import ImageTower
-from mmesh.models.lite.sessions import Session
-from mmesh.models.lite.text import TextTower, unit
+from mmesh.models.encoders.lite.image import ImageTower
+from mmesh.models.encoders.lite.sessions import Session
+from mmesh.models.encoders.lite.text import TextTower, unit
 from mmesh.models.protocol import FloatMatrix
 from mmesh.training.lite_model.outputs import save_arrays
 from mmesh.training.lite_model.pictures import Picture

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmesh.models.lite import artefacts
-from mmesh.models.lite.text import TextTower, unit
+from mmesh.models.encoders.lite import artefacts
+from mmesh.models.encoders.lite.text import TextTower, unit
 from mmesh.models.protocol import FloatMatrix
 from mmesh.training.lite_model import graphs, sources
 from mmesh.training.lite_model.features import embed_texts

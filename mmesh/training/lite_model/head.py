@@ -45,7 +45,7 @@ class Lessons:
 
 
 def train(lessons: Lessons) -> dict[str, NDArray[np.float16]]:
-    """Return the arrays of a head, by the names of `mmesh.models.lite.image.Head`."""
+    """Return the arrays of a head, by the names of `mmesh.models.encoders.lite.image.Head`."""
     torch.set_num_threads(THREADS)
     mean, spread = lessons.features.mean(axis=0), lessons.features.std(axis=0) + 1e-6
     views = [(part - mean) / spread for part in (lessons.features, lessons.mirrored)]

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from mmesh.content import Role
-from mmesh.models.lite import artefacts
-from mmesh.models.lite.image import ImageTower, Names
-from mmesh.models.lite.model import TEXT_SHARE
-from mmesh.models.lite.text import TextTower, unit
+from mmesh.models.encoders.lite import artefacts
+from mmesh.models.encoders.lite.image import ImageTower, Names
+from mmesh.models.encoders.lite.model import TEXT_SHARE
+from mmesh.models.encoders.lite.text import TextTower, unit
 from mmesh.training.lite_model.features import Features, embed_texts, vectors
 from mmesh.training.lite_model.head import Lessons
 from mmesh.training.lite_model.outputs import save_arrays

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmesh.models.lite.artefacts import TEXT_PACKAGE, TEXT_PACKAGE_VERSION, sha256_of
+from mmesh.models.encoders.lite.artefacts import TEXT_PACKAGE, TEXT_PACKAGE_VERSION, sha256_of
 
 
 @dataclass(frozen=True, slots=True)

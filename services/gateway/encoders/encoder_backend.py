@@ -10,7 +10,7 @@ from mmesh.api.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from mmesh.content import Content, Role
 from mmesh.errors import DeadlineExceeded, ModelMismatch, Unavailable
 from mmesh.serving.deadline import Deadline
-from mmesh.transport import open_channel
+from mmesh.wire.transport import open_channel
 from services.gateway.interfaces import Encoded, EncoderModel
 from services.gateway.rpc import answer_of, options_for
 

@@ -7,9 +7,9 @@ import logging
 
 import numpy as np
 
-from mmesh.candidates import Consistency
 from mmesh.content import Modality
 from mmesh.errors import MmeshError
+from mmesh.search import Consistency
 from mmesh.serving.deadline import Deadline
 from services.gateway.interfaces import Encoder, Index, ShardOrder
 from services.gateway.search.calibration import QUERIES, TAIL, Calibration, fit

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
-from mmesh.candidates import MergePolicy
 from mmesh.content import Modality
+from mmesh.search import MergePolicy
 from services.gateway.interfaces import Scored
 from services.gateway.search.calibration import Calibration
 from services.gateway.search.ranking import Lists, Ranked

@@ -13,15 +13,6 @@ from importlib.metadata import version
 
 import numpy as np
 
-from mmesh.candidates import (
-    Consistency,
-    Coverage,
-    Hit,
-    Receipt,
-    RerankOutcome,
-    Search,
-    SearchResult,
-)
 from mmesh.errors import (
     CollectionNotFound,
     DimMismatch,
@@ -32,6 +23,7 @@ from mmesh.errors import (
     Overloaded,
     ShardUnavailable,
 )
+from mmesh.search import Consistency, Coverage, Hit, Receipt, RerankOutcome, Search, SearchResult
 from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics

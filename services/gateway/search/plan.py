@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from mmesh.candidates import Search
 from mmesh.content import Modality
+from mmesh.search import Search
 
 _VERB = re.compile(
     r"\b(?:find|retrieve|identify|show|display|get|give|pull up|search for|look(?:ing)? for|fetch|"

@@ -6,7 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mmesh.candidates import (
+from mmesh.content import Content, Modality
+from mmesh.errors import MmeshError
+from mmesh.search import (
     Coverage,
     Degradation,
     MergePolicy,
@@ -15,8 +17,6 @@ from mmesh.candidates import (
     SearchResult,
     Stage,
 )
-from mmesh.content import Content, Modality
-from mmesh.errors import MmeshError
 from mmesh.serving.deadline import Deadline
 from mmesh.vectors import FloatMatrix
 from services.gateway.interfaces import Scored, Verdict

@@ -9,9 +9,11 @@ from typing import Any
 
 from mmesh import wire
 from mmesh.api.index.v1 import collection_pb2, index_pb2
-from mmesh.candidates import Candidate, Collection, CollectionSettings, Page, ServiceStatus
+from mmesh.candidates import Candidate, Page
+from mmesh.collections import Collection, CollectionSettings
 from mmesh.errors import DeadlineExceeded, LogUnavailable, Unavailable
 from mmesh.filters import Filter
+from mmesh.mesh_status import ServiceStatus
 from mmesh.serving.deadline import Deadline
 from services.gateway.interfaces import Embeddings, EncoderModel, ShardOrder
 from services.gateway.rpc import answer_of, options_for

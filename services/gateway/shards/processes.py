@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from mmesh.candidates import ServiceStatus
+from mmesh.mesh_status import ServiceStatus
 from services.gateway.shards.replica import Replica
 from services.gateway.shards.topology import Topology
 

@@ -13,7 +13,7 @@ from mmesh.api.index.v1 import collection_pb2_grpc, index_pb2, index_pb2_grpc
 from mmesh.errors import DeadlineExceeded, LogUnavailable, MmeshError, StaleReplica, Unavailable
 from mmesh.serving import telemetry
 from mmesh.serving.deadline import Deadline
-from mmesh.transport import open_channel
+from mmesh.wire.transport import open_channel
 from services.gateway.rpc import answer_of, options_for
 from services.gateway.shards.search_stream import Reply, SearchStream
 

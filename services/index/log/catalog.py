@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mmesh.candidates import CollectionLimits, CollectionSettings
+from mmesh.collections import CollectionLimits, CollectionSettings
 from mmesh.errors import (
     AliasNotFound,
     CollectionExists,

@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mmesh.candidates import CollectionSettings
+from mmesh.collections import CollectionSettings
 from mmesh.errors import CollectionNotFound, InvalidField, MmeshError
 from services.index.log import catalog, tail
 from services.index.log.engines import open_database

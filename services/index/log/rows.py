@@ -10,7 +10,8 @@ from datetime import datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from mmesh.candidates import Candidate, CollectionSettings
+from mmesh.candidates import Candidate
+from mmesh.collections import CollectionSettings
 from mmesh.content import Attributes, AttributeValue, Content, Image, Modality, Part
 from mmesh.vectors import FloatMatrix
 from services.index.store.blobs import Blobs

@@ -11,14 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmesh.candidates import Candidate, Embedded, Page
-from mmesh.cli.sources import Unreadable
+from mmesh.cli.files.sources import Unreadable
 from mmesh.content import Content, Image
 
 arro3 = pytest.importorskip("arro3.core", reason="Parquet is absent: pip install 'mmesh[parquet]'")
 
 from arro3.io import read_parquet, write_parquet  # noqa: E402  # only where it is installed
 
-from mmesh.cli.archive import Header, has_vectors, read_archive, read_header, write_archive  # noqa: E402
+from mmesh.cli.files.archive import Header, has_vectors, read_archive, read_header, write_archive  # noqa: E402
 
 DIM = 3
 HEADER = Header("photos", "lite-1", DIM, "epoch:7", 5)

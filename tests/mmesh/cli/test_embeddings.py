@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mmesh.candidates import Candidate, Embedded
-from mmesh.cli.embeddings import VectorFile, with_vectors
-from mmesh.cli.sources import Unreadable
+from mmesh.cli.files.embeddings import VectorFile, with_vectors
+from mmesh.cli.files.sources import Unreadable
 from mmesh.content import Content
 from mmesh.vectors import DataType
 

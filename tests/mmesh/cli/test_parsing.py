@@ -7,9 +7,9 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from mmesh.candidates import CollectionLimits, CollectionSettings
+from mmesh.cli.commands.settings import settings_rows, with_options
 from mmesh.cli.main import cli
-from mmesh.cli.settings import settings_rows, with_options
+from mmesh.collections import CollectionLimits, CollectionSettings
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def test_padding_belongs_to_no_sequence() -> None:
     import torch
 
     from mmesh.models.cuda_graphs import Slots
-    from mmesh.models.packed import Packing, attention, padded
+    from mmesh.models.encoders.packed import Packing, attention, padded
 
     lengths, slots = [5, 11], Slots(64, 4)
     packing = Packing.of(lengths, slots)
@@ -44,7 +44,7 @@ def test_every_tensor_is_reached_wherever_it_is() -> None:
     import torch
 
     from mmesh.models.cuda_graphs import each_tensor
-    from mmesh.models.packed import Packing
+    from mmesh.models.encoders.packed import Packing
 
     inputs = {"packing": Packing.of([2, 3]), "pair": (torch.ones(2), "kept"), "number": 3}
     found = each_tensor(inputs, lambda tensor: tensor + 1)

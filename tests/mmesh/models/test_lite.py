@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmesh.content import Content, Modality, Role
 from mmesh.errors import DataLoss, InvalidImage
-from mmesh.models.lite import LiteEncoder, artefacts, load_lite
+from mmesh.models.encoders.lite import LiteEncoder, artefacts, load_lite
 from mmesh.models.protocol import FloatMatrix, Prepared, encode_together
 
 TOLERANCE = 1e-5

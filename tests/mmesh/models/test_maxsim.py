@@ -3,7 +3,7 @@ import pytest
 
 from mmesh.content import Content
 from mmesh.errors import InvalidImage
-from mmesh.models.maxsim import load_maxsim, maxsim
+from mmesh.models.judges.maxsim import load_maxsim, maxsim
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from mmesh.content import Modality
 from mmesh.errors import InvalidField
-from mmesh.models.templates import (
+from mmesh.models.judges.templates import (
     load_template,
     load_template_set,
     parse_template,

@@ -2,8 +2,8 @@ import numpy as np
 from PIL import Image
 
 from mmesh.content import Content, Role
-from mmesh.models.lite import load_lite
-from mmesh.models.lite.image import ImageTower, whole
+from mmesh.models.encoders.lite import load_lite
+from mmesh.models.encoders.lite.image import ImageTower, whole
 from mmesh.models.protocol import encode_together
 
 

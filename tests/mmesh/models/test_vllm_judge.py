@@ -20,14 +20,14 @@ import pytest_asyncio
 
 from mmesh.content import Content
 from mmesh.errors import FailedPrecondition, InvalidField, InvalidImage, Unavailable
-from mmesh.models.plain_text import PlainText
-from mmesh.models.prompts import PairPrompts
+from mmesh.models.judges.prompts import PairPrompts
+from mmesh.models.judges.templates import load_template_set
+from mmesh.models.judges.vllm_engine import VllmSettings, set_environment
+from mmesh.models.judges.vllm_judge import VllmJudge, open_vllm_judge
+from mmesh.models.judges.zero_shot import load_zero_shot
 from mmesh.models.protocol import JudgeModel
-from mmesh.models.templates import load_template_set
-from mmesh.models.tiny import build_tiny_llava_next, build_tiny_qwen3_vl
-from mmesh.models.vllm_engine import VllmSettings, set_environment
-from mmesh.models.vllm_judge import VllmJudge, open_vllm_judge
-from mmesh.models.zero_shot import load_zero_shot
+from mmesh.models.text.plain import PlainText
+from mmesh.testing.tiny_models import build_tiny_llava_next, build_tiny_qwen3_vl
 
 pytestmark = [
     pytest.mark.vllm,

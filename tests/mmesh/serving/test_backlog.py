@@ -13,8 +13,8 @@ from hypothesis.stateful import (
 )
 
 from mmesh.errors import DeadlineExceeded
-from mmesh.serving.backlog import Backlog, BatchShape, Priority, Work, alike, best_run
-from mmesh.serving.coalesce import Ticket
+from mmesh.serving.batching.backlog import Backlog, BatchShape, Priority, Work, alike, best_run
+from mmesh.serving.batching.coalesce import Ticket
 
 costs = st.integers(1, 60)
 shapes = st.builds(

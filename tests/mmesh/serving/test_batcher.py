@@ -7,10 +7,10 @@ import time
 import pytest
 
 from mmesh.errors import DeadlineExceeded, Draining, InputTooLong, Overloaded
-from mmesh.serving.backlog import BatchShape, Priority, Work
-from mmesh.serving.batcher import Batcher, BatchLimits
-from mmesh.serving.coalesce import Ticket
-from mmesh.serving.lane import TooLarge
+from mmesh.serving.batching.backlog import BatchShape, Priority, Work
+from mmesh.serving.batching.batcher import Batcher, BatchLimits
+from mmesh.serving.batching.coalesce import Ticket
+from mmesh.serving.batching.lane import TooLarge
 
 FOREVER = float("inf")
 

@@ -1,6 +1,6 @@
 import asyncio
 
-from mmesh.serving.coalesce import Coalescer
+from mmesh.serving.batching.coalesce import Coalescer
 
 
 async def test_callers_of_one_key_share_a_ticket_until_there_is_an_outcome():

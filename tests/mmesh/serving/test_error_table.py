@@ -19,9 +19,9 @@ from mmesh.errors import (
     MmeshError,
     all_errors,
 )
-from mmesh.serving import interceptors
-from mmesh.status import DETAILS_KEY, error_of
-from mmesh.transport import open_channel
+from mmesh.serving import handlers
+from mmesh.wire.errors import DETAILS_KEY, error_of
+from mmesh.wire.transport import open_channel
 
 METADATA = {"shard": "3", "name": "ünïcode"}
 
@@ -54,7 +54,7 @@ async def served(error: Exception):
     servicer = Raising()
     servicer.error = error
     server = grpc.aio.server()
-    rpc.add_RetrievalServiceServicer_to_server(servicer, interceptors.Guarded(server))
+    rpc.add_RetrievalServiceServicer_to_server(servicer, handlers.Guarded(server))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with open_channel(f"127.0.0.1:{port}") as channel:

@@ -3,8 +3,8 @@
 import pytest
 
 from mmesh.errors import FailedPrecondition
-from mmesh.models.lite import load_lite
-from mmesh.models.matryoshka import Truncated
+from mmesh.models.encoders.lite import load_lite
+from mmesh.models.encoders.matryoshka import Truncated
 from mmesh.models.parity import Reference, ask_alone, encoder_groups, save_reference
 from mmesh.models.wrapped import Wrapped
 from services.encoder import metrics

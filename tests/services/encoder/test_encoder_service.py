@@ -14,12 +14,12 @@ from mmesh.api.encoder.v1 import encoder_pb2_grpc as rpc
 from mmesh.api.vector.v1 import vector_pb2
 from mmesh.content import Content, Modality, Role
 from mmesh.models.protocol import EncoderInfo, OutOfDeviceMemory, Prepared
-from mmesh.serving.backlog import BatchShape, Priority
-from mmesh.serving.batcher import BatchLimits
+from mmesh.serving.batching.backlog import BatchShape, Priority
+from mmesh.serving.batching.batcher import BatchLimits
 from mmesh.serving.deadline import Deadline
 from mmesh.serving.host import Host
-from mmesh.status import error_of
-from mmesh.transport import open_channel
+from mmesh.wire.errors import error_of
+from mmesh.wire.transport import open_channel
 from services.encoder import metrics
 from services.encoder.config import EncoderSettings
 from services.encoder.engine import EncodeInput, EncoderEngine
@@ -29,7 +29,7 @@ from services.encoder.servicer import EncoderServicer
 
 @pytest.fixture(scope="module")
 def lite():
-    from mmesh.models.lite import load_lite
+    from mmesh.models.encoders.lite import load_lite
 
     return load_lite(threads=1)
 

@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from mmesh.candidates import Collection
+from mmesh.collections import Collection
 from mmesh.errors import CollectionNotFound, DeadlineExceeded, LogUnavailable
 from mmesh.serving.deadline import Deadline
 from services.gateway.catalog import Catalog

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from mmesh.candidates import Collection, Consistency
+from mmesh.collections import Collection
 from mmesh.content import Modality
 from mmesh.errors import (
     CollectionNotFound,
@@ -20,6 +20,7 @@ from mmesh.errors import (
     StaleReplica,
     Unavailable,
 )
+from mmesh.search import Consistency
 from mmesh.serving.deadline import Deadline
 from services.gateway.interfaces import Scored, ShardAnswer, ShardOrder
 from services.gateway.search.fanout import search_shards

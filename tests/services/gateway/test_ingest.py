@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from mmesh.candidates import Candidate, Collection
+from mmesh.candidates import Candidate
+from mmesh.collections import Collection
 from mmesh.content import Content
 from mmesh.errors import DimMismatch, InvalidField
 from mmesh.vectors import unit_rows

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmesh.candidates import MergePolicy
 from mmesh.content import Modality
+from mmesh.search import MergePolicy
 from services.gateway.interfaces import Judge, Scored
 from services.gateway.search.calibration import Calibration, Scale, fit
 from services.gateway.search.merge import merge

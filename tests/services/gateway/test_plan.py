@@ -1,7 +1,7 @@
 import pytest
 
-from mmesh.candidates import Search
 from mmesh.content import Content, Modality
+from mmesh.search import Search
 from services.gateway.search.plan import make_plan, target_of
 
 TEXT, IMAGE, PAIR = Modality.TEXT, Modality.IMAGE, Modality.IMAGE_TEXT

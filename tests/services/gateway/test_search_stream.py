@@ -15,7 +15,7 @@ from mmesh.api.index.v1 import index_pb2_grpc as rpc
 from mmesh.errors import CollectionNotFound, DeadlineExceeded, InvalidVector, Unavailable
 from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
-from mmesh.transport import open_channel
+from mmesh.wire.transport import open_channel
 from services.gateway.rpc import answer_of
 from services.gateway.shards.search_stream import MOST_ROWS, SearchStream
 

@@ -15,7 +15,6 @@ from prometheus_client import REGISTRY
 
 from mmesh import wire
 from mmesh.api.index.v1 import collection_pb2, collection_pb2_grpc, index_pb2, index_pb2_grpc
-from mmesh.candidates import Consistency
 from mmesh.content import Modality
 from mmesh.errors import (
     CollectionNotFound,
@@ -27,8 +26,9 @@ from mmesh.errors import (
     StaleReplica,
     Unavailable,
 )
+from mmesh.search import Consistency
 from mmesh.serving.deadline import Deadline
-from mmesh.status import status_of
+from mmesh.wire.errors import status_of
 from services.gateway.interfaces import ShardOrder
 from services.gateway.search.fanout import search_shards
 from services.gateway.shards.addresses import AddressBook

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from mmesh.candidates import Candidate, Collection, CollectionSettings
+from mmesh.candidates import Candidate
+from mmesh.collections import Collection, CollectionSettings
 from mmesh.content import Content
 from mmesh.errors import CollectionNotFound, InvalidField, ModelMismatch
 from mmesh.serving.deadline import Deadline

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import pytest
 
-from mmesh.candidates import CollectionLimits, CollectionSettings
+from mmesh.collections import CollectionLimits, CollectionSettings
 from mmesh.content import Modality
 from mmesh.errors import MmeshError
 from services.index.log.ledger import Delete, Upsert, Write, Written

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from mmesh.candidates import CollectionSettings
+from mmesh.collections import CollectionSettings
 from mmesh.content import Modality
 from mmesh.errors import CollectionNotFound, LogUnavailable, Overloaded
 from mmesh.vectors import pack

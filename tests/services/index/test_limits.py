@@ -1,7 +1,7 @@
 import pytest
 
 from mmesh import Candidate, Content
-from mmesh.candidates import CollectionLimits
+from mmesh.collections import CollectionLimits
 from mmesh.errors import InvalidField, InvalidFilter
 from mmesh.filters import AllOf, Compare, Not, Operator
 from services.index.limits import check_candidates, check_depth, check_limit

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from mmesh.candidates import CollectionLimits, CollectionSettings
+from mmesh.collections import CollectionLimits, CollectionSettings
 from mmesh.errors import AliasNotFound, CollectionExists, CollectionNotFound, InvalidField
 
 SETTINGS = CollectionSettings("Flat", 0.9, CollectionLimits(7, 6, 5, 4, 3))

@@ -12,7 +12,7 @@ from services.index.log.ledger import Delete, Written
 
 PROCESS = """
 import sys
-from mmesh.candidates import CollectionSettings
+from mmesh.collections import CollectionSettings
 from mmesh.content import Modality
 from services.index.log.log import Log
 from services.index.log.rows import NewCandidate

@@ -7,7 +7,7 @@ import time
 import psycopg
 import pytest
 
-from mmesh.candidates import CollectionSettings
+from mmesh.collections import CollectionSettings
 from mmesh.errors import DataLoss, LogUnavailable, StorageFull
 from services.index.log import sqlite
 from services.index.log.engines import open_database

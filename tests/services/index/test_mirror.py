@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from mmesh.candidates import CollectionLimits, CollectionSettings
+from mmesh.collections import CollectionLimits, CollectionSettings
 from mmesh.content import Modality
 from mmesh.errors import CollectionFull, FailedPrecondition, InvalidField, ModelMismatch, NotFound
 from services.index.log.ledger import Delete, DeleteUnchanged, Fill, Mirrored, Upsert

@@ -13,8 +13,8 @@ from prometheus_client import REGISTRY
 from mmesh.api.index.v1 import index_pb2 as pb
 from mmesh.api.index.v1 import index_pb2_grpc as rpc
 from mmesh.errors import CollectionNotFound
-from mmesh.serving import interceptors
-from mmesh.transport import open_channel
+from mmesh.serving import handlers
+from mmesh.wire.transport import open_channel
 from services.index import search_stream
 from services.index.search_stream import METHOD, SearchStream
 
@@ -82,7 +82,7 @@ class Caller:
 @asynccontextmanager
 async def stream_to(index):
     server = grpc.aio.server()
-    rpc.add_IndexServiceServicer_to_server(index, interceptors.Guarded(server))
+    rpc.add_IndexServiceServicer_to_server(index, handlers.Guarded(server))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with open_channel(f"127.0.0.1:{port}") as channel:

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from mmesh.candidates import CollectionSettings
+from mmesh.collections import CollectionSettings
 from mmesh.content import Modality
 from mmesh.errors import CollectionNotFound
 from services.index import verify

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmesh.errors import FailedPrecondition, InvalidImage
-from mmesh.models.maxsim import load_maxsim
+from mmesh.models.judges.maxsim import load_maxsim
 from mmesh.models.parity import (
     Reference,
     Row,

@@ -13,8 +13,8 @@ from mmesh.content import Content, Modality
 from mmesh.errors import InvalidField, Unavailable
 from mmesh.models.protocol import JudgeInfo
 from mmesh.serving.host import Host
-from mmesh.status import error_of
-from mmesh.transport import open_channel
+from mmesh.wire.errors import error_of
+from mmesh.wire.transport import open_channel
 from services.reranker.config import RerankerSettings
 from services.reranker.engine import RerankerEngine
 from services.reranker.servicer import RerankerServicer

@@ -1,0 +1,79 @@
+"""`mmesh up`: a whole mesh on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+
+import click
+
+from mmesh.local.mesh import LocalMesh
+from mmesh.local.plan import DEFAULT_PORT, LocalSettings, MeshFailed
+from mmesh.local.scaling import carry_out_orders
+
+
+@click.command()
+@click.option(
+    "--data", type=click.Path(file_okay=False, path_type=Path), default=Path(".mmesh"),
+    show_default=True, help="Folder for everything that is kept.",
+)  # fmt: skip
+@click.option("--shards", type=click.IntRange(1, 256), default=1, show_default=True,
+              help="Index shards; may change from start to start.")  # fmt: skip
+@click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True,
+              help="Port of the gateway on 127.0.0.1; 0 takes a free one.")  # fmt: skip
+@click.option("--encoder", "encoders", multiple=True, default=("lite",), show_default=True,
+              metavar="MODEL[,SETTING=VALUE]...",
+              help="A model that the mesh serves, with settings of its encoder, such as "
+              "/models/clip,device=cuda; give the option once for each model. New collections are "
+              "for the first.")  # fmt: skip
+@click.option("--reranker", default="maxsim", show_default=True, metavar="JUDGE",
+              help="Who judges the first hits: maxsim, none, vllm:MODEL or vllm+http://HOST:PORT; "
+              "its other settings are taken from the environment.")  # fmt: skip
+@click.option("--replicas", type=click.IntRange(1, 16), default=1, show_default=True,
+              help="Index processes that hold each shard.")  # fmt: skip
+@click.option("--log-url", default="", metavar="URL",
+              help="SQLAlchemy address of the log, such as postgresql+psycopg://user@host/mmesh; "
+              "by default SQLite in the data folder.")  # fmt: skip
+@click.option("--blobs-url", default="", metavar="URL",
+              help="Where pictures and snapshots are: a folder, or s3://bucket/prefix; by default "
+              "the data folder.")  # fmt: skip
+def up(
+    data: Path,
+    shards: int,
+    port: int,
+    encoders: tuple[str, ...],
+    reranker: str,
+    replicas: int,
+    log_url: str,
+    blobs_url: str,
+) -> None:
+    """Start encoders, index, reranker and gateway, and keep them running.
+
+    Prints "ready 127.0.0.1:PORT" once the mesh answers. A service that dies is restarted. Ctrl-C
+    or SIGTERM lets running calls finish and stops everything.
+    """
+    if reranker not in ("maxsim", "none") and not reranker.startswith(("vllm:", "vllm+")):
+        known = "maxsim, none, vllm:MODEL or vllm+http://HOST:PORT"
+        raise click.BadParameter(f"use {known}", param_hint="--reranker")
+    try:
+        settings = LocalSettings(
+            data, shards, port, reranker, encoders,
+            replicas=replicas, log_url=log_url, blobs_url=blobs_url,
+        )  # fmt: skip
+        asyncio.run(_run(settings))
+    except MeshFailed as failure:
+        raise click.ClickException(str(failure)) from None
+
+
+async def _run(settings: LocalSettings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with LocalMesh(settings, say=lambda line: click.echo(line, err=True)) as mesh:
+        click.echo(f"ready {mesh.address}")
+        orders = asyncio.create_task(carry_out_orders(mesh))
+        await stop.wait()
+        click.echo("draining", err=True)
+        orders.cancel()
+        await asyncio.gather(orders, return_exceptions=True)

@@ -1,0 +1,1 @@
+"""What commands print: tables, rows of JSON, progress bars, pages of HTML."""

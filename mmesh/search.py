@@ -1,0 +1,170 @@
+"""Searches and their answers, in plain Python."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from mmesh.content import (
+    Attributes,
+    Content,
+    Modality,
+    check_content,
+    check_instruction,
+)
+from mmesh.errors import InvalidField
+from mmesh.filters import Filter, check_filter
+
+MAX_LIMIT = 1000
+MAX_RERANK = 256
+MAX_RERANK_S = 3600.0
+MAX_IMAGE_TOKENS = 2**31 - 1
+
+
+class MergePolicy(enum.Enum):
+    """How lists of several modalities become one; see `RetrievalService` in protos/."""
+
+    SCORE = "score"
+    CALIBRATED = "calibrated"
+    RRF = "rrf"
+    INTERLEAVE = "interleave"
+
+
+class Consistency(enum.Enum):
+    """How fresh a search must be."""
+
+    EVENTUAL = "eventual"
+    SESSION = "session"
+    STRONG = "strong"
+
+
+class RerankOutcome(enum.Enum):
+    """How much was judged."""
+
+    FULL = "full"
+    PARTIAL = "partial"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Rerank:
+    """How many candidates to judge, and what that may cost."""
+
+    candidates: int
+    max_seconds: float = 0.0
+    """0 means half of what is left until the deadline."""
+    max_image_tokens: int = 0
+    """Tokens of pictures that the judge may read, of query and candidates; 0 means any number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """One search; what is left out is the mesh's default."""
+
+    collection: str
+    query: Content
+    instruction: str = ""
+    target: Modality | None = None
+    limit: int = 10
+    filter: Filter | None = None
+    merge: MergePolicy | None = None
+    rerank: Rerank | None = None
+    consistency: Consistency | None = None
+    token: str = ""
+    require_all_shards: bool = False
+    include_content: bool = False
+
+
+def check_search(search: Search) -> None:
+    """Raise `InvalidField` unless query, instruction, limits and filter are as they must be."""
+    check_content(search.query, "query")
+    check_instruction(search.instruction)
+    if not 1 <= search.limit <= MAX_LIMIT:
+        raise InvalidField("limit", f"is {search.limit}; 1 to {MAX_LIMIT} are allowed")
+    if search.filter is not None:
+        check_filter(search.filter)
+    if search.rerank is not None:
+        _check_rerank(search.rerank)
+
+
+def _check_rerank(rerank: Rerank) -> None:
+    if not 0 <= rerank.candidates <= MAX_RERANK:
+        problem = f"is {rerank.candidates}; 0 to {MAX_RERANK} are allowed"
+        raise InvalidField("rerank.candidates", problem)
+    if not 0 <= rerank.max_seconds <= MAX_RERANK_S:  # also refuses NaN
+        problem = f"is {rerank.max_seconds}; 0 to {MAX_RERANK_S} are allowed"
+        raise InvalidField("rerank.max_seconds", problem)
+    if not 0 <= rerank.max_image_tokens <= MAX_IMAGE_TOKENS:
+        problem = f"is {rerank.max_image_tokens}; 0 to {MAX_IMAGE_TOKENS} are allowed"
+        raise InvalidField("rerank.max_image_tokens", problem)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A candidate in a result; higher scores are better."""
+
+    id: str
+    rank: int
+    score: float
+    retrieval_score: float
+    rerank_score: float | None
+    modality: Modality
+    attributes: Attributes
+    content: Content | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How many of the shards answered."""
+
+    shards_answered: int
+    shards_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Degradation:
+    """One thing that a search skipped, and why."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Seconds of one stage in the gateway, and inside the service that it called."""
+
+    name: str
+    seconds: float
+    service_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """How an answer was made."""
+
+    request_id: str
+    query_modality: Modality
+    searched: tuple[Modality, ...]
+    target_source: str
+    merge: MergePolicy
+    stages: tuple[Stage, ...]
+    total_seconds: float
+    encoder_batch_size: int
+    embedding_cached: bool
+    encoder_fingerprint: str
+    reranker_fingerprint: str
+    reranker_template: str
+    rerank_outcome: RerankOutcome
+    calibration: str
+    gateway_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The answer to one search."""
+
+    hits: tuple[Hit, ...]
+    coverage: Coverage
+    degradations: tuple[Degradation, ...]
+    receipt: Receipt
+    token: str

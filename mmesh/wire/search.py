@@ -1,0 +1,193 @@
+"""Searches and their answers to protobuf and back; both ends of the public API use it."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from mmesh import wire
+from mmesh.api.gateway.v1 import gateway_pb2 as pb
+from mmesh.content import Modality
+from mmesh.search import (
+    Coverage,
+    Degradation,
+    Hit,
+    MergePolicy,
+    Receipt,
+    Rerank,
+    RerankOutcome,
+    Search,
+    SearchResult,
+    Stage,
+    check_search,
+)
+
+_MERGES = {
+    MergePolicy.SCORE: pb.MERGE_POLICY_SCORE,
+    MergePolicy.CALIBRATED: pb.MERGE_POLICY_CALIBRATED,
+    MergePolicy.RRF: pb.MERGE_POLICY_RRF,
+    MergePolicy.INTERLEAVE: pb.MERGE_POLICY_INTERLEAVE,
+}
+_OUTCOMES = {
+    RerankOutcome.FULL: pb.RERANK_OUTCOME_FULL,
+    RerankOutcome.PARTIAL: pb.RERANK_OUTCOME_PARTIAL,
+    RerankOutcome.SKIPPED: pb.RERANK_OUTCOME_SKIPPED,
+}
+_MERGE_OF, _OUTCOME_OF = wire.by_number(_MERGES), wire.by_number(_OUTCOMES)
+
+
+def search_to_pb(search: Search) -> pb.SearchRequest:
+    """Return the message of `search`."""
+    return pb.SearchRequest(
+        collection=search.collection,
+        query=wire.content_to_pb(search.query),
+        instruction=search.instruction,
+        target=wire.modality_to_pb(search.target),
+        limit=search.limit,
+        filter=wire.filter_to_pb(search.filter) if search.filter else None,
+        merge=_MERGES[search.merge] if search.merge else pb.MERGE_POLICY_UNSPECIFIED,
+        rerank=_rerank_to_pb(search.rerank) if search.rerank else None,
+        consistency=wire.consistency_to_pb(search.consistency),
+        token=search.token,
+        require_all_shards=search.require_all_shards,
+        include_content=search.include_content,
+    )
+
+
+def search_from_pb(message: pb.SearchRequest) -> Search:
+    """Return the search of `message`, checked.
+
+    Raises:
+        InvalidField: a field is outside its limits.
+    """
+    search = Search(
+        collection=message.collection,
+        query=wire.content_from_pb(message.query, "query"),
+        instruction=message.instruction,
+        target=wire.modality_from_pb(message.target, "target"),
+        limit=message.limit if message.HasField("limit") else 10,
+        filter=wire.filter_from_pb(message.filter) if message.HasField("filter") else None,
+        merge=cast("MergePolicy | None", wire.enum_from_pb(_MERGE_OF, message.merge, "merge")),
+        rerank=_rerank_from_pb(message.rerank) if message.HasField("rerank") else None,
+        consistency=wire.consistency_from_pb(message.consistency),
+        token=message.token,
+        require_all_shards=message.require_all_shards,
+        include_content=message.include_content,
+    )
+    check_search(search)
+    return search
+
+
+def _rerank_to_pb(rerank: Rerank) -> pb.RerankOptions:
+    return pb.RerankOptions(
+        candidates=rerank.candidates,
+        max_seconds=rerank.max_seconds,
+        max_image_tokens=rerank.max_image_tokens,
+    )
+
+
+def _rerank_from_pb(message: pb.RerankOptions) -> Rerank:
+    return Rerank(message.candidates, message.max_seconds, message.max_image_tokens)
+
+
+def result_to_pb(result: SearchResult) -> pb.SearchResponse:
+    """Return the message of `result`."""
+    return pb.SearchResponse(
+        hits=[_hit_to_pb(hit) for hit in result.hits],
+        coverage=pb.Coverage(
+            shards_answered=result.coverage.shards_answered,
+            shards_total=result.coverage.shards_total,
+        ),
+        degradations=[
+            pb.Degradation(reason=d.reason, message=d.message) for d in result.degradations
+        ],
+        receipt=_receipt_to_pb(result.receipt),
+        token=result.token,
+    )
+
+
+def _hit_to_pb(hit: Hit) -> pb.Hit:
+    message = pb.Hit(
+        id=hit.id,
+        rank=hit.rank,
+        score=hit.score,
+        retrieval_score=hit.retrieval_score,
+        rerank_score=hit.rerank_score,
+        modality=wire.modality_to_pb(hit.modality),
+        content=wire.content_to_pb(hit.content) if hit.content else None,
+    )
+    wire.attributes_to_pb(hit.attributes, message.attributes)
+    return message
+
+
+def _receipt_to_pb(receipt: Receipt) -> pb.Receipt:
+    return pb.Receipt(
+        request_id=receipt.request_id,
+        query_modality=wire.modality_to_pb(receipt.query_modality),
+        searched=[wire.modality_to_pb(modality) for modality in receipt.searched],
+        target_source=receipt.target_source,
+        merge=_MERGES[receipt.merge],
+        stages=[
+            pb.Stage(name=s.name, seconds=s.seconds, service_seconds=s.service_seconds)
+            for s in receipt.stages
+        ],
+        total_seconds=receipt.total_seconds,
+        encoder_batch_size=receipt.encoder_batch_size,
+        embedding_cached=receipt.embedding_cached,
+        encoder_fingerprint=receipt.encoder_fingerprint,
+        reranker_fingerprint=receipt.reranker_fingerprint,
+        reranker_template=receipt.reranker_template,
+        rerank_outcome=_OUTCOMES[receipt.rerank_outcome],
+        calibration=receipt.calibration,
+        gateway_version=receipt.gateway_version,
+    )
+
+
+def result_from_pb(message: pb.SearchResponse) -> SearchResult:
+    """Return the result of `message`."""
+    return SearchResult(
+        hits=tuple(_hit_from_pb(hit) for hit in message.hits),
+        coverage=Coverage(message.coverage.shards_answered, message.coverage.shards_total),
+        degradations=tuple(Degradation(d.reason, d.message) for d in message.degradations),
+        receipt=_receipt_from_pb(message.receipt),
+        token=message.token,
+    )
+
+
+def _hit_from_pb(message: pb.Hit) -> Hit:
+    return Hit(
+        id=message.id,
+        rank=message.rank,
+        score=message.score,
+        retrieval_score=message.retrieval_score,
+        rerank_score=message.rerank_score if message.HasField("rerank_score") else None,
+        modality=_modality(message.modality),
+        attributes=wire.attributes_from_pb(message.attributes),
+        content=wire.content_from_pb(message.content) if message.HasField("content") else None,
+    )
+
+
+def _receipt_from_pb(message: pb.Receipt) -> Receipt:
+    def known(table: dict[Any, Any], value: int, default: Any) -> Any:
+        return wire.enum_from_pb(table, value, "receipt") or default
+
+    return Receipt(
+        request_id=message.request_id,
+        query_modality=_modality(message.query_modality),
+        searched=tuple(_modality(value) for value in message.searched),
+        target_source=message.target_source,
+        merge=known(_MERGE_OF, message.merge, MergePolicy.SCORE),
+        stages=tuple(Stage(s.name, s.seconds, s.service_seconds) for s in message.stages),
+        total_seconds=message.total_seconds,
+        encoder_batch_size=message.encoder_batch_size,
+        embedding_cached=message.embedding_cached,
+        encoder_fingerprint=message.encoder_fingerprint,
+        reranker_fingerprint=message.reranker_fingerprint,
+        reranker_template=message.reranker_template,
+        rerank_outcome=known(_OUTCOME_OF, message.rerank_outcome, RerankOutcome.SKIPPED),
+        calibration=message.calibration,
+        gateway_version=message.gateway_version,
+    )
+
+
+def _modality(value: int) -> Modality:
+    return wire.modality_from_pb(value) or Modality.TEXT
