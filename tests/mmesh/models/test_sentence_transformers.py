@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("sentence_transformers") is None,
     reason="sentence-transformers is absent: run `make setup-models`",
 )
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 INSTRUCT = "Instruct: Given a question, retrieve passages that answer it\nQuery: "
 PROMPTS = {
     "plain": {},
