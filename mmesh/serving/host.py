@@ -21,6 +21,7 @@ from mmesh.errors import MmeshError
 from mmesh.serving import handlers, supervision, telemetry
 from mmesh.serving.settings import ServiceSettings
 from mmesh.serving.supervision import Supervised
+from mmesh.serving.watchdog import LoopWatchdog
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +141,11 @@ class Host:
         freeze_what_is_here()
         await self.set_serving(True)
         logger.info("serving", extra={"port": self.port})
-        async with aclosing(Supervised("host", self._keep_looking)) as looking:
-            looking.start()
+        watchdog = LoopWatchdog(self.settings.loop_limit_ms / 1000)
+        tasks = Supervised("host", self._keep_looking), Supervised("watchdog", watchdog.run)
+        async with aclosing(tasks[0]), aclosing(tasks[1]):
+            for task in tasks:
+                task.start()
             await self.stop.wait()
         await self.drain()
 

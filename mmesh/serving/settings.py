@@ -37,6 +37,11 @@ class ServiceSettings(BaseSettings):
         False, description="Drain when the process that started this one is gone."
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    loop_limit_ms: float = Field(
+        0.0,
+        ge=0,
+        description="Debugging: log what computes on the event loop for longer than this; 0: off.",
+    )
     otlp_endpoint: str = Field(
         "",
         description="Where traces go (OTLP over gRPC), such as http://collector:4317; empty: none.",

@@ -29,6 +29,11 @@ task_failures_total = Counter(
     "Times that a background task ended and was restarted, by task and kind of error.",
     ["task", "error"],
 )
+loop_blocked = Histogram(
+    "mmesh_loop_blocked_seconds",
+    "Seconds by which a timer of the event loop was late; all calls waited as long.",
+    buckets=SECONDS,
+)
 task_unwell = Gauge(
     "mmesh_task_unwell",
     "Background tasks of a name that fail again and again: the process says NOT_SERVING meanwhile.",
