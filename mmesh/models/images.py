@@ -29,10 +29,16 @@ _UPRIGHT = {
 _NO_FRAME = (0xC4, 0xC8, 0xCC)
 
 
-def decode(data: bytes, path: str) -> Image.Image:
+def decode(data: bytes, path: str, *, bare: bool = False) -> Image.Image:
     """Return the picture in `data`, upright, as RGB over white; the first frame if animated.
 
     The size is read from the header and checked before any pixel is decoded.
+
+    Args:
+        data: the bytes of the file.
+        path: names the field in errors.
+        bare: give the pixels of Pillow's `Image.open(...).convert("RGB")`, as the published code of
+            many models does: not turned by EXIF, transparency dropped, 16 bits clipped.
 
     Raises:
         InvalidImage: `data` is no whole PNG, JPEG, WebP or GIF, or is larger than 50 megapixels
@@ -45,7 +51,7 @@ def decode(data: bytes, path: str) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=[kind])
         _check_size(image.size, path)
         image.load()
-        return _rgb(_upright(image))
+        return image.convert("RGB") if bare else _rgb(_upright(image))
     except InvalidImage:
         raise
     except Exception as error:  # Decoders meet hostile bytes with errors of many types.

@@ -56,6 +56,11 @@ class EncoderSettings(ServiceSettings):
         description="Let torch.compile rewrite the network; auto: on a GPU with a C compiler, for "
         "models that pack their inputs.",
     )
+    published_preprocessing: bool = Field(
+        False,
+        description="Make pixels exactly as the published code of MM-Embed does: not turned by "
+        "EXIF, transparency dropped.",
+    )
     threads: int = Field(
         os.cpu_count() or 1, gt=0, description="Threads of one forward pass; one a core."
     )

@@ -14,6 +14,8 @@ from mmesh.models.protocol import EncoderModel
 LITE = "lite"
 FAMILIES = ("mm-embed", "qwen3-vl-embedding", "clip-fusion", "sentence-transformers")
 """Each is a module of `mmesh.models` with `FAMILY`, `REVISION` and `load(folder, choice)`."""
+PUBLISHED_PREPROCESSING = ("mm-embed",)
+"""Families whose published code makes other pixels of some pictures than ours, on request."""
 OPEN_FAMILY = "sentence-transformers"
 """Takes all models of no other family; the model chooses the classes that run it."""
 _BY_MODEL_TYPE = {
@@ -48,6 +50,8 @@ class EncoderChoice:
     """Texts are cut to this many tokens; 0 for the model's own limit."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether torch.compile rewrites the network's layers; `auto`: on a GPU, where it pays."""
+    published_preprocessing: bool = False
+    """Make pixels of pictures exactly as the model's published code does; MM-Embed only."""
     modalities: frozenset[Modality] | None = None
     """What is answered; None for all that the model reads."""
 
@@ -77,6 +81,7 @@ def open_encoder(choice: EncoderChoice) -> EncoderModel:
 
 def _loaded(choice: EncoderChoice) -> EncoderModel:
     if choice.model == LITE:
+        _check_preprocessing(choice, LITE)
         from mmesh.models.encoders.lite.model import load_lite
 
         return load_lite(backend=choice.backend, threads=choice.threads)
@@ -86,9 +91,16 @@ def _loaded(choice: EncoderChoice) -> EncoderModel:
     name = family_of(hub.read_config(folder)) if choice.family == "auto" else choice.family
     if name not in FAMILIES:
         raise FailedPrecondition(f"no family is called {name!r}; known: {', '.join(FAMILIES)}")
+    _check_preprocessing(choice, name)
     if name == OPEN_FAMILY and not choice.trust_remote_code:
         hub.check_no_code(folder)
     return _load(name, folder, choice)
+
+
+def _check_preprocessing(choice: EncoderChoice, family: str) -> None:
+    if choice.published_preprocessing and family not in PUBLISHED_PREPROCESSING:
+        has = ", ".join(PUBLISHED_PREPROCESSING)
+        raise FailedPrecondition(f"{family} has no published preprocessing to choose; {has} has")
 
 
 def family_of(config: dict[str, Any]) -> str:

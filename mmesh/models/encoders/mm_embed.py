@@ -10,8 +10,13 @@ Prompts, pooling and pictures follow that code (`modeling_nvmmembed.py`, for tra
 a square. A sequence starts with BOS and ends with EOS. With an instruction, the mean leaves out all
 that comes before `Query:`. Candidates have no instruction.
 
-There are two differences. Special tokens in a text stay text. And a text with `\nQuery: ` in it
-loses nothing, whereas the published code leaves out of the mean what comes before that.
+Differences in text: special tokens stay text; a text with `\nQuery: ` in it loses nothing, whereas
+the published code leaves out of the mean what comes before that; an instruction of white space is
+none; several texts of one content are joined by line feeds.
+
+Differences in pictures, none with `published_preprocessing`: EXIF's orientation is applied,
+transparency is laid over white, 16-bit samples are scaled. The published code takes Pillow's
+`convert("RGB")`: as stored, what is under transparency, clipped.
 
 The published weights (CC-BY-NC-4.0) were not at hand, so no vector is checked against theirs. The
 tensors' names are from public code that lists them, and with these sizes they make up the bytes of
@@ -174,6 +179,8 @@ class MMEmbedEncoder:
         view: GlobalView | None,
         runtime: Runtime,
         info: EncoderInfo,
+        *,
+        bare_pictures: bool = False,
     ) -> None:
         self._network = network
         self._record = Recorder(network)
@@ -181,6 +188,7 @@ class MMEmbedEncoder:
         self._view = view
         self._runtime = runtime
         self._info = info
+        self._bare_pictures = bare_pictures
 
     @property
     def info(self) -> EncoderInfo:
@@ -241,7 +249,7 @@ class MMEmbedEncoder:
                 raise InvalidField(path, "is a picture; this encoder reads texts only")
             if found is not None:
                 raise InvalidField(path, "is a second picture; MM-Embed reads one at most")
-            found = self._view(images.decode(part.data, path))
+            found = self._view(images.decode(part.data, path, bare=self._bare_pictures))
         return found
 
 
@@ -261,9 +269,11 @@ def load(folder: Path, choice: EncoderChoice) -> MMEmbedEncoder:
     )
     view = _view(folder, architecture.image_side) if reads_images else None
     network = load_network(folder, architecture, runtime.dtype, reads_images=reads_images)
+    bare = choice.published_preprocessing
+    parts = REVISION, runtime.dtype_name, max_tokens, *("published preprocessing",) * bare
     info = EncoderInfo(
         name=hub.display_name(choice.model, folder),
-        fingerprint=hub.fingerprint_of(folder, FAMILY, (REVISION, runtime.dtype_name, max_tokens)),
+        fingerprint=hub.fingerprint_of(folder, FAMILY, parts),
         dim=architecture.dim,
         modalities=frozenset(Modality if reads_images else {Modality.TEXT}),
         max_text_tokens=max_tokens,
@@ -273,7 +283,7 @@ def load(folder: Path, choice: EncoderChoice) -> MMEmbedEncoder:
     )
     network = runtime.placed(network)
     network.decode = Decoder(network.language_model, causal=False, fused=runtime.fused)
-    return MMEmbedEncoder(network, writer, view, runtime, info)
+    return MMEmbedEncoder(network, writer, view, runtime, info, bare_pictures=bare)
 
 
 def _max_tokens(choice: EncoderChoice, architecture: Architecture) -> int:
