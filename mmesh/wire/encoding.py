@@ -1,0 +1,84 @@
+"""Large messages off the event loop: built in a worker thread, serialised piece by piece.
+
+protobuf serialises a message in one call that holds the GIL, 60 MiB of pictures for 75 ms, and a
+thread changes nothing about that. The encoding of a message is the concatenation of those of its
+fields (protobuf.dev/programming-guides/encoding), so they can be made one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from mmesh.content import Content, Image
+
+LARGE_BYTES = 1 << 20
+"""From here on a message is worth a thread: it takes a millisecond to build."""
+Made = TypeVar("Made")
+
+
+async def off_loop(size: int, make: Callable[[], Made]) -> Made:
+    """Return what `make` does, called in a worker thread if it is about many bytes."""
+    return await asyncio.to_thread(make) if size >= LARGE_BYTES else make()
+
+
+def content_bytes(contents: Iterable[Content]) -> int:
+    """Return about how many bytes contents take in a message."""
+    parts = (part for content in contents for part in content.parts)
+    return sum(len(part.data if isinstance(part, Image) else part) for part in parts)
+
+
+def as_bytes(message: Message | bytes) -> bytes:
+    """Return the encoding of a message, or the bytes if it is encoded already: a serializer."""
+    return message if isinstance(message, bytes) else message.SerializeToString()
+
+
+def encode(message: Message) -> bytes:
+    """Return the encoding of a message, made so that other threads can run in between."""
+    return b"".join(_pieces(message))
+
+
+def _pieces(message: Message) -> list[bytes]:
+    fields = message.ListFields()
+    if not any(map(_holds_messages, (field for field, _ in fields))):
+        return [message.SerializeToString()]
+    plain, pieces = type(message)(), []
+    for field, value in fields:
+        if not _holds_messages(field):
+            _copy(field, value, plain)
+            continue
+        for one in value if field.is_repeated else (value,):
+            inner = _pieces(one)
+            pieces += [_header(field.number, sum(map(len, inner))), *inner]
+    return [plain.SerializeToString(), *pieces]
+
+
+def _holds_messages(field: FieldDescriptor) -> bool:
+    """Tell whether a field holds messages; entries of maps are small and not counted."""
+    kind = field.message_type
+    return kind is not None and not kind.GetOptions().map_entry
+
+
+def _copy(field: FieldDescriptor, value: Any, to: Message) -> None:
+    if field.is_repeated:
+        getattr(to, field.name).MergeFrom(value)
+    else:
+        setattr(to, field.name, value)
+
+
+def _header(number: int, length: int) -> bytes:
+    """Return tag and length of an embedded message (wire type 2)."""
+    return _varint(number << 3 | 2) + _varint(length)
+
+
+def _varint(value: int) -> bytes:
+    digits = bytearray()
+    while value > 0x7F:
+        digits.append(value & 0x7F | 0x80)
+        value >>= 7
+    digits.append(value)
+    return bytes(digits)
