@@ -6,7 +6,7 @@ from mmesh.client import Client
 from mmesh.collections import Collection, CollectionLimits, CollectionSettings
 from mmesh.content import Content, Image, Modality
 from mmesh.errors import MmeshError
-from mmesh.filters import parse_filter
+from mmesh.filter_language import parse_filter
 from mmesh.ingest import Progress
 from mmesh.mesh_status import MeshStatus, ServiceStatus
 from mmesh.search import (

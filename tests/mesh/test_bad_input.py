@@ -38,7 +38,7 @@ from mmesh.errors import (
     StaleReplica,
     StorageFull,
 )
-from mmesh.filters import parse_filter
+from mmesh.filter_language import parse_filter
 from mmesh.search import Consistency
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND

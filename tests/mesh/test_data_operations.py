@@ -28,7 +28,8 @@ from mmesh.errors import (
     InvalidVector,
     ModelMismatch,
 )
-from mmesh.filters import AllOf, parse_filter
+from mmesh.filter_language import parse_filter
+from mmesh.filters import AllOf
 from mmesh.search import Consistency, Rerank
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT

@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 from mmesh import wire
 from mmesh.api.index.v1 import collection_pb2, index_pb2
 from mmesh.content import Modality
-from mmesh.filters import parse_filter
+from mmesh.filter_language import parse_filter
 from mmesh.search import Consistency
 
 DIM = 8

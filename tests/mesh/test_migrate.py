@@ -21,7 +21,7 @@ from mmesh.candidates import Candidate
 from mmesh.cli.main import cli
 from mmesh.collections import CollectionSettings
 from mmesh.errors import FailedPrecondition, MmeshError, ModelMismatch
-from mmesh.filters import parse_filter
+from mmesh.filter_language import parse_filter
 from mmesh.search import Consistency
 
 ALIAS, OLD, NEW = "pets", "pets-1", "pets-2"

@@ -1,7 +1,8 @@
 import pytest
 
 from mmesh.errors import InvalidFilter
-from mmesh.filters import AllOf, AnyOf, Compare, In, Not, Operator, check_filter, parse_filter
+from mmesh.filter_language import parse_filter
+from mmesh.filters import AllOf, AnyOf, Compare, In, Not, Operator, check_filter
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import click
 from mmesh.cli.options import address_option
 from mmesh.cli.output.tables import console, content_preview, table
 from mmesh.client import Client
-from mmesh.filters import parse_filter
+from mmesh.filter_language import parse_filter
 
 BATCH = 1000
 BY_FILTER_S = 3600.0

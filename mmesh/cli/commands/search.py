@@ -22,7 +22,7 @@ from mmesh.cli.output.tables import console, footnotes, hits_table
 from mmesh.client import Client
 from mmesh.content import Content, Image, Modality, Part
 from mmesh.errors import MmeshError
-from mmesh.filters import parse_filter
+from mmesh.filter_language import parse_filter
 from mmesh.search import MergePolicy, Rerank, Search, SearchResult
 
 BATCH, IN_FLIGHT = 32, 4
