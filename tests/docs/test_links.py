@@ -16,8 +16,10 @@ PATH = re.compile(r"`((?:benchmarks|docs|examples|mmesh|protos|services|tests|to
 
 
 def pages() -> list[str]:
-    listed = subprocess.check_output(["git", "ls-files", "*.md"], cwd=ROOT, text=True)
-    return listed.splitlines()
+    """Return what is committed or may soon be."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
+    listed = subprocess.check_output(command, cwd=ROOT, text=True).splitlines()
+    return [name for name in sorted(listed) if (ROOT / name).exists()]
 
 
 @cache
