@@ -8,7 +8,7 @@ from collections.abc import Callable
 import prometheus_client
 
 from mmesh.errors import all_errors
-from tools import figures
+from tools import decisions, figures
 from tools.marks import cited_figures, fill, marked_pages
 
 FOLDER = pathlib.Path("docs/reference")
@@ -82,6 +82,7 @@ PAGES: dict[pathlib.Path, Callable[[], str]] = {
     FOLDER / "errors.md": errors_page,
     FOLDER / "metrics.md": metrics_page,
     FOLDER / "figures.md": lambda: NOTE + figures.page(),
+    decisions.FOLDER / "README.md": lambda: NOTE + decisions.page(),
 }
 
 
