@@ -11,10 +11,11 @@ PAGE = Path(__file__).parents[2] / "docs/quickstart.md"
 
 
 @pytest.fixture
-def demo_pictures() -> None:
+def demo_pictures(monkeypatch) -> None:
     """The pictures that `make demo` has fetched before a reader comes to the page."""
     from examples.demo.pictures import fetch_pictures
 
+    monkeypatch.delenv("MMESH_CACHE", raising=False)
     try:
         fetch_pictures()
     except SystemExit as problem:
