@@ -82,7 +82,7 @@ bench-peers: setup setup-peers  ## compare the index with other vector stores on
 protos: setup  ## generate mmesh/api from protos/
 	$(BIN)/python -m tools.generate_api .
 
-docs: setup  ## generate docs/reference from the code
+docs: setup  ## generate docs/reference, and the figures and sources that pages show
 	$(BIN)/python -m tools.generate_docs
 
 protos-accept: setup  ## make today's protos the published API (with a CHANGELOG line)

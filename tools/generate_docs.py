@@ -1,12 +1,15 @@
-"""Write docs/reference from the code: settings, errors and metrics; `make docs`."""
+"""Write docs/reference from the code, and figures and sources into pages; `make docs`."""
 
 import importlib
 import pathlib
 import sys
+from collections.abc import Callable
 
 import prometheus_client
 
 from mmesh.errors import all_errors
+from tools import decisions, figures
+from tools.marks import cited_figures, fill, marked_pages
 
 FOLDER = pathlib.Path("docs/reference")
 SERVICES = {
@@ -74,16 +77,37 @@ def metric_name(metric: prometheus_client.Metric) -> str:
     return f"{metric.name}_total" if metric.type == "counter" else metric.name
 
 
-PAGES = {"settings.md": settings_page, "errors.md": errors_page, "metrics.md": metrics_page}
+PAGES: dict[pathlib.Path, Callable[[], str]] = {
+    FOLDER / "settings.md": settings_page,
+    FOLDER / "errors.md": errors_page,
+    FOLDER / "metrics.md": metrics_page,
+    FOLDER / "figures.md": lambda: NOTE + figures.page(),
+    decisions.FOLDER / "README.md": lambda: NOTE + decisions.page(),
+}
+
+
+def wanted() -> dict[pathlib.Path, str]:
+    """Return what every generated page, and every page with marked places, has to say.
+
+    Raises:
+        ValueError: a marked place names what there is not, or a figure is cited nowhere.
+    """
+    marked = {path: path.read_text("utf-8") for path in marked_pages()}
+    cited = {name for text in marked.values() for name in cited_figures(text)}
+    if unused := figures.figures().keys() - cited:
+        raise ValueError(f"no page cites the figures {', '.join(sorted(unused))}")
+    generated = {path: page() for path, page in PAGES.items()}
+    return {path: fill(text) for path, text in marked.items()} | generated
 
 
 def check() -> bool:
-    """Tell whether the committed pages are what the code says."""
-    stale = [
-        n
-        for n, page in PAGES.items()
-        if not (FOLDER / n).is_file() or (FOLDER / n).read_text() != page()
-    ]
+    """Tell whether the committed pages are what the code and the stored results say."""
+    try:
+        pages = wanted()
+    except ValueError as problem:
+        print(problem)
+        return False
+    stale = [p for p, text in pages.items() if not p.is_file() or p.read_text("utf-8") != text]
     if stale:
         print("stale:", *stale)
     return not stale
@@ -91,6 +115,6 @@ def check() -> bool:
 
 if __name__ == "__main__":
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for name, page in PAGES.items():
-        (FOLDER / name).write_text(page())
+    for path, text in wanted().items():
+        path.write_text(text, "utf-8")
     sys.exit(0)

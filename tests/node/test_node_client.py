@@ -28,7 +28,7 @@ def test_a_node_client_ingests_and_searches_with_text_and_picture(
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert answer["stored"] == 2
+    assert answer["stored"] == 1
     assert answer["rejected"] == [["broken", "INVALID_IMAGE"]]
     assert answer["byText"] == [["words", "MODALITY_TEXT", 1]]
     assert answer["year"] == 2001
@@ -36,6 +36,19 @@ def test_a_node_client_ingests_and_searches_with_text_and_picture(
     assert answer["pictureScore"] == pytest.approx(1, abs=1e-4)
     assert answer["filtered"] == 0
     assert answer["coverage"] == {"shards_answered": 2, "shards_total": 2}
-    code, details, statuses = answer["failure"]
-    assert (code, statuses) == (5, 1)
-    assert "nowhere" in details
+    assert answer["isRepeated"]
+    assert answer["requestId"] == "from-node"
+    nothing = {"fields": []}
+    assert answer["nowhere"] == [
+        5,
+        nothing | {"reason": "COLLECTION_NOT_FOUND", "metadata": {"collection": "nowhere"}},
+    ]
+    assert answer["stale"] == [
+        14,
+        nothing | {"reason": "STALE_REPLICA", "metadata": {}, "retryMs": 200},
+    ]
+    assert answer["wrong"] == [
+        3,
+        {"reason": "INVALID_FIELD", "metadata": {"field": "limit"}, "fields": ["limit"]},
+    ]
+    assert answer["away"] == [14, nothing | {"reason": "", "metadata": {}, "retryMs": 500}]
