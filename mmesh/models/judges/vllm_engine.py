@@ -27,6 +27,7 @@ from mmesh.errors import (
     Unavailable,
 )
 from mmesh.models.compat import check_plugin, declare_torchvision_operators
+from mmesh.models.orphans import end_children_with_this
 
 _T = TypeVar("_T")
 
@@ -205,7 +206,8 @@ def check_installation() -> None:
 def set_environment(settings: VllmSettings) -> None:
     """Make this process ready to import transformers and vLLM.
 
-    Both stay offline and silent to third parties, unless told otherwise.
+    Both stay offline and silent to third parties, unless told otherwise. What vLLM starts ends with
+    this process.
     """
     wanted = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if settings.enforce_eager:  # vLLM compiles a helper of its sampler even so
@@ -213,6 +215,7 @@ def set_environment(settings: VllmSettings) -> None:
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
     declare_torchvision_operators()
+    end_children_with_this()
 
 
 async def _started(folder: Path, settings: VllmSettings, extra: Mapping[str, Any]) -> Any:
