@@ -14,6 +14,7 @@ from mmesh.content import Attributes, Content, Modality, Role
 from mmesh.errors import MmeshError
 from mmesh.filters import Filter
 from mmesh.serving.deadline import Deadline
+from mmesh.tokens import Token
 from mmesh.vectors import FloatMatrix
 
 
@@ -81,8 +82,8 @@ class ShardAnswer:
     """Hits by query and modality, in the order of the search's."""
 
     lists: list[list[list[Scored]]]
-    token: str
-    """The state of the log that was searched, as "epoch:seq"; see `fanout.epoch_of`."""
+    token: Token
+    """The state of the log that was searched."""
     service_s: float
 
 

@@ -11,9 +11,10 @@ from mmesh.candidates import Consistency
 from mmesh.content import Modality
 from mmesh.errors import MmeshError
 from mmesh.serving.deadline import Deadline
+from mmesh.tokens import Token
 from services.gateway.interfaces import Encoder, Index, ShardOrder
 from services.gateway.search.calibration import QUERIES, TAIL, Calibration, fit
-from services.gateway.search.fanout import epoch_of, search_shards, seq_of
+from services.gateway.search.fanout import search_shards
 from services.gateway.search.ranking import Lists
 
 logger = logging.getLogger(__name__)
@@ -43,18 +44,17 @@ class Calibrator:
         self,
         collection: str,
         fingerprint: str,
-        token: str,
+        token: Token,
         query_modality: Modality,
         deadline: Deadline,
     ) -> Calibration | None:
         """Return the calibration; None when there is none and none can be fitted in time."""
-        epoch, seq = epoch_of(token), seq_of(token)
-        key = (collection, epoch, fingerprint, query_modality)
+        key = (collection, token.epoch, fingerprint, query_modality)
         known = self._known.get(key)
-        if known is not None and not known.is_outgrown(seq):
+        if known is not None and not known.is_outgrown(token.seq):
             return known
         if key not in self._fitting:
-            self._fitting[key] = asyncio.create_task(self._fit(key, seq))
+            self._fitting[key] = asyncio.create_task(self._fit(key, token.seq))
             self._fitting[key].add_done_callback(lambda _: self._fitting.pop(key, None))
         if known is not None:
             return known
@@ -88,7 +88,7 @@ class Calibrator:
             Consistency.EVENTUAL, "",
         )  # fmt: skip
         found = await search_shards(self._index, order, deadline)
-        if epoch_of(found.token) != epoch:  # another collection has the name by now
+        if found.token.epoch != epoch:  # another collection has the name by now
             return None
         foreign = [lists for lists in found.lists if not _is_verbatim(lists)] or found.lists
         tails = {

@@ -265,7 +265,9 @@ class Pipeline:
         )
         run.watch.lap("answer")
         receipt = _receipt(run)
-        run.result = SearchResult(hits, run.coverage, tuple(run.degradations), receipt, run.token)
+        run.result = SearchResult(
+            hits, run.coverage, tuple(run.degradations), receipt, str(run.token)
+        )
         _measure(run.result)
 
     def _hit(self, run: Run, rank: int, entry: Ranked) -> Hit:

@@ -23,6 +23,7 @@ from mmesh.errors import (
     Unavailable,
 )
 from mmesh.serving.deadline import Deadline
+from mmesh.tokens import Token
 from services.gateway import metrics
 from services.gateway.interfaces import Scored, ShardAnswer, ShardOrder
 from services.gateway.rpc import answer_of
@@ -136,7 +137,7 @@ class ReplicatedSearch:
         ]
         width = len(modalities)
         by_query = [lists[start : start + width] for start in range(0, len(lists), width)]
-        return ShardAnswer(by_query, reply.token, reply.seconds)
+        return ShardAnswer(by_query, Token.parse(reply.token), reply.seconds)
 
 
 def _request_of(order: ShardOrder) -> index_pb2.SearchRequest:

@@ -6,6 +6,7 @@ import pytest
 from mmesh.content import Modality
 from mmesh.errors import Unavailable
 from mmesh.serving.deadline import Deadline
+from mmesh.tokens import Token
 from services.gateway.interfaces import EncoderModel, Scored, ShardAnswer
 from services.gateway.search.calibrator import Calibrator
 
@@ -42,12 +43,12 @@ class Index:
             [[Scored("t", TEXT, text, {})], [Scored("i", IMAGE, image, {})], []]
             for text, image in self.scores
         ]
-        return ShardAnswer(lists, "e:10", 0.0)
+        return ShardAnswer(lists, Token("e", 10), 0.0)
 
 
 async def test_scales_come_from_the_first_hits_of_each_modality():
     calibrator = Calibrator(Encoder(), Index((0.8, 0.3), (0.6, 0.1)))
-    found = await calibrator.get("c", "m-1", "e:10", TEXT, SOON)
+    found = await calibrator.get("c", "m-1", Token("e", 10), TEXT, SOON)
     assert found.scales[TEXT].mean == pytest.approx(0.7)
     assert found.scales[IMAGE].mean == pytest.approx(0.2)
     assert PAIR not in found.scales
@@ -55,7 +56,7 @@ async def test_scales_come_from_the_first_hits_of_each_modality():
 
 async def test_a_query_that_is_in_the_collection_is_no_scale():
     calibrator = Calibrator(Encoder(), Index((1.0, 0.9), (0.6, 0.1)))
-    found = await calibrator.get("c", "m-1", "e:10", TEXT, SOON)
+    found = await calibrator.get("c", "m-1", Token("e", 10), TEXT, SOON)
     assert found.scales[TEXT].mean == pytest.approx(0.6)
     assert found.scales[IMAGE].mean == pytest.approx(0.1)
 
@@ -63,27 +64,29 @@ async def test_a_query_that_is_in_the_collection_is_no_scale():
 async def test_searches_at_a_time_share_one_fit_and_later_ones_remember_it():
     index = Index((0.8, 0.3), (0.6, 0.1))
     calibrator = Calibrator(Encoder(), index)
-    await asyncio.gather(*(calibrator.get("c", "m-1", "e:10", TEXT, SOON) for _ in range(5)))
-    await calibrator.get("c", "m-1", "e:100", TEXT, SOON)
+    await asyncio.gather(
+        *(calibrator.get("c", "m-1", Token("e", 10), TEXT, SOON) for _ in range(5))
+    )
+    await calibrator.get("c", "m-1", Token("e", 100), TEXT, SOON)
     assert index.searches == 1
 
 
 async def test_a_collection_that_has_outgrown_its_calibration_is_fitted_again_meanwhile():
     index = Index((0.8, 0.3), (0.6, 0.1))
     calibrator = Calibrator(Encoder(), index)
-    first = await calibrator.get("c", "m-1", "e:10", TEXT, SOON)
+    first = await calibrator.get("c", "m-1", Token("e", 10), TEXT, SOON)
     index.scores = ((0.5, 0.3), (0.5, 0.1))
-    assert await calibrator.get("c", "m-1", "e:1000", TEXT, SOON) is first
+    assert await calibrator.get("c", "m-1", Token("e", 1000), TEXT, SOON) is first
     await asyncio.sleep(0.1)
-    assert await calibrator.get("c", "m-1", "e:1000", TEXT, SOON) is not first
+    assert await calibrator.get("c", "m-1", Token("e", 1000), TEXT, SOON) is not first
 
 
 async def test_a_failed_fit_is_none_and_tried_again():
     calibrator = Calibrator(Encoder(), Index((0.8, 0.3), (0.6, 0.1), failures=1))
-    assert await calibrator.get("c", "m-1", "e:10", TEXT, SOON) is None
-    assert await calibrator.get("c", "m-1", "e:10", TEXT, SOON) is not None
+    assert await calibrator.get("c", "m-1", Token("e", 10), TEXT, SOON) is None
+    assert await calibrator.get("c", "m-1", Token("e", 10), TEXT, SOON) is not None
 
 
 async def test_a_modality_without_calibration_queries_has_none():
     calibrator = Calibrator(Encoder(), Index((0.8, 0.3)))
-    assert await calibrator.get("c", "m-1", "e:10", IMAGE, SOON) is None
+    assert await calibrator.get("c", "m-1", Token("e", 10), IMAGE, SOON) is None
