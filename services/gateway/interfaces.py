@@ -11,11 +11,14 @@ from typing import Protocol
 
 from mmesh.candidates import Candidate, Collection, Consistency
 from mmesh.content import Attributes, Content, Modality, Role
-from mmesh.errors import MmeshError
+from mmesh.errors import Cancelled, DeadlineExceeded, MmeshError, ResourceExhausted, Unavailable
 from mmesh.filters import Filter
 from mmesh.serving.deadline import Deadline
 from mmesh.tokens import Token
 from mmesh.vectors import FloatMatrix
+
+PASSING = (Unavailable, DeadlineExceeded, ResourceExhausted, Cancelled)
+"""Errors of a service that are not about the request: the same may succeed later or elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A search of all shards at once: what answers in time counts, what does not is said.
+"""Scatter-gather, a search of all shards at once: what answers in time counts, the rest is said.
 
 Each shard looks up by itself what an alias names. While an alias moves, two shards may for a moment
 answer from two collections; the epochs of their tokens tell, and such lists are never merged.
@@ -12,21 +12,17 @@ from dataclasses import dataclass, replace
 
 from mmesh.content import Modality
 from mmesh.errors import (
-    Cancelled,
     DeadlineExceeded,
     MmeshError,
     ResourceExhausted,
     ShardUnavailable,
     StaleReplica,
-    Unavailable,
 )
 from mmesh.serving.deadline import Deadline
 from mmesh.tokens import Token, newest
-from services.gateway.interfaces import Index, Scored, ShardAnswer, ShardOrder, ShardSearch
+from services.gateway.interfaces import PASSING, Index, Scored, ShardAnswer, ShardOrder, ShardSearch
 from services.gateway.search.ranking import join_shards
 
-_SHARD_TROUBLE = (Unavailable, DeadlineExceeded, ResourceExhausted, Cancelled)
-"""Errors of one shard that the others make up for; all others are about the request."""
 MORE_ATTEMPTS, PAUSE_S = 2, 0.05
 """Further searches when shards disagree, and the pause after each, in which they read the log."""
 Answers = Mapping[int, ShardAnswer]
@@ -70,7 +66,7 @@ async def _ask_all(search: ShardSearch, deadline: Deadline) -> tuple[Answers, Mi
     for shard, outcome in enumerate(outcomes):
         if isinstance(outcome, ShardAnswer):
             answers[shard] = outcome
-        elif isinstance(outcome, _SHARD_TROUBLE):
+        elif isinstance(outcome, PASSING):  # the other shards make up for it
             missing[shard] = outcome
         else:
             raise outcome

@@ -93,5 +93,7 @@ class Run:
         return max(self.search.limit, self.depth)
 
     def degrade(self, reason: str, message: str) -> None:
-        """Note that something was skipped."""
-        self.degradations.append(Degradation(reason, message))
+        """Note that something was skipped; once for each way of saying it."""
+        degradation = Degradation(reason, message)
+        if degradation not in self.degradations:
+            self.degradations.append(degradation)
