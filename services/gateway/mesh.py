@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Self
 
 from mmesh.candidates import ServiceStatus
@@ -14,8 +15,8 @@ from services.gateway.encoders.router import Encoders
 from services.gateway.reranker_backend import RerankerBackend
 from services.gateway.search.pipeline import Pipeline
 from services.gateway.shards.index_backend import IndexBackend
+from services.gateway.writes.draft import Draft
 from services.gateway.writes.ingest import Ingester
-from services.gateway.writes.writer import Writer
 
 STATUS_S = 2.0
 
@@ -29,9 +30,10 @@ class Mesh:
         self.reranker = RerankerBackend(settings.reranker) if settings.reranker else None
         self.catalog = Catalog(self.index)
         self.pipeline = Pipeline(self.encoders, self.index, self.catalog, self.reranker, settings)
-        self.writer = Writer(self.encoders, self.index, self.catalog)
+        self.begin = partial(Draft, self.encoders, self.index, self.catalog)
+        """Begins an upsert."""
         self.ingester = Ingester(
-            self.writer, window=settings.ingest_window, patience_s=settings.ingest_patience_s
+            self.begin, window=settings.ingest_window, patience_s=settings.ingest_patience_s
         )
 
     async def __aenter__(self) -> Self:

@@ -18,8 +18,8 @@ from services.gateway.config import GatewaySettings
 from services.gateway.interfaces import Embeddings
 from services.gateway.mesh import Mesh
 from services.gateway.search.pipeline import VERSION
+from services.gateway.writes.draft import Refused, Upsert
 from services.gateway.writes.ingest import Batch, Stored, Stream
-from services.gateway.writes.writer import Order, Refused
 
 MAX_SEARCHES = 256
 MAX_CANDIDATES = 256
@@ -62,8 +62,9 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
             raise refused.error
         candidates = [one for one in outcomes if isinstance(one, Candidate)]
         given = _embeddings_of(request, "vectors")
-        order = Order(request.collection, list(enumerate(candidates)), request.request_id, given)
-        token = await self._mesh.writer.draft(order).store_all(self._deadline(context))
+        numbered = list(enumerate(candidates))
+        upsert = Upsert(request.collection, numbered, request.request_id, given)
+        token = await self._mesh.begin(upsert).store_all(self._deadline(context))
         return pb.UpsertCandidatesResponse(token=token)
 
     async def DeleteCandidates(

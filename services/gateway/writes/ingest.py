@@ -13,7 +13,7 @@ from mmesh.errors import DeadlineExceeded, Overloaded, Unavailable
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
 from services.gateway.interfaces import Embeddings
-from services.gateway.writes.writer import Order, Refused, Writer
+from services.gateway.writes.draft import Draft, Refused, Upsert
 
 Value = TypeVar("Value")
 ATTEMPT_S = 30.0
@@ -52,10 +52,10 @@ class Stored:
 
 
 class Ingester:
-    """Stores the batches of ingest streams."""
+    """Stores the batches of ingest streams, each as a draft that `begin` begins."""
 
-    def __init__(self, writer: Writer, *, window: int, patience_s: float) -> None:
-        self._writer = writer
+    def __init__(self, begin: Callable[[Upsert], Draft], *, window: int, patience_s: float) -> None:
+        self._begin = begin
         self._window, self._patience_s = window, patience_s
 
     async def run(self, stream: Stream, batches: AsyncIterator[Batch]) -> AsyncIterator[Stored]:
@@ -90,9 +90,7 @@ class Ingester:
         """Encode a batch, then store it once the one before it is stored."""
         numbered = [(n, c) for n, c in enumerate(batch.candidates) if isinstance(c, Candidate)]
         name = f"{stream.ingest_id}:{batch.sequence}"
-        draft = self._writer.draft(
-            Order(stream.collection, numbered, name, batch.given, stream.fill)
-        )
+        draft = self._begin(Upsert(stream.collection, numbered, name, batch.given, stream.fill))
         patience = _Patience(self._patience_s)
         if numbered:
             await patience.keep_trying(draft.encode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from mmesh.errors import DimMismatch, InvalidField
 from mmesh.vectors import unit_rows
 from services.gateway.catalog import Catalog
 from services.gateway.interfaces import Embeddings
+from services.gateway.writes.draft import Draft, Refused
 from services.gateway.writes.ingest import Batch, Ingester, Stream
-from services.gateway.writes.writer import Refused, Writer
 
 DIM = 4
 
@@ -56,8 +57,8 @@ async def run(store: Store, *batches: Batch):
         for batch in batches:
             yield batch
 
-    writer = Writer(NoEncoder(), store, Catalog(store))
-    ingester = Ingester(writer, window=4, patience_s=1.0)
+    begin = partial(Draft, NoEncoder(), store, Catalog(store))
+    ingester = Ingester(begin, window=4, patience_s=1.0)
     return [stored async for stored in ingester.run(Stream("photos", "ingest"), stream())]
 
 
