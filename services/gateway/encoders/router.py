@@ -15,6 +15,7 @@ from itertools import count
 
 import numpy as np
 
+from mmesh.candidates import ServiceStatus
 from mmesh.content import Content, Modality, Role
 from mmesh.errors import (
     DeadlineExceeded,
@@ -63,14 +64,11 @@ class Encoders:
         for backend in self._backends:
             await backend.close()
 
-    async def describe(self, deadline: Deadline) -> dict[str, str | MmeshError]:
-        """Return what every encoder serves, or why it does not answer, by the encoder's name."""
+    async def status(self, deadline: Deadline) -> list[ServiceStatus]:
+        """Return the state of every encoder: what it serves, or why it does not answer."""
         answers = await _ask(self._backends, deadline)
         names = ["encoder", *(f"encoder-{n}" for n in range(1, len(answers)))]
-        return {
-            name: f"{one.name} ({one.dim} wide)" if isinstance(one, EncoderModel) else one
-            for name, one in zip(names, answers, strict=True)
-        }
+        return [_status(name, answer) for name, answer in zip(names, answers, strict=True)]
 
     # -- models
 
@@ -227,6 +225,12 @@ async def _ask(
 ) -> list[EncoderModel | MmeshError]:
     """Return the model of each, or why it does not answer."""
     return await asyncio.gather(*(_model_of(backend, deadline) for backend in backends))
+
+
+def _status(name: str, answer: EncoderModel | MmeshError) -> ServiceStatus:
+    if isinstance(answer, MmeshError):
+        return ServiceStatus(name, False, answer.message)
+    return ServiceStatus(name, True, f"{answer.name} ({answer.dim} wide)")
 
 
 async def _model_of(backend: EncoderBackend, deadline: Deadline) -> EncoderModel | MmeshError:

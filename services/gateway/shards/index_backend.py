@@ -16,7 +16,6 @@ from mmesh.serving.deadline import Deadline
 from services.gateway.interfaces import Embeddings, EncoderModel, ShardOrder
 from services.gateway.rpc import answer_of, options_for
 from services.gateway.shards.hedging import Pace
-from services.gateway.shards.processes import describe
 from services.gateway.shards.replica import Replica
 from services.gateway.shards.shard_search import ReplicatedSearch
 from services.gateway.shards.topology import Topology
@@ -51,10 +50,10 @@ class IndexBackend:
             await self._topology.ask_all(deadline)
         return ReplicatedSearch(self._topology, order, next(self._turn), self._pace)
 
-    async def describe(self, deadline: Deadline) -> list[ServiceStatus]:
+    async def status(self, deadline: Deadline) -> list[ServiceStatus]:
         """Return the state of every process that is known, and of shards that none holds."""
         await self._topology.ask_all(deadline)
-        return describe(self._topology)
+        return self._topology.status()
 
     async def _any(self, service: str, method: str, request: Any, deadline: Deadline) -> Any:
         """Call one process, and the next when it does not answer; the calls are safe to repeat.

@@ -1,4 +1,4 @@
-"""Which index processes there are, the shard sets that they make up, and the set that is searched.
+"""Service discovery: the index processes, the shard sets they make up, and the one in use.
 
 A shard set is the processes that divide the slots by the same number of shards. Each whole set is a
 view of the same log, so any of them answers rightly. A new one is put beside the old one to change
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
+from mmesh.candidates import ServiceStatus
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
 from services.gateway.shards.addresses import AddressBook
@@ -131,6 +133,27 @@ class Topology:
     def _usable(self, place: tuple[int, int]) -> Sequence[Replica]:
         return [r for r in self.replicas if r.is_usable and r.place == place][:1]
 
+    def status(self) -> list[ServiceStatus]:
+        """Return the state of every process, and of the shards in use that no process holds.
+
+        The first replica of shard 1 is "index-1" if its set is in use, or else "index-1-of-3", the
+        next one "index-1-r1". A process that has never answered goes by its address.
+        """
+        in_use = self.current.shard_count
+        found: list[ServiceStatus] = []
+        numbers: Counter[tuple[int, int]] = Counter()
+        for replica in self.replicas:
+            name = f"index-{replica.address}"
+            if replica.place is not None:
+                name = _name(replica.place, numbers[replica.place], in_use)
+                numbers[replica.place] += 1
+            found.append(ServiceStatus(name, replica.is_usable, _sentence(replica)))
+        for shard in range(in_use):
+            if not numbers[shard, in_use]:
+                detail = f"no process is known that holds shard {shard} of {in_use}"
+                found.append(ServiceStatus(_name((shard, in_use), 0, in_use), False, detail))
+        return found
+
     def _renew(self) -> None:
         """Group the processes anew and choose the set to search."""
         if not self._started:  # the first answers count as one, in the order of the addresses
@@ -187,3 +210,22 @@ def choose(sets: Mapping[int, ShardSet], ages: Mapping[int, int], current: int) 
         return one.answering / n, n == current, ages[n]
 
     return max(sets.values(), key=worth, default=NO_SET)
+
+
+def _name(place: tuple[int, int], number: int, in_use: int) -> str:
+    shard, shard_count = place
+    name = f"index-{shard}" if shard_count == in_use else f"index-{shard}-of-{shard_count}"
+    return f"{name}-r{number}" if number else name
+
+
+def _sentence(replica: Replica) -> str:
+    facts = replica.facts
+    if replica.error is not None:
+        place = f"; it held shard {facts.shard} of {facts.shard_count}" if facts else ""
+        return f"{replica.error.message}{place}"
+    assert facts is not None
+    state = "" if facts.ready else "loading, "
+    return (
+        f"{state}{facts.candidates} candidates, {facts.lag} writes behind, "
+        f"shard {facts.shard} of {facts.shard_count}, replica {facts.replica}"
+    )

@@ -228,7 +228,7 @@ async def test_a_new_set_is_used_once_it_is_whole_and_until_it_is_not(start, tmp
         path.write_text(json.dumps(addresses_of(old + new)))
 
         async def knows_all():
-            return len(await backend.describe(Deadline.after(1))) == 5
+            return len(await backend.status(Deadline.after(1))) == 5
 
         await eventually(knows_all)
         assert await search(backend) == whole(2)
@@ -251,7 +251,7 @@ async def test_a_new_set_is_used_once_it_is_whole_and_until_it_is_not(start, tmp
 
 
 async def _has(backend, names):
-    return {one.name for one in await backend.describe(Deadline.after(1))} == names
+    return {one.name for one in await backend.status(Deadline.after(1))} == names
 
 
 async def test_the_order_of_addresses_tells_which_set_is_newer_when_both_are_there(start):
@@ -276,7 +276,7 @@ async def test_without_any_process_searches_and_writes_say_so():
             await search(backend)
         with pytest.raises(Unavailable):
             await backend.get_collection("c", Deadline.after(1))
-        (status,) = await backend.describe(Deadline.after(1))
+        (status,) = await backend.status(Deadline.after(1))
         assert (status.name, status.serving) == ("index-127.0.0.1:1", False)
 
 
@@ -370,7 +370,7 @@ async def test_an_error_of_the_log_is_not_taken_to_other_replicas(start):
             await backend.get_collection("c", Deadline.after(1))
         assert sum(process.calls["Search"] for process in processes) == 1
         assert sorted(process.calls["GetCollection"] > 0 for process in processes) == [False, True]
-        assert all(one.serving for one in await backend.describe(Deadline.after(1)))
+        assert all(one.serving for one in await backend.status(Deadline.after(1)))
 
 
 async def test_an_error_of_the_request_is_not_tried_elsewhere(start):
@@ -391,7 +391,7 @@ async def test_a_replica_that_hangs_is_gone_round_and_then_left_alone(start):
             assert await search(backend, 1.0) == whole(1)
 
         async def is_known():
-            return sum(one.serving for one in await backend.describe(Deadline.after(2))) == 1
+            return sum(one.serving for one in await backend.status(Deadline.after(2))) == 1
 
         await eventually(is_known)
         calls = processes[0].calls["Search"]
@@ -421,7 +421,7 @@ async def test_a_replica_that_is_slow_costs_little_and_keeps_its_trust(start):
         for _ in range(2):  # one of two begins with the slow one
             assert await search(backend, 30) == whole(1)
         assert metric("hedges_total") == hedges + 1
-        assert all(one.serving for one in await backend.describe(Deadline.after(3)))
+        assert all(one.serving for one in await backend.status(Deadline.after(3)))
 
 
 async def test_watching_ends_when_a_process_was_blamed_just_before(start):
@@ -440,7 +440,7 @@ async def test_a_caller_in_a_hurry_takes_no_trust_away(start):
         with pytest.raises(DeadlineExceeded):
             await search(backend, 0.05)
         process.free.set()
-        assert (await backend.describe(Deadline.after(1)))[0].serving
+        assert (await backend.status(Deadline.after(1)))[0].serving
         assert await search(backend) == whole(1)
 
 
@@ -478,7 +478,7 @@ async def test_the_status_names_every_process(start):
     processes = await start((0, 2), (1, 2), (0, 2), (2, 3))
     processes[2].facts["ready"] = False
     async with backend_of(*addresses_of(processes)) as backend:
-        found = {one.name: one for one in await backend.describe(Deadline.after(2))}
+        found = {one.name: one for one in await backend.status(Deadline.after(2))}
         assert set(found) == {"index-0", "index-1", "index-0-r1", "index-2-of-3"}
         assert {name for name, one in found.items() if not one.serving} == {"index-0-r1"}
         assert found["index-0-r1"].detail.startswith("loading, 7 candidates, 1 writes behind")
