@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+import grpc
 import numpy as np
 import pytest
 
-from mmesh.candidates import Candidate, Collection
+from mmesh.api.gateway.v1.gateway_pb2_grpc import (
+    RetrievalServiceStub,
+    add_RetrievalServiceServicer_to_server,
+)
+from mmesh.candidates import Candidate, Collection, ServiceStatus
 from mmesh.content import Content, Modality
 from mmesh.errors import CollectionNotFound, InvalidField, MmeshError
 from mmesh.models.images import decode
+from mmesh.serving.host import Host
 from mmesh.tokens import Token
+from mmesh.transport import open_channel
+from services.gateway.config import GatewaySettings
 from services.gateway.interfaces import (
     Encoded,
     EncoderModel,
@@ -28,8 +37,11 @@ from services.gateway.interfaces import (
     ShardOrder,
     Verdict,
 )
+from services.gateway.mesh import Mesh
+from services.gateway.servicer import RetrievalServicer
 
 DIM, MODEL = 4, "m-1"
+NAME = "mmesh.api.gateway.v1.RetrievalService"
 
 
 class Hang:
@@ -45,6 +57,12 @@ class Faulty:
 
     calls: Counter[str] = field(default_factory=Counter)
     faults: dict[str, MmeshError | Hang] = field(default_factory=dict)
+
+    async def start(self) -> None:
+        """Stand for a service that is there already."""
+
+    async def close(self) -> None:
+        """Stay as it is, so that tests may look into it."""
 
     def hang(self, method: str) -> Hang:
         self.faults[method] = hang = Hang()
@@ -82,9 +100,9 @@ class FakeEncoder(Faulty):
         await self.note("find")
         return self.model_known
 
-    async def describe(self, deadline):
-        await self.note("describe")
-        return {"encoder": "lite (4 wide)"}
+    async def status(self, deadline):
+        await self.note("status")
+        return [ServiceStatus("encoder", True, "lite (4 wide)")]
 
     async def encode(self, fingerprint, inputs, role, deadline):
         await self.note("encode")
@@ -217,3 +235,47 @@ def index() -> FakeIndex:
 @pytest.fixture
 def reranker() -> FakeReranker:
     return FakeReranker()
+
+
+# -- a gateway of its own for each test: a few milliseconds
+
+
+@pytest.fixture
+async def gateway(encoder, index) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to a gateway in this process, on real gRPC and with what every server has."""
+    settings = GatewaySettings(drain_s=0.0)
+    host = Host("gateway", settings)
+    async with Mesh(encoder, index, None, settings) as mesh:
+        servicer = RetrievalServicer(mesh, settings, host.draining)
+        host.add(add_RetrievalServiceServicer_to_server, servicer, NAME)
+        await host.start()
+        async with open_channel(f"127.0.0.1:{host.port}") as channel:
+            yield channel
+        await host.server.stop(None)
+
+
+@pytest.fixture
+def stub(gateway) -> RetrievalServiceStub:
+    return RetrievalServiceStub(gateway)
+
+
+@pytest.fixture
+def collection() -> str:
+    """The name of the collection that the stand-in of the index has."""
+    return "photos"
+
+
+@pytest.fixture
+def refusal(refusal) -> Callable[[Awaitable[object]], Awaitable[object]]:
+    """Await a call that must fail, and return what the gateway said of it."""
+
+    async def refusal_of(call: Awaitable[object]) -> object:
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await call
+
+        def again() -> None:
+            raise failure.value
+
+        return refusal(again)
+
+    return refusal_of
