@@ -7,10 +7,9 @@ beside a multimodal one is preferred for texts, which keeps these out of the que
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from itertools import count
 
 import numpy as np
@@ -28,14 +27,13 @@ from mmesh.errors import (
 from mmesh.serving.deadline import Deadline
 from services.gateway.encoders.encoder_backend import EncoderBackend
 from services.gateway.interfaces import Encoded, EncoderModel
+from services.gateway.rpc import first_answer
 
 logger = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 """Seconds between calls to encoders that have not said what they serve."""
 ASK_S = 2.0
-MOST_PARTS = 3
-"""However many encoders are left to be tried, the next one gets a third of the time at least."""
 _OF_THE_ENCODER = (Unavailable, DeadlineExceeded, ResourceExhausted, ModelMismatch)
 """Errors that another encoder need not have."""
 Inputs = Sequence[tuple[Content, str]]
@@ -191,12 +189,12 @@ async def _encode(
     role: Role,
     deadline: Deadline,
 ) -> Encoded:
-    """Return the answer of the first encoder that has one; each but the last gets its part."""
-    for left, backend in zip(range(len(order), 1, -1), order, strict=False):
-        part = deadline.share(1 / min(left, MOST_PARTS))
-        with contextlib.suppress(*_OF_THE_ENCODER):
-            return await backend.encode(fingerprint, inputs, role, part)
-    return await order[-1].encode(fingerprint, inputs, role, deadline)
+    """Return the answer of the first encoder that has one."""
+
+    def ask(backend: EncoderBackend, part: Deadline) -> Awaitable[Encoded]:
+        return backend.encode(fingerprint, inputs, role, part)
+
+    return await first_answer(order, ask, deadline, lambda _, e: isinstance(e, _OF_THE_ENCODER))
 
 
 def _joined(answers: Sequence[Encoded], shares: Sequence[Sequence[int]]) -> Encoded:

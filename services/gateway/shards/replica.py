@@ -1,4 +1,4 @@
-"""One index process: what it said of itself when last asked, and whether it is to be trusted."""
+"""Health tracking of one index process: what it said last, and a circuit breaker for its calls."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from mmesh.api.index.v1 import collection_pb2_grpc, index_pb2, index_pb2_grpc
-from mmesh.errors import DeadlineExceeded, LogUnavailable, MmeshError, StaleReplica, Unavailable
+from mmesh.errors import MmeshError, Unavailable
 from mmesh.serving import telemetry
 from mmesh.serving.deadline import Deadline
 from mmesh.transport import open_channel
+from services.gateway.circuit_breaker import CircuitBreaker
 from services.gateway.rpc import answer_of, options_for
 from services.gateway.shards.search_stream import Reply, SearchStream
 
@@ -58,17 +59,22 @@ class Replica:
         self._stream = SearchStream(self.index)
         self.facts: Facts | None = None
         """What it said last, even if it is silent by now."""
-        self.error: MmeshError | None = Unavailable("it was not asked yet")
-        """Why it is not trusted; None when it is."""
+        self._circuit = CircuitBreaker(least_s=ASK_S)
+        self._circuit.open(Unavailable("it was not asked yet"))
         self._on_change = on_change
         self._asking: asyncio.Task[None] | None = None
         self._asked_at = -SPACING_S
         self._look = asyncio.Event()
 
     @property
+    def error(self) -> MmeshError | None:
+        """Why it is not trusted; None when it is."""
+        return self._circuit.error
+
+    @property
     def is_usable(self) -> bool:
         """Whether it answers, and holds all of its shard."""
-        return self.error is None and self.facts is not None and self.facts.ready
+        return self._circuit.is_closed and self.facts is not None and self.facts.ready
 
     @property
     def place(self) -> tuple[int, int] | None:
@@ -113,9 +119,12 @@ class Replica:
             call = self.index.GetShard(request, **options_for(Deadline.after(ASK_S)))
             facts = _facts_of(await answer_of(call, f"the index process at {self.address}"))
         except MmeshError as error:
-            self._know(self.facts, error)
+            with self._telling_of_changes():
+                self._circuit.open(error)
         else:
-            self._know(facts, None)
+            with self._telling_of_changes():
+                self.facts = facts
+                self._circuit.close()
         finally:
             self._asked_at = time.monotonic()
 
@@ -136,17 +145,15 @@ class Replica:
         A process that does not answer is not trusted until it does again. One that was only given
         a moment is asked first.
         """
-        if isinstance(error, StaleReplica | LogUnavailable):
-            return
-        is_late = isinstance(error, DeadlineExceeded)
-        if isinstance(error, Unavailable) or (is_late and given_s >= ASK_S):
-            self._know(self.facts, error)
-        if isinstance(error, Unavailable) or is_late:
+        with self._telling_of_changes():
+            is_in_doubt = self._circuit.note(error, given_s)
+        if is_in_doubt:
             self._look.set()
 
-    def _know(self, facts: Facts | None, error: MmeshError | None) -> None:
+    @contextlib.contextmanager
+    def _telling_of_changes(self) -> Iterator[None]:
         before = (self.is_usable, self.place)
-        self.facts, self.error = facts, error
+        yield
         if (self.is_usable, self.place) != before:
             extra = {"address": self.address, "usable": self.is_usable, "place": self.place}
             logger.info("index process changed", extra=extra)
