@@ -16,7 +16,7 @@ from mmesh.serving.deadline import Deadline
 from mmesh.transport import open_channel
 from services.gateway.circuit_breaker import CircuitBreaker
 from services.gateway.rpc import answer_of, options_for
-from services.gateway.shards.search_stream import Reply, SearchStream
+from services.gateway.shards.search_channel import Reply, SearchChannel
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Replica:
         self._channel = open_channel(address)
         self.index = index_pb2_grpc.IndexServiceStub(self._channel)
         self.collections = collection_pb2_grpc.CollectionServiceStub(self._channel)
-        self._stream = SearchStream(self.index)
+        self._searches = SearchChannel(self.index)
         self.facts: Facts | None = None
         """What it said last, even if it is silent by now."""
         self._circuit = CircuitBreaker(least_s=ASK_S)
@@ -86,7 +86,7 @@ class Replica:
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.gather(self._asking, return_exceptions=True)
-        await self._stream.close()
+        await self._searches.close()
         await self._channel.close()
 
     async def retire(self) -> None:
@@ -137,7 +137,7 @@ class Replica:
         """
         if telemetry.is_tracing() or request.ByteSize() > STREAMED_BYTES:
             return Reply.of(await self.index.Search(request, **options_for(deadline)))
-        return await self._stream.search(request, deadline)
+        return await self._searches.search(request, deadline)
 
     def blame(self, error: MmeshError, given_s: float) -> None:
         """Take note that a call failed which had `given_s` seconds.

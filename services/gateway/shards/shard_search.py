@@ -29,7 +29,7 @@ from services.gateway.interfaces import Scored, ShardAnswer, ShardOrder
 from services.gateway.rpc import answer_of
 from services.gateway.shards.hedging import Pace, Race
 from services.gateway.shards.replica import Replica
-from services.gateway.shards.search_stream import Reply
+from services.gateway.shards.search_channel import Reply
 from services.gateway.shards.topology import Topology
 
 MOST_ATTEMPTS = 3

@@ -1,4 +1,4 @@
-"""The searches that are sent to one index process, over one long call: see docs/adr/0018.
+"""Multiplexing of the searches that one index process gets, over one long call: docs/adr/0018.
 
 What gathers while a message is on its way goes out with the next one. Searches that differ in
 nothing but their queries travel as one search of all these queries.
@@ -76,7 +76,7 @@ class _Asked:
         return (*what, one.consistency, one.token, queries.dim, queries.data_type)
 
 
-class SearchStream:
+class SearchChannel:
     """Searches one process; the call is opened when it is needed, and anew after it ended."""
 
     def __init__(self, stub: index_pb2_grpc.IndexServiceStub) -> None:
