@@ -15,7 +15,7 @@ from mmesh.filters import Filter
 from mmesh.serving.deadline import Deadline
 from services.gateway.interfaces import Embeddings, EncoderModel, ShardOrder
 from services.gateway.rpc import answer_of, first_answer, options_for
-from services.gateway.shards.hedging import Pace
+from services.gateway.shards.hedging import HedgeDelays
 from services.gateway.shards.replica import Replica
 from services.gateway.shards.shard_search import ReplicatedSearch
 from services.gateway.shards.topology import Topology
@@ -32,7 +32,7 @@ class IndexBackend:
     def __init__(self, sources: Sequence[str]) -> None:
         self._topology = Topology(sources)
         self._turn = count()
-        self._pace = Pace()
+        self._delays = HedgeDelays()
 
     async def start(self) -> None:
         """Find out which processes there are, and keep watching them."""
@@ -44,9 +44,9 @@ class IndexBackend:
 
     async def prepare(self, order: ShardOrder, deadline: Deadline) -> ReplicatedSearch:
         """Return a search of the shard set that is in use now."""
-        if not self._topology.current.shard_count:
-            await self._topology.ask_all(deadline)
-        return ReplicatedSearch(self._topology, order, next(self._turn), self._pace)
+        shards = await self._topology.set_in_use(deadline)
+        delay = self._delays.of(order.collection)
+        return ReplicatedSearch(self._topology, shards, order, next(self._turn), delay)
 
     async def status(self, deadline: Deadline) -> list[ServiceStatus]:
         """Return the state of every process that is known, and of shards that none holds."""

@@ -112,6 +112,12 @@ class Topology:
         logger.info("index processes", extra={"addresses": addresses})
         self._renew()
 
+    async def set_in_use(self, deadline: Deadline) -> ShardSet:
+        """Return the set to search; as long as there is none, all processes are asked first."""
+        if not self.current.shard_count:
+            await self.ask_all(deadline)
+        return self.current
+
     async def ask_all(self, deadline: Deadline) -> None:
         """Ask every process what it holds; those that have not said it by then are late."""
         asked = [replica.ask() for replica in self.replicas]

@@ -8,39 +8,47 @@ import math
 import pytest
 
 from mmesh.errors import Unavailable
-from services.gateway.shards.hedging import LEAST_S, MOST_SAVED, RENEWED_EVERY, Pace, Race
+from services.gateway.shards.hedging import (
+    LEAST_S,
+    MOST_COLLECTIONS,
+    MOST_SAVED,
+    RENEWED_EVERY,
+    HedgeDelay,
+    HedgeDelays,
+    Race,
+)
 
 
-def paced(*seconds: float) -> Pace:
-    pace = Pace()
+def delay_after(*seconds: float) -> HedgeDelay:
+    delay = HedgeDelay()
     for one in seconds:
-        pace.note(one)
-    return pace
+        delay.note(one)
+    return delay
 
 
 def test_patience_is_what_95_of_100_calls_take():
-    assert paced(*([0.1] * 90 + [0.9] * 10) * 16).patience_s == 0.9
-    assert paced(*([0.1] * 97 + [0.9] * 3) * 16).patience_s == 0.1
+    assert delay_after(*([0.1] * 90 + [0.9] * 10) * 16).patience_s == 0.9
+    assert delay_after(*([0.1] * 97 + [0.9] * 3) * 16).patience_s == 0.1
 
 
 def test_nobody_is_asked_twice_before_there_is_something_to_go_by():
-    assert paced(*[0.1] * (RENEWED_EVERY - 1)).patience_s == math.inf
+    assert delay_after(*[0.1] * (RENEWED_EVERY - 1)).patience_s == math.inf
 
 
 def test_fast_calls_are_not_slow():
-    assert paced(*[1e-4] * 64).patience_s == LEAST_S
+    assert delay_after(*[1e-4] * 64).patience_s == LEAST_S
 
 
 def test_one_call_in_twenty_is_made_twice_at_most():
-    pace, twice = paced(*[0.1] * 1000), 0
-    while pace.patience_s < math.inf:
-        pace.spend()
+    delay, twice = delay_after(*[0.1] * 1000), 0
+    while delay.patience_s < math.inf:
+        delay.spend()
         twice += 1
     assert twice == MOST_SAVED
     for _ in range(1000):
-        pace.note(0.1)
-        if pace.patience_s < math.inf:
-            pace.spend()
+        delay.note(0.1)
+        if delay.patience_s < math.inf:
+            delay.spend()
             twice += 1
     assert twice == MOST_SAVED + 50
 
@@ -75,3 +83,39 @@ async def test_when_all_fail_the_last_error_is_raised():
         race.enter(answer(0, "fails"))
         with pytest.raises(Unavailable):
             await race.last()
+
+
+def test_each_collection_has_a_delay_of_its_own_and_not_all_are_kept():
+    delays = HedgeDelays()
+    slow, fast = delays.of("slow"), delays.of("fast")
+    for _ in range(64):
+        slow.note(0.3)
+        fast.note(0.01)
+    assert (delays.of("slow").patience_s, delays.of("fast").patience_s) == (0.3, 0.01)
+    for number in range(MOST_COLLECTIONS):
+        delays.of("fast")
+        delays.of(f"collection {number}")
+    assert delays.of("fast") is fast
+    assert delays.of("slow") is not slow
+
+
+async def test_a_call_that_others_cut_off_has_failed():
+    async with Race[str]() as race:
+        race.enter(answer(60, "cut"))
+        await asyncio.sleep(0)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        with pytest.raises(Unavailable, match="cut off"):
+            await race.first(1)
+
+
+async def test_a_defect_is_raised_and_no_call_is_left():
+    async def broken() -> str:
+        raise TypeError("a defect")
+
+    async with Race[str]() as race:
+        race.enter(answer(60, "slow"))
+        race.enter(broken())
+        with pytest.raises(TypeError):
+            await race.first(1)
+    assert len(asyncio.all_tasks()) == 1
