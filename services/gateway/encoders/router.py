@@ -1,4 +1,4 @@
-"""All encoders of the mesh: several models, and several encoders of one model.
+"""Load balancing over all encoders: several models, and several encoders of one model.
 
 Encoders with the same fingerprint share a space, so any of them may answer. A text-only encoder
 beside a multimodal one is preferred for texts, which keeps these out of the queue of pictures.
@@ -25,6 +25,7 @@ from mmesh.errors import (
     Unavailable,
 )
 from mmesh.serving.deadline import Deadline
+from mmesh.serving.supervision import Supervised
 from services.gateway.encoders.encoder_backend import EncoderBackend
 from services.gateway.interfaces import Encoded, EncoderModel
 from services.gateway.rpc import first_answer
@@ -47,20 +48,19 @@ class Encoders:
         self._turn = count()
         self._looking: asyncio.Task[list[EncoderModel | MmeshError]] | None = None
         self._looked_at = -LOOK_S
-        self._owner: asyncio.Task[None] | None = None
+        self._finder = Supervised("encoder discovery", self._keep_looking)
 
     async def start(self) -> None:
         """Begin to ask the encoders what they serve."""
-        self._owner = asyncio.create_task(self._keep_looking())
+        self._finder.start()
 
     async def close(self) -> None:
         """End the asking and close all channels."""
-        tasks = [task for task in (self._owner, self._looking) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for backend in self._backends:
-            await backend.close()
+        await self._finder.aclose()
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait({self._looking})
+        await asyncio.gather(*(backend.close() for backend in self._backends))
 
     async def status(self, deadline: Deadline) -> list[ServiceStatus]:
         """Return the state of every encoder: what it serves, or why it does not answer."""
@@ -130,8 +130,10 @@ class Encoders:
             self._looking.add_done_callback(self._note_look)
         await asyncio.wait({self._looking}, timeout=deadline.remaining())
 
-    def _note_look(self, _: object) -> None:
+    def _note_look(self, look: asyncio.Task[list[EncoderModel | MmeshError]]) -> None:
         self._looking, self._looked_at = None, time.monotonic()
+        if not look.cancelled() and (defect := look.exception()) is not None:
+            logger.error("encoders could not be asked", exc_info=defect)
 
     async def _keep_looking(self) -> None:
         while True:
@@ -140,6 +142,7 @@ class Encoders:
                 if isinstance(model, EncoderModel):
                     extra = {"model": model.name, "fingerprint": model.fingerprint}
                     logger.info("encoder found", extra=extra)
+            self._finder.progress()
             await asyncio.sleep(LOOK_S)
 
     # -- encoding

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from dataclasses import dataclass
 from mmesh.api.index.v1 import collection_pb2_grpc, index_pb2, index_pb2_grpc
 from mmesh.errors import MmeshError, Unavailable
 from mmesh.serving import telemetry
+from mmesh.serving.backoff import Pauses
 from mmesh.serving.deadline import Deadline
+from mmesh.serving.supervision import Supervised
 from mmesh.transport import open_channel
 from services.gateway.circuit_breaker import CircuitBreaker
 from services.gateway.rpc import answer_of, options_for
@@ -28,6 +31,10 @@ SPACING_S = 0.02
 """Seconds between questions, however many searches wish to know."""
 STREAMED_BYTES = 1 << 16
 """Larger searches are calls of their own: they would keep the others on their stream waiting."""
+PAUSES = Pauses(first_s=LOOK_AGAIN_S, longest_s=5.0)
+"""Pauses after a defect met a watcher: a process that is not watched is soon not searched."""
+NEVER = sys.maxsize
+"""Failures of a watcher that make the gateway unwell: one index process must not take it out."""
 LINGER_S = 30.0
 """Seconds for which searches that began before a process was taken out may still call it."""
 
@@ -46,7 +53,7 @@ class Facts:
 
 
 class Replica:
-    """An index process at one address; `watch` keeps what is known of it fresh.
+    """An index process at one address; once started, what is known of it is kept fresh.
 
     `on_change` is called when it may or may no longer be searched, or holds another shard.
     """
@@ -62,6 +69,9 @@ class Replica:
         self._circuit = CircuitBreaker(least_s=ASK_S)
         self._circuit.open(Unavailable("it was not asked yet"))
         self._on_change = on_change
+        self._watcher = Supervised(
+            "index process health", self._watch, unwell_after=NEVER, backoff=PAUSES
+        )
         self._asking: asyncio.Task[None] | None = None
         self._asked_at = -SPACING_S
         self._look = asyncio.Event()
@@ -81,25 +91,31 @@ class Replica:
         """Its shard and the number of shards, as it said last; None if it never did."""
         return (self.facts.shard, self.facts.shard_count) if self.facts else None
 
+    def start(self) -> None:
+        """Begin to ask from time to time, and at once when a call has failed."""
+        self._watcher.start()
+
     async def close(self) -> None:
         """Close the channel; calls that still run are cut off."""
+        await self._watcher.aclose()
         if self._asking is not None:
             self._asking.cancel()
-            await asyncio.gather(self._asking, return_exceptions=True)
+            await asyncio.wait({self._asking})
         await self._searches.close()
         await self._channel.close()
 
     async def retire(self) -> None:
-        """Close the channel once nobody that knew the process before can need it."""
+        """Ask no more, and close the channel once nobody that knew the process can need it."""
         try:
+            await self._watcher.aclose()
             await asyncio.sleep(LINGER_S)
         finally:
             await self.close()
 
-    async def watch(self) -> None:
-        """Ask from time to time, and at once when a call has failed; without end."""
+    async def _watch(self) -> None:
         while True:
-            await asyncio.wait({self.ask()})
+            await asyncio.shield(self.ask())
+            self._watcher.progress()
             with contextlib.suppress(TimeoutError):
                 pause = LOOK_S if self.is_usable else LOOK_AGAIN_S
                 async with asyncio.timeout(pause):  # wait_for may swallow that this is cancelled

@@ -16,6 +16,7 @@ from itertools import count
 
 from mmesh.candidates import ServiceStatus
 from mmesh.serving.deadline import Deadline
+from mmesh.serving.supervision import Supervised
 from services.gateway import metrics
 from services.gateway.shards.addresses import AddressBook
 from services.gateway.shards.replica import Replica
@@ -58,9 +59,8 @@ class Topology:
         self._ages: dict[int, int] = {}
         """When each set was first seen, by its number of shards: the newest has the highest."""
         self._next_age = count()
-        self._watching: dict[str, asyncio.Task[None]] = {}
         self._retiring: set[asyncio.Task[None]] = set()
-        self._finding: asyncio.Task[None] | None = None
+        self._finder = Supervised("index discovery", self._keep_finding)
         self._started = False
         self.current = NO_SET
 
@@ -77,21 +77,22 @@ class Topology:
             await asyncio.wait(asked)
         self._started = True
         self._renew()
-        self._finding = asyncio.create_task(self._keep_finding())
+        self._finder.start()
 
     async def close(self) -> None:
         """End the watching and close all channels."""
-        finding = [self._finding] if self._finding else []
-        tasks = [*finding, *self._watching.values(), *self._retiring]
-        for task in tasks:
+        await self._finder.aclose()
+        for task in self._retiring:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._retiring:
+            await asyncio.wait(self._retiring)
         await asyncio.gather(*(replica.close() for replica in self.replicas))
 
     async def _keep_finding(self) -> None:
         while True:
             await asyncio.sleep(ADDRESSES_S)
             await self._find()
+            self._finder.progress()
 
     async def _find(self) -> None:
         addresses = await self._book.look()
@@ -99,18 +100,26 @@ class Topology:
             return
         known = self._replicas
         self._replicas = {
-            address: known.pop(address) if address in known else Replica(address, self._renew)
-            for address in addresses
+            address: known.get(address) or Replica(address, self._renew) for address in addresses
         }
-        for address in self._replicas.keys() - self._watching.keys():
-            self._watching[address] = asyncio.create_task(self._replicas[address].watch())
+        for address, replica in self._replicas.items():
+            if address not in known:
+                replica.start()
         for address, replica in known.items():
-            self._watching.pop(address).cancel()
-            retiring = asyncio.create_task(replica.retire())
-            self._retiring.add(retiring)
-            retiring.add_done_callback(self._retiring.discard)
+            if address not in self._replicas:
+                self._retire(replica)
         logger.info("index processes", extra={"addresses": addresses})
         self._renew()
+
+    def _retire(self, replica: Replica) -> None:
+        retiring = asyncio.create_task(replica.retire())
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._note_retired)
+
+    def _note_retired(self, retiring: asyncio.Task[None]) -> None:
+        self._retiring.discard(retiring)
+        if not retiring.cancelled() and (defect := retiring.exception()) is not None:
+            logger.error("index process not let go of", exc_info=defect)
 
     async def set_in_use(self, deadline: Deadline) -> ShardSet:
         """Return the set to search; as long as there is none, all processes are asked first."""
