@@ -43,6 +43,8 @@ class Process:
         self.free.set()
         self.pause_s = 0.0
         """How long a search takes."""
+        self.fill = self._name_itself
+        """Fills a response with hits."""
         self._server = None
 
     @property
@@ -80,13 +82,16 @@ class Process:
         if self.error is not None:
             raise self.error
         await asyncio.sleep(self.pause_s)
+        self.fill(request, response)
+        response.token = "e:1"
+
+    def _name_itself(self, request, response):
         for _ in range(wire.row_count(request.queries)):
             response.lists.add(
                 ids=["{shard} of {shard_count}".format(**self.facts)],
                 scores=np.array([0.5], "<f4").tobytes(),
                 attributes=[index_pb2.AttributeMap()],
             )
-        response.token = "e:1"
 
     async def _search_alone(self, request, context):
         self.calls["Search alone"] += 1

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
+from mmesh import wire
+from mmesh.candidates import Consistency
+from mmesh.content import Modality
 from mmesh.errors import (
     CollectionNotFound,
+    DataLoss,
     DeadlineExceeded,
+    InternalError,
     LogUnavailable,
     Overloaded,
     ShardUnavailable,
     StaleReplica,
     Unavailable,
 )
+from mmesh.filters import parse_filter
 from mmesh.serving.deadline import Deadline
+from mmesh.tokens import Token
+from services.gateway.interfaces import Scored, ShardOrder
+
+TEXT, IMAGE, PAIR = Modality
 
 
 def whole(shard_count):
@@ -188,3 +200,88 @@ async def test_the_only_replica_is_searched_again_as_soon_as_it_is_back(start_in
 
 async def _is(backend, ids):
     return await backend.found() == ids
+
+
+# -- one search
+
+
+def name_everything(request, response):
+    """Fill in a hit for each query and modality, named by both, and with attributes if texts."""
+    for row, query in enumerate(wire.vectors_from_pb(request.queries)):
+        for modality in request.modalities:
+            hits = response.lists.add(ids=[f"{row} {modality}", "last"])
+            hits.scores = np.array([query[0], -1], "<f4").tobytes()
+            if modality == wire.modality_to_pb(TEXT):
+                for year in (1969, 1970):
+                    hits.attributes.add().values["year"].integer_value = year
+
+
+async def test_hits_come_by_query_and_modality_with_scores_and_attributes(start_index, backend_of):
+    (process,) = await start_index((0, 1))
+    process.fill = name_everything
+    queries = np.array([[0.25, 0], [0.5, 0]], np.float32)
+    async with backend_of(process) as backend:
+        order = replace(backend.order, queries=queries, modalities=(IMAGE, TEXT))
+        search = await backend.prepare(order, Deadline.after(3))
+        answer = await search.search(0, Deadline.after(3))
+    image, text = wire.modality_to_pb(IMAGE), wire.modality_to_pb(TEXT)
+    assert [[hits[0].id for hits in lists] for lists in answer.lists] == [
+        [f"0 {image}", f"0 {text}"], [f"1 {image}", f"1 {text}"],
+    ]  # fmt: skip
+    assert answer.lists[1][0][0] == Scored(f"1 {image}", IMAGE, 0.5, {})
+    assert answer.lists[0][1] == [
+        Scored(f"0 {text}", TEXT, 0.25, {"year": 1969}), Scored("last", TEXT, -1, {"year": 1970}),
+    ]  # fmt: skip
+    assert answer.token == Token("e", 1)
+
+
+async def test_a_search_says_to_the_process_all_that_was_ordered(start_index, backend_of):
+    (process,) = await start_index((0, 1))
+    asked = []
+    process.fill = lambda request, response: asked.append(request)
+    condition = parse_filter("year >= 1969")
+    order = ShardOrder(
+        "photos", np.eye(1, 4, dtype=np.float32), "m-1", (TEXT,), 7, condition,
+        Consistency.SESSION, "e:5",
+    )  # fmt: skip
+    async with backend_of(process) as backend:
+        await (await backend.prepare(order, Deadline.after(3))).search(0, Deadline.after(3))
+    (request,) = asked
+    assert (request.collection, request.model_fingerprint, request.limit) == ("photos", "m-1", 7)
+    assert wire.filter_from_pb(request.filter) == condition
+    assert (wire.consistency_from_pb(request.consistency), request.token) == (
+        Consistency.SESSION, "e:5",
+    )  # fmt: skip
+
+
+async def test_a_large_search_is_a_call_of_its_own(start_index, backend_of):
+    (process,) = await start_index((0, 1))
+    async with backend_of(process) as backend:
+        for rows, alone in ((1, 0), (8192, 1)):
+            queries = np.ones((rows, 4), np.float32)
+            order = replace(backend.order, queries=queries)
+            search = await backend.prepare(order, Deadline.after(10))
+            answer = await search.search(0, Deadline.after(10))
+            assert len(answer.lists) == rows
+            assert process.calls["Search alone"] == alone
+
+
+async def test_a_shard_that_no_process_holds_is_named(start_index, backend_of):
+    processes = await start_index((0, 2))
+    async with backend_of(*processes) as backend:
+        search = await backend.prepare(backend.order, Deadline.after(3))
+        with pytest.raises(Unavailable, match="no replica of index shard 1 is ready"):
+            await search.search(1, Deadline.after(3))
+
+
+@pytest.mark.parametrize("error", [InternalError("a defect"), DataLoss("a file is broken")])
+async def test_a_replica_with_a_defect_is_gone_round_and_stays_in_use(
+    start_index, backend_of, error
+):
+    processes = await start_index((0, 1), (0, 1))
+    processes[0].error = error
+    async with backend_of(*processes) as backend:
+        for _ in range(4):
+            assert await backend.found() == whole(1)
+        assert processes[0].calls["Search"] == 2
+        assert len(await backend.serving()) == 2
