@@ -56,13 +56,13 @@ class Faulty:
     """Counts calls by method; `faults` has what they end in."""
 
     calls: Counter[str] = field(default_factory=Counter)
-    faults: dict[str, MmeshError | Hang] = field(default_factory=dict)
+    faults: dict[str, Exception | Hang] = field(default_factory=dict)
 
     async def start(self) -> None:
-        """Stand for a service that is there already."""
+        await self.note("start")
 
     async def close(self) -> None:
-        """Stay as it is, so that tests may look into it."""
+        await self.note("close")
 
     def hang(self, method: str) -> Hang:
         self.faults[method] = hang = Hang()
@@ -146,6 +146,9 @@ class FakeIndex(Faulty):
 
     # -- what `interfaces.Index` says
 
+    async def status(self, deadline):
+        return [ServiceStatus("index-0", True, "0 candidates")]
+
     async def prepare(self, order, deadline):
         await self.note("prepare")
         self.orders.append(order)
@@ -209,6 +212,9 @@ class FakeReranker(Faulty):
 
     scores: dict[str, float | None] = field(default_factory=dict)
     compares_modalities: bool = True
+
+    async def status(self, deadline):
+        return [ServiceStatus("reranker", True, "judge-1 template")]
 
     async def judge(self, deadline):
         await self.note("judge")
