@@ -1,4 +1,4 @@
-"""What the gateway's own logic needs of the other services, without how they are called.
+"""Interfaces (ports) of the other services: what searches and writes need, not how it is called.
 
 The implementations over gRPC are in `encoder_backend`, `index_backend` and `reranker_backend`.
 """

@@ -1,4 +1,4 @@
-"""Calls to the reranker, in plain Python; each has a deadline, failures are MmeshErrors."""
+"""gRPC client of the reranker, in plain Python; each has a deadline, failures are MmeshErrors."""
 
 from __future__ import annotations
 

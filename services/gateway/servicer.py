@@ -1,4 +1,4 @@
-"""protobuf to engine calls and back, for the public API."""
+"""gRPC servicer of the public API: protobuf to plain Python and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One search under way: what is known of it so far, and where its time went."""
+"""The state of one search under way: what is known of it so far, and where its time went."""
 
 from __future__ import annotations
 

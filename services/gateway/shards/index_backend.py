@@ -1,4 +1,4 @@
-"""Calls to the index, in plain Python; each has a deadline, failures are MmeshErrors."""
+"""gRPC client of the index, in plain Python; each has a deadline, failures are MmeshErrors."""
 
 from __future__ import annotations
 

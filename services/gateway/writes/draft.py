@@ -1,4 +1,4 @@
-"""An upsert under way: candidates encoded for the collection's model and its mirror's, then stored.
+"""A repeatable upsert: candidates encoded for the collection's model and its mirror's, and stored.
 
 Which collection a name stands for may change at any time, when an alias moves or a mirror is set.
 The index refuses what does not fit any more; it is then encoded for the models that are due now.
