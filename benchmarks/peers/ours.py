@@ -27,7 +27,7 @@ from mmesh.filters import Compare, Operator
 from mmesh.local.ports import free_port
 from mmesh.serving.deadline import Deadline
 from peers.contract import DIM, LIMIT, AsyncSearcher, Batch, Condition, Peer, Setting, Vector
-from services.gateway.shards.search_stream import SearchStream
+from services.gateway.shards.search_channel import SearchChannel
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "bench"
@@ -194,9 +194,9 @@ class _Replica:
         self.collections = CollectionServiceStub(self._channel)
 
     @cached_property
-    def stream(self) -> SearchStream:
+    def stream(self) -> SearchChannel:
         """The searches of all clients; for the event loop that asks first."""
-        return SearchStream(IndexServiceStub(grpc.aio.insecure_channel(self.address, OPTIONS)))
+        return SearchChannel(IndexServiceStub(grpc.aio.insecure_channel(self.address, OPTIONS)))
 
     @property
     def pid(self) -> int:

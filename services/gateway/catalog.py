@@ -1,4 +1,4 @@
-"""What names of collections stand for, as the log said a moment ago."""
+"""LRU cache of what names of collections stand for, as the log said a moment ago."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import asyncio
 import time
 from dataclasses import dataclass
 
+from cachetools import LRUCache
+
 from mmesh.collections import Collection
 from mmesh.errors import DeadlineExceeded, Unavailable
 from mmesh.serving.deadline import Deadline
 from services.gateway.interfaces import Index
 
+MOST_KNOWN = 4096
 FRESH_S = 1.0
 """Seconds for which an answer is used; another gateway may move an alias meanwhile."""
 ASK_S, PATIENCE_S = 2.0, 0.2
@@ -32,7 +35,7 @@ class Catalog:
 
     def __init__(self, index: Index, fresh_s: float = FRESH_S) -> None:
         self._index, self._fresh_s = index, fresh_s
-        self._known: dict[str, _Known] = {}
+        self._known: LRUCache[str, _Known] = LRUCache(MOST_KNOWN)
         self._asking: dict[str, asyncio.Task[Collection]] = {}
         self._tasks: set[asyncio.Task[Collection]] = set()
 
@@ -77,7 +80,11 @@ class Catalog:
         return known.collection
 
     async def _ask(self, name: str) -> Collection:
-        return await self._index.get_collection(name, Deadline.after(ASK_S))
+        try:
+            async with asyncio.timeout(ASK_S):
+                return await self._index.get_collection(name, Deadline.after(ASK_S))
+        except TimeoutError:
+            raise DeadlineExceeded("the log did not answer in time") from None
 
     def _note(self, name: str, task: asyncio.Task[Collection]) -> None:
         self._tasks.discard(task)

@@ -1,4 +1,4 @@
-"""What the gateway's own logic needs of the other services, without how they are called.
+"""Interfaces (ports) of the other services: what searches and writes need, not how it is called.
 
 The implementations over gRPC are in `encoder_backend`, `index_backend` and `reranker_backend`.
 """
@@ -12,11 +12,15 @@ from typing import Protocol
 from mmesh.candidates import Candidate
 from mmesh.collections import Collection
 from mmesh.content import Attributes, Content, Modality, Role
-from mmesh.errors import MmeshError
+from mmesh.errors import Cancelled, DeadlineExceeded, MmeshError, ResourceExhausted, Unavailable
 from mmesh.filters import Filter
 from mmesh.search import Consistency
 from mmesh.serving.deadline import Deadline
+from mmesh.tokens import Token
 from mmesh.vectors import FloatMatrix
+
+PASSING = (Unavailable, DeadlineExceeded, ResourceExhausted, Cancelled)
+"""Errors of a service that are not about the request: the same may succeed later or elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +87,8 @@ class ShardAnswer:
     """Hits by query and modality, in the order of the search's."""
 
     lists: list[list[list[Scored]]]
-    token: str
-    """The state of the log that was searched, as "epoch:seq"; see `fanout.epoch_of`."""
+    token: Token
+    """The state of the log that was searched."""
     service_s: float
 
 

@@ -1,11 +1,13 @@
-"""The services behind the gateway, and what is done with them besides searching."""
+"""The composition root: the services behind the gateway, and what is done with them."""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
+from functools import partial
+from itertools import chain
 from typing import Self
 
-from mmesh.errors import MmeshError
 from mmesh.mesh_status import ServiceStatus
 from mmesh.serving.deadline import Deadline
 from services.gateway.catalog import Catalog
@@ -14,51 +16,52 @@ from services.gateway.encoders.router import Encoders
 from services.gateway.reranker_backend import RerankerBackend
 from services.gateway.search.pipeline import Pipeline
 from services.gateway.shards.index_backend import IndexBackend
+from services.gateway.writes.draft import Draft
 from services.gateway.writes.ingest import Ingester
-from services.gateway.writes.writer import Writer
 
 STATUS_S = 2.0
 
 
 class Mesh:
-    """Channels to all services, with the pipeline and the ingester on them."""
+    """Channels to all services, and searches and writes on them; all run inside its context."""
 
-    def __init__(self, settings: GatewaySettings) -> None:
-        self.encoders = Encoders(settings.encoder)
-        self.index = IndexBackend(settings.index)
-        self.reranker = RerankerBackend(settings.reranker) if settings.reranker else None
-        self.catalog = Catalog(self.index)
-        self.pipeline = Pipeline(self.encoders, self.index, self.catalog, self.reranker, settings)
-        self.writer = Writer(self.encoders, self.index, self.catalog)
+    def __init__(
+        self,
+        encoders: Encoders,
+        index: IndexBackend,
+        reranker: RerankerBackend | None,
+        settings: GatewaySettings,
+    ) -> None:
+        self.encoders, self.index, self.reranker = encoders, index, reranker
+        self.catalog = Catalog(index)
+        self.pipeline = Pipeline(encoders, index, self.catalog, reranker, settings)
+        self.begin = partial(Draft, encoders, index, self.catalog)
+        """Begins an upsert."""
         self.ingester = Ingester(
-            self.writer, window=settings.ingest_window, patience_s=settings.ingest_patience_s
+            self.begin, window=settings.ingest_window, patience_s=settings.ingest_patience_s
         )
 
+    @classmethod
+    def of(cls, settings: GatewaySettings) -> Self:
+        """Return the mesh at the addresses of the settings."""
+        reranker = RerankerBackend(settings.reranker) if settings.reranker else None
+        return cls(Encoders(settings.encoder), IndexBackend(settings.index), reranker, settings)
+
     async def __aenter__(self) -> Self:
-        await self.encoders.start()
+        async with AsyncExitStack() as stack:
+            for part in (self.reranker, self.index, self.encoders, self.catalog, self.pipeline):
+                if part is not None:
+                    stack.push_async_callback(part.close)
+            await self.encoders.start()
+            await self.index.start()
+            self._closing = stack.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for part in (self.pipeline, self.catalog, self.encoders, self.index, self.reranker):
-            if part is not None:
-                await part.close()
+        await self._closing.aclose()
 
     async def status(self, deadline: Deadline) -> list[ServiceStatus]:
         """Return the state of every service."""
         patience = Deadline.after(min(STATUS_S, deadline.share(0.9).remaining()))
-        asked = {"reranker": self.reranker.describe(patience)} if self.reranker else {}
-        encoders, processes, answers = await asyncio.gather(
-            self.encoders.describe(patience),
-            self.index.describe(patience),
-            asyncio.gather(*asked.values(), return_exceptions=True),
-        )
-        others = [_status(name, one) for name, one in zip(asked, answers, strict=True)]
-        return [*(_status(name, one) for name, one in encoders.items()), *processes, *others]
-
-
-def _status(name: str, answer: str | BaseException) -> ServiceStatus:
-    if isinstance(answer, str):
-        return ServiceStatus(name, serving=True, detail=answer)
-    if isinstance(answer, MmeshError):
-        return ServiceStatus(name, serving=False, detail=answer.message)
-    raise answer
+        parts = [part for part in (self.encoders, self.index, self.reranker) if part is not None]
+        return list(chain(*await asyncio.gather(*(part.status(patience) for part in parts))))

@@ -1,4 +1,4 @@
-"""Calls to the reranker, in plain Python; each has a deadline, failures are MmeshErrors."""
+"""gRPC client of the reranker, in plain Python; each has a deadline, failures are MmeshErrors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from mmesh import wire
 from mmesh.api.reranker.v1 import reranker_pb2, reranker_pb2_grpc
 from mmesh.content import Content, Modality
+from mmesh.errors import MmeshError
+from mmesh.mesh_status import ServiceStatus
 from mmesh.serving.deadline import Deadline
 from mmesh.wire.transport import open_channel
 from services.gateway.interfaces import Judge, Verdict
@@ -56,10 +58,13 @@ class RerankerBackend:
         seconds = reply.judge_seconds + reply.queue_seconds
         return Verdict(scores, reply.model_fingerprint, reply.template, seconds)
 
-    async def describe(self, deadline: Deadline) -> str:
-        """Return a sentence about the judge."""
-        reply = await self._ask_model(deadline)
-        return f"{reply.name} {reply.template}".strip()
+    async def status(self, deadline: Deadline) -> list[ServiceStatus]:
+        """Return the state of the reranker: which judge it has, or why it does not answer."""
+        try:
+            reply = await self._ask_model(deadline)
+        except MmeshError as error:
+            return [ServiceStatus("reranker", False, error.message)]
+        return [ServiceStatus("reranker", True, f"{reply.name} {reply.template}".strip())]
 
     async def _ask_model(self, deadline: Deadline) -> reranker_pb2.GetModelResponse:
         request = reranker_pb2.GetModelRequest()

@@ -1,8 +1,8 @@
-"""What calls to the other services share: deadlines, request ids, and failures as MmeshErrors."""
+"""Remote procedure calls to the other services: deadlines, request ids, errors and failover."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -14,6 +14,9 @@ from mmesh.serving.handlers import REQUEST_ID_KEY
 from mmesh.wire.errors import error_of
 
 Answer = TypeVar("Answer")
+Server = TypeVar("Server")
+MOST_PARTS = 3
+"""However many servers are left to be tried, the next one gets a third of the time at least."""
 
 
 async def answer_of(call: Awaitable[Answer], service: str) -> Answer:
@@ -33,3 +36,27 @@ def options_for(deadline: Deadline) -> dict[str, Any]:
     """Return what every outgoing call carries: its deadline and the id of the request."""
     metadata = ((REQUEST_ID_KEY, logs.request_id.get()),)
     return {"timeout": deadline.remaining(), "metadata": metadata}
+
+
+async def first_answer(
+    servers: Sequence[Server],
+    call: Callable[[Server, Deadline], Awaitable[Answer]],
+    deadline: Deadline,
+    goes_on: Callable[[Server, MmeshError], bool],
+) -> Answer:
+    """Failover: return the answer of the first server that has one.
+
+    Each but the last gets only its part of the time, so that one that hangs is not waited for to
+    the end. `goes_on` hears of every failure, and tells whether another server may do better.
+
+    Raises:
+        MmeshError: that of the server which was asked last.
+    """
+    for left, server in zip(range(len(servers), 0, -1), servers, strict=True):
+        part = deadline if left == 1 else deadline.share(1 / min(left, MOST_PARTS))
+        try:
+            return await call(server, part)
+        except MmeshError as error:
+            if not goes_on(server, error) or left == 1 or deadline.remaining() <= 0:
+                raise
+    raise Unavailable("no server is known that could be asked")

@@ -13,11 +13,10 @@ from services.gateway.servicer import RetrievalServicer
 async def serve(settings: GatewaySettings) -> None:
     """Serve until told to stop."""
     host = Host("gateway", settings)
-    async with Mesh(settings) as mesh:
+    async with Mesh.of(settings) as mesh:
         servicer = RetrievalServicer(mesh, settings, host.draining)
         name = "mmesh.api.gateway.v1.RetrievalService"
         host.add(add_RetrievalServiceServicer_to_server, servicer, name)
-        await mesh.index.start()
         await host.start()
         await host.run()
 

@@ -1,9 +1,10 @@
-"""protobuf to engine calls and back, for the public API."""
+"""gRPC servicer of the public API: protobuf to plain Python and back."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from mmesh import wire
@@ -19,8 +20,8 @@ from services.gateway.config import GatewaySettings
 from services.gateway.interfaces import Embeddings
 from services.gateway.mesh import Mesh
 from services.gateway.search.pipeline import VERSION
-from services.gateway.writes.ingest import Batch, Stored, Stream
-from services.gateway.writes.writer import Order, Refused
+from services.gateway.writes.draft import Refused, Upsert
+from services.gateway.writes.ingest import Batch, BatchLimit, Stored, Stream, until
 
 MAX_SEARCHES = 256
 MAX_CANDIDATES = 256
@@ -63,8 +64,9 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
             raise refused.error
         candidates = [one for one in outcomes if isinstance(one, Candidate)]
         given = _embeddings_of(request, "vectors")
-        order = Order(request.collection, list(enumerate(candidates)), request.request_id, given)
-        token = await self._mesh.writer.draft(order).store_all(self._deadline(context))
+        numbered = list(enumerate(candidates))
+        upsert = Upsert(request.collection, numbered, request.request_id, given)
+        token = await self._mesh.begin(upsert).store_all(self._deadline(context))
         return pb.UpsertCandidatesResponse(token=token)
 
     async def DeleteCandidates(
@@ -125,15 +127,16 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
             max_candidates=MAX_CANDIDATES,
             max_message_bytes=self._settings.max_message_bytes,
         ))  # fmt: skip
-        batches = _until(self._draining, _batches_of(request_iterator))
-        told = False
+        batches = until(self._draining, _batches_of(request_iterator))
+        told, limit = False, BatchLimit(SLOWER_BATCH, MAX_CANDIDATES)
         stream = Stream(opened.collection, opened.ingest_id, opened.fill)
-        async for stored in self._mesh.ingester.run(stream, batches):
-            for event in _events_of(stored):
-                yield event
-            if self._draining.is_set() and not told:
-                told = True
-                yield pb.IngestResponse(draining=pb.IngestDraining())
+        async with aclosing(self._mesh.ingester.run(stream, batches)) as outcomes:
+            async for stored in outcomes:
+                for event in _events_of(stored, limit.note(stored)):
+                    yield event
+                if self._draining.is_set() and not told:
+                    told = True
+                    yield pb.IngestResponse(draining=pb.IngestDraining())
         if self._draining.is_set() and not told:
             yield pb.IngestResponse(draining=pb.IngestDraining())
 
@@ -271,7 +274,9 @@ async def _open_of(requests: AsyncIterator[pb.IngestRequest]) -> pb.IngestOpen:
     return first.open
 
 
-async def _batches_of(requests: AsyncIterator[pb.IngestRequest]) -> AsyncIterator[Batch]:
+async def _batches_of(
+    requests: AsyncIterator[pb.IngestRequest],
+) -> AsyncGenerator[Batch, None]:
     expected = None
     async for request in requests:
         if request.WhichOneof("step") != "batch":
@@ -285,26 +290,7 @@ async def _batches_of(requests: AsyncIterator[pb.IngestRequest]) -> AsyncIterato
         yield Batch(batch.sequence, _candidates_of(batch.candidates), given)
 
 
-async def _until(stop: asyncio.Event, batches: AsyncIterator[Batch]) -> AsyncIterator[Batch]:
-    """Yield batches until the stream ends or `stop` is set, even while none comes."""
-    stopping = asyncio.ensure_future(stop.wait())
-    try:
-        while not stop.is_set():
-            coming = asyncio.ensure_future(anext(batches))
-            await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not coming.done():
-                coming.cancel()
-                await asyncio.gather(coming, return_exceptions=True)
-                return
-            try:
-                yield coming.result()
-            except StopAsyncIteration:
-                return
-    finally:
-        stopping.cancel()
-
-
-def _events_of(stored: Stored) -> list[pb.IngestResponse]:
+def _events_of(stored: Stored, limit: int | None) -> list[pb.IngestResponse]:
     events = []
     if stored.refused:
         refused = [
@@ -313,8 +299,8 @@ def _events_of(stored: Stored) -> list[pb.IngestResponse]:
         ]
         rejected = pb.IngestRejected(sequence=stored.sequence, candidates=refused)
         events.append(pb.IngestResponse(rejected=rejected))
-    if stored.slowed_down:
-        slow = pb.IngestSlowDown(max_candidates=SLOWER_BATCH)
+    if limit is not None:
+        slow = pb.IngestSlowDown(max_candidates=limit)
         events.append(pb.IngestResponse(slow_down=slow))
     ack = pb.IngestAck(through_sequence=stored.sequence, token=stored.token, stored=stored.stored)
     events.append(pb.IngestResponse(ack=ack))

@@ -1,21 +1,22 @@
-"""Calls to one encoder, in plain Python; each has a deadline, failures are MmeshErrors."""
+"""gRPC client of one encoder, in plain Python; each has a deadline, failures are MmeshErrors."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from mmesh import wire
 from mmesh.api.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from mmesh.content import Content, Role
-from mmesh.errors import DeadlineExceeded, ModelMismatch, Unavailable
+from mmesh.errors import MmeshError, ModelMismatch
 from mmesh.serving.deadline import Deadline
 from mmesh.wire.transport import open_channel
+from services.gateway.circuit_breaker import CircuitBreaker
 from services.gateway.interfaces import Encoded, EncoderModel
 from services.gateway.rpc import answer_of, options_for
 
-DISTRUST_S = 2.0
-"""Seconds for which an encoder that failed is asked after all others."""
+DISTRUST_S, LEAST_S = 2.0, 0.5
+"""Seconds for which an encoder that failed is asked after all others, and that a call must have
+had for its lateness to be a failure."""
 
 
 class EncoderBackend:
@@ -25,7 +26,7 @@ class EncoderBackend:
         self._address = address
         self._channel = open_channel(address)
         self._stub = encoder_pb2_grpc.EncoderServiceStub(self._channel)
-        self._distrusted_until = 0.0
+        self._circuit = CircuitBreaker(open_s=DISTRUST_S, least_s=LEAST_S)
         self.model: EncoderModel | None = None
         """As last heard; None when it has not been reached, or has another since."""
 
@@ -36,7 +37,7 @@ class EncoderBackend:
     @property
     def is_trusted(self) -> bool:
         """Tell whether it has not failed just now."""
-        return time.monotonic() >= self._distrusted_until
+        return self._circuit.is_closed
 
     async def ask_model(self, deadline: Deadline) -> EncoderModel:
         """Return the encoder's model as it is now."""
@@ -76,11 +77,12 @@ class EncoderBackend:
             priority=encoder_pb2.PRIORITY_INTERACTIVE if query else encoder_pb2.PRIORITY_BULK,
             on_problem=encoder_pb2.ON_PROBLEM_SKIP,
         )
+        given_s = deadline.remaining()
         try:
             call = self._stub.Encode(request, **options_for(deadline))
             reply = await answer_of(call, "the encoder")
-        except (Unavailable, DeadlineExceeded):
-            self._distrusted_until = time.monotonic() + DISTRUST_S
+        except MmeshError as error:
+            self._circuit.note(error, given_s)
             raise
         if reply.model_fingerprint != fingerprint:
             self.model = None

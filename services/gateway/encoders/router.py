@@ -1,4 +1,4 @@
-"""All encoders of the mesh: several models, and several encoders of one model.
+"""Load balancing over all encoders: several models, and several encoders of one model.
 
 Encoders with the same fingerprint share a space, so any of them may answer. A text-only encoder
 beside a multimodal one is preferred for texts, which keeps these out of the queue of pictures.
@@ -7,10 +7,9 @@ beside a multimodal one is preferred for texts, which keeps these out of the que
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from itertools import count
 
 import numpy as np
@@ -24,17 +23,18 @@ from mmesh.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from mmesh.mesh_status import ServiceStatus
 from mmesh.serving.deadline import Deadline
+from mmesh.serving.supervision import Supervised
 from services.gateway.encoders.encoder_backend import EncoderBackend
 from services.gateway.interfaces import Encoded, EncoderModel
+from services.gateway.rpc import first_answer
 
 logger = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 """Seconds between calls to encoders that have not said what they serve."""
 ASK_S = 2.0
-MOST_PARTS = 3
-"""However many encoders are left to be tried, the next one gets a third of the time at least."""
 _OF_THE_ENCODER = (Unavailable, DeadlineExceeded, ResourceExhausted, ModelMismatch)
 """Errors that another encoder need not have."""
 Inputs = Sequence[tuple[Content, str]]
@@ -48,29 +48,25 @@ class Encoders:
         self._turn = count()
         self._looking: asyncio.Task[list[EncoderModel | MmeshError]] | None = None
         self._looked_at = -LOOK_S
-        self._owner: asyncio.Task[None] | None = None
+        self._finder = Supervised("encoder discovery", self._keep_looking)
 
     async def start(self) -> None:
         """Begin to ask the encoders what they serve."""
-        self._owner = asyncio.create_task(self._keep_looking())
+        self._finder.start()
 
     async def close(self) -> None:
         """End the asking and close all channels."""
-        tasks = [task for task in (self._owner, self._looking) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for backend in self._backends:
-            await backend.close()
+        await self._finder.aclose()
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait({self._looking})
+        await asyncio.gather(*(backend.close() for backend in self._backends))
 
-    async def describe(self, deadline: Deadline) -> dict[str, str | MmeshError]:
-        """Return what every encoder serves, or why it does not answer, by the encoder's name."""
+    async def status(self, deadline: Deadline) -> list[ServiceStatus]:
+        """Return the state of every encoder: what it serves, or why it does not answer."""
         answers = await _ask(self._backends, deadline)
         names = ["encoder", *(f"encoder-{n}" for n in range(1, len(answers)))]
-        return {
-            name: f"{one.name} ({one.dim} wide)" if isinstance(one, EncoderModel) else one
-            for name, one in zip(names, answers, strict=True)
-        }
+        return [_status(name, answer) for name, answer in zip(names, answers, strict=True)]
 
     # -- models
 
@@ -134,8 +130,10 @@ class Encoders:
             self._looking.add_done_callback(self._note_look)
         await asyncio.wait({self._looking}, timeout=deadline.remaining())
 
-    def _note_look(self, _: object) -> None:
+    def _note_look(self, look: asyncio.Task[list[EncoderModel | MmeshError]]) -> None:
         self._looking, self._looked_at = None, time.monotonic()
+        if not look.cancelled() and (defect := look.exception()) is not None:
+            logger.error("encoders could not be asked", exc_info=defect)
 
     async def _keep_looking(self) -> None:
         while True:
@@ -144,6 +142,7 @@ class Encoders:
                 if isinstance(model, EncoderModel):
                     extra = {"model": model.name, "fingerprint": model.fingerprint}
                     logger.info("encoder found", extra=extra)
+            self._finder.progress()
             await asyncio.sleep(LOOK_S)
 
     # -- encoding
@@ -193,12 +192,12 @@ async def _encode(
     role: Role,
     deadline: Deadline,
 ) -> Encoded:
-    """Return the answer of the first encoder that has one; each but the last gets its part."""
-    for left, backend in zip(range(len(order), 1, -1), order, strict=False):
-        part = deadline.share(1 / min(left, MOST_PARTS))
-        with contextlib.suppress(*_OF_THE_ENCODER):
-            return await backend.encode(fingerprint, inputs, role, part)
-    return await order[-1].encode(fingerprint, inputs, role, deadline)
+    """Return the answer of the first encoder that has one."""
+
+    def ask(backend: EncoderBackend, part: Deadline) -> Awaitable[Encoded]:
+        return backend.encode(fingerprint, inputs, role, part)
+
+    return await first_answer(order, ask, deadline, lambda _, e: isinstance(e, _OF_THE_ENCODER))
 
 
 def _joined(answers: Sequence[Encoded], shares: Sequence[Sequence[int]]) -> Encoded:
@@ -227,6 +226,12 @@ async def _ask(
 ) -> list[EncoderModel | MmeshError]:
     """Return the model of each, or why it does not answer."""
     return await asyncio.gather(*(_model_of(backend, deadline) for backend in backends))
+
+
+def _status(name: str, answer: EncoderModel | MmeshError) -> ServiceStatus:
+    if isinstance(answer, MmeshError):
+        return ServiceStatus(name, False, answer.message)
+    return ServiceStatus(name, True, f"{answer.name} ({answer.dim} wide)")
 
 
 async def _model_of(backend: EncoderBackend, deadline: Deadline) -> EncoderModel | MmeshError:

@@ -1,4 +1,4 @@
-"""What a good score is: the upper tail of each modality's scores, for one collection and model.
+"""Score calibration: standard scores (z-scores) by the upper tail of each modality's scores.
 
 Raw scores of two modalities are not comparable: embeddings of texts and of pictures lie in
 different cones. So the scores of the first ten hits of queries that have nothing to do with the

@@ -1,4 +1,4 @@
-"""A search of all shards at once: what answers in time counts, what does not is said.
+"""Scatter-gather, a search of all shards at once: what answers in time counts, the rest is said.
 
 Each shard looks up by itself what an alias names. While an alias moves, two shards may for a moment
 answer from two collections; the epochs of their tokens tell, and such lists are never merged.
@@ -12,20 +12,17 @@ from dataclasses import dataclass, replace
 
 from mmesh.content import Modality
 from mmesh.errors import (
-    Cancelled,
     DeadlineExceeded,
     MmeshError,
     ResourceExhausted,
     ShardUnavailable,
     StaleReplica,
-    Unavailable,
 )
 from mmesh.serving.deadline import Deadline
-from services.gateway.interfaces import Index, Scored, ShardAnswer, ShardOrder, ShardSearch
+from mmesh.tokens import Token, newest
+from services.gateway.interfaces import PASSING, Index, Scored, ShardAnswer, ShardOrder, ShardSearch
 from services.gateway.search.ranking import join_shards
 
-_SHARD_TROUBLE = (Unavailable, DeadlineExceeded, ResourceExhausted, Cancelled)
-"""Errors of one shard that the others make up for; all others are about the request."""
 MORE_ATTEMPTS, PAUSE_S = 2, 0.05
 """Further searches when shards disagree, and the pause after each, in which they read the log."""
 Answers = Mapping[int, ShardAnswer]
@@ -37,7 +34,7 @@ class Gathered:
     """The joined lists of each query by modality, and what is missing from them."""
 
     lists: Sequence[Mapping[Modality, list[Scored]]]
-    token: str
+    token: Token
     answered: int
     total: int
     """Shards of the set that was searched."""
@@ -69,7 +66,7 @@ async def _ask_all(search: ShardSearch, deadline: Deadline) -> tuple[Answers, Mi
     for shard, outcome in enumerate(outcomes):
         if isinstance(outcome, ShardAnswer):
             answers[shard] = outcome
-        elif isinstance(outcome, _SHARD_TROUBLE):
+        elif isinstance(outcome, PASSING):  # the other shards make up for it
             missing[shard] = outcome
         else:
             raise outcome
@@ -91,15 +88,15 @@ async def _until_they_agree(
         if len(_epochs(answers)) <= 1:
             return search, answers, missing
         await asyncio.sleep(min(PAUSE_S, deadline.remaining()))
-    epoch = epoch_of(collection.token)
+    epoch = Token.parse(collection.token).epoch
     late = StaleReplica("the shard answered from a collection that has been replaced")
-    others = {n: late for n, answer in answers.items() if epoch_of(answer.token) != epoch}
+    others = {n: late for n, answer in answers.items() if answer.token.epoch != epoch}
     kept = {n: answer for n, answer in answers.items() if n not in others}
     return search, kept, {**missing, **others}
 
 
 def _epochs(answers: Answers) -> set[str]:
-    return {epoch_of(answer.token) for answer in answers.values()}
+    return {answer.token.epoch for answer in answers.values()}
 
 
 def _worst(missing: Missing) -> MmeshError:
@@ -120,16 +117,6 @@ def _gather(order: ShardOrder, by_shard: Answers, missing: Missing, total: int) 
         }
         for query in range(len(order.queries))
     ]
-    newest = max((answer.token for answer in answers), key=seq_of)
+    token = newest(answer.token for answer in answers)
     slowest = max(answer.service_s for answer in answers)
-    return Gathered(lists, newest, len(answers), total, missing, slowest)
-
-
-def epoch_of(token: str) -> str:
-    """Return what a token says of the collection: one that was made anew has another epoch."""
-    return token.rpartition(":")[0]
-
-
-def seq_of(token: str) -> int:
-    """Return the sequence that a token names; 0 for none."""
-    return int(token.rpartition(":")[2] or 0)
+    return Gathered(lists, token, len(answers), total, missing, slowest)

@@ -1,4 +1,4 @@
-"""How lists of several modalities become one."""
+"""Rank fusion: lists of several modalities become one, by one of four policies."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from mmesh.errors import (
     CollectionNotFound,
+    DataLoss,
     DimMismatch,
     InvalidField,
     InvalidRequest,
@@ -29,7 +31,7 @@ from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
 from services.gateway.catalog import Catalog
 from services.gateway.config import GatewaySettings
-from services.gateway.interfaces import Encoder, Index, Reranker, ShardOrder
+from services.gateway.interfaces import PASSING, Encoder, Index, Reranker, ShardOrder
 from services.gateway.search.calibrator import Calibrator
 from services.gateway.search.fanout import Gathered, search_shards
 from services.gateway.search.merge import merge, needs_calibration
@@ -44,9 +46,12 @@ JUDGED_AT_A_TIME = 4
 """Rerank calls of this gateway at a time; a batch must not fill the reranker's queue by itself."""
 SHARDS_SHARE, CALIBRATE_SHARE = 0.8, 0.3
 JUDGE_SHARE, JUDGE_SHARE_UNASKED = 0.9, 0.5
+CONTENT_SHARE = 0.8
 """Shares of the time that is left which a stage may use."""
 _MOVED = (CollectionNotFound, ModelMismatch, DimMismatch)
 """Errors that may mean that a name stands for another collection than a moment ago."""
+_CONTENT_TROUBLE = (*PASSING, DataLoss)
+"""Errors of the log and its blobs that cost an answer its contents, not its hits."""
 
 
 class Pipeline:
@@ -204,15 +209,15 @@ class Pipeline:
             run.degrade("RERANK_UNAVAILABLE", "this mesh has no reranker")
             return
         try:
-            async with asyncio.timeout(_budget(run).remaining()):
-                await self._judge(run, self._reranker)
+            budget = _budget(run)
+            async with asyncio.timeout(budget.remaining()):
+                await self._judge(run, self._reranker, budget)
         except (MmeshError, TimeoutError) as error:
             reason = error.message if isinstance(error, MmeshError) else "its time ran out"
             run.degrade("RERANK_UNAVAILABLE", f"the hits are in first-stage order: {reason}")
         run.watch.lap("rerank", run.verdict.service_s if run.verdict else 0.0)
 
-    async def _judge(self, run: Run, reranker: Reranker) -> None:
-        budget = _budget(run)
+    async def _judge(self, run: Run, reranker: Reranker, budget: Deadline) -> None:
         judge = await reranker.judge(budget)
         weights = judge.weights.get(run.search.query.modality, {})
         await self._fetch(run, places_to_judge(run.ranked, run.depth, weights), budget)
@@ -235,20 +240,32 @@ class Pipeline:
             run.degrade("RERANK_PARTIAL", f"{len(scores)} of {len(places)} hits were judged")
 
     async def _fetch_shown(self, run: Run) -> None:
-        """Get the content that is sent along."""
-        if run.search.include_content and run.ranked:
-            await self._fetch(run, range(min(run.search.limit, len(run.ranked))), run.deadline)
+        """Get the content that is sent along; without the log, hits go without."""
+        if not (run.search.include_content and run.ranked):
+            return
+        shown = range(min(run.search.limit, len(run.ranked)))
+        with suppress(*_CONTENT_TROUBLE):  # it is noted
+            await self._fetch(run, shown, run.deadline.share(CONTENT_SHARE))
 
     async def _fetch(self, run: Run, places: Sequence[int], deadline: Deadline) -> None:
-        """Get the content of hits; those that were deleted since they were found are dropped."""
+        """Get the content of hits; those that were deleted since they were found are dropped.
+
+        Raises:
+            MmeshError: it cannot be had; the run is degraded if that is not about the request.
+        """
         ids = [run.ranked[p].hit.id for p in places if run.ranked[p].hit.id not in run.contents]
         if not ids:
             return
-        found = await self._index.get(run.collection, ids, deadline)
+        try:
+            found = await self._index.get(run.collection, ids, deadline)
+        except _CONTENT_TROUBLE as error:
+            run.degrade("CONTENT_UNAVAILABLE", f"content cannot be read: {error.message}")
+            raise
+        finally:
+            run.watch.lap("fetch")
         run.contents |= {candidate.id: candidate.content for candidate in found}
         gone = set(ids) - run.contents.keys()
         run.ranked = [entry for entry in run.ranked if entry.hit.id not in gone]
-        run.watch.lap("fetch")
 
     def _answer(self, run: Run) -> None:
         hits = tuple(
@@ -257,7 +274,9 @@ class Pipeline:
         )
         run.watch.lap("answer")
         receipt = _receipt(run)
-        run.result = SearchResult(hits, run.coverage, tuple(run.degradations), receipt, run.token)
+        run.result = SearchResult(
+            hits, run.coverage, tuple(run.degradations), receipt, str(run.token)
+        )
         _measure(run.result)
 
     def _hit(self, run: Run, rank: int, entry: Ranked) -> Hit:

@@ -1,11 +1,12 @@
-"""Query embeddings: one call for all that are new to a model, and a memory of those seen."""
+"""LRU cache of query embeddings, and one call to the encoder for all that are new to a model."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+
+from cachetools import LRUCache
 
 from mmesh.content import Role
 from mmesh.errors import InvalidField, MmeshError
@@ -20,27 +21,20 @@ class QueryEmbedder:
 
     def __init__(self, encoder: Encoder, cache_size: int) -> None:
         self._encoder = encoder
-        self._cache: OrderedDict[Hashable, QueryEmbedding] = OrderedDict()
-        self._size = cache_size
+        self._cache: LRUCache[Hashable, QueryEmbedding] = LRUCache(cache_size)
 
     async def embed(self, runs: Sequence[Run], deadline: Deadline) -> float:
         """Fill in the embedding, or the error, of every run; return seconds in the encoder."""
         missing: dict[str, dict[Hashable, list[Run]]] = {}
         for run in runs:
             key = (run.model, run.search.query.digest(), run.search.instruction)
-            run.embedding = self._remembered(key)
+            run.embedding = self._cache.get(key)
             outcome = "miss" if run.embedding is None else "hit"
             metrics.embedding_cache_total.labels(outcome).inc()
             if run.embedding is None:
                 missing.setdefault(run.model, {}).setdefault(key, []).append(run)
         calls = (self._encode(model, runs, deadline) for model, runs in missing.items())
         return max(await asyncio.gather(*calls), default=0.0)
-
-    def _remembered(self, key: Hashable) -> QueryEmbedding | None:
-        known = self._cache.get(key)
-        if known is not None:
-            self._cache.move_to_end(key)
-        return known
 
     async def _encode(
         self, model: str, missing: dict[Hashable, list[Run]], deadline: Deadline
@@ -63,13 +57,13 @@ class QueryEmbedder:
                 run.embedding = embedding
                 run.error = _about_query(problem) if problem else None
             if problem is None:
-                self._remember(key, replace(embedding, cached=True, batch_size=0))
+                self._remember(key, embedding)
         return encoded.service_s
 
     def _remember(self, key: Hashable, embedding: QueryEmbedding) -> None:
-        self._cache[key] = embedding
-        if len(self._cache) > self._size:
-            self._cache.popitem(last=False)
+        if self._cache.maxsize:
+            vector = embedding.vector.copy()  # a view would keep the rows of its whole batch
+            self._cache[key] = replace(embedding, vector=vector, cached=True, batch_size=0)
 
 
 def _about_query(error: MmeshError) -> MmeshError:

@@ -1,4 +1,4 @@
-"""How a judge's scores change the order: never further than the judge is trusted."""
+"""Second-stage ranking: a judge's scores change the order as far as the judge is trusted."""
 
 from __future__ import annotations
 

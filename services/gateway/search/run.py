@@ -1,4 +1,4 @@
-"""One search under way: what is known of it so far, and where its time went."""
+"""The state of one search under way: what is known of it so far, and where its time went."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from mmesh.search import (
     Stage,
 )
 from mmesh.serving.deadline import Deadline
+from mmesh.tokens import Token
 from mmesh.vectors import FloatMatrix
 from services.gateway.interfaces import Scored, Verdict
 from services.gateway.search.calibration import Calibration
 from services.gateway.search.plan import Plan
 from services.gateway.search.ranking import Ranked
 
-NOTHING_COVERED = Coverage(0, 0)
+NOTHING_COVERED, NOTHING_SEEN = Coverage(0, 0), Token("", 0)
 
 
 class Stopwatch:
@@ -75,7 +76,8 @@ class Run:
     embedding: QueryEmbedding | None = None
     lists: Mapping[Modality, Sequence[Scored]] = field(default_factory=dict)
     coverage: Coverage = NOTHING_COVERED
-    token: str = ""
+    token: Token = NOTHING_SEEN
+    """The state of the log that was searched."""
     calibration: Calibration | None = None
     ranked: list[Ranked] = field(default_factory=list)
     contents: dict[str, Content] = field(default_factory=dict)
@@ -91,5 +93,7 @@ class Run:
         return max(self.search.limit, self.depth)
 
     def degrade(self, reason: str, message: str) -> None:
-        """Note that something was skipped."""
-        self.degradations.append(Degradation(reason, message))
+        """Note that something was skipped; once for each way of saying it."""
+        degradation = Degradation(reason, message)
+        if degradation not in self.degradations:
+            self.degradations.append(degradation)

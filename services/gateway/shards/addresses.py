@@ -1,4 +1,4 @@
-"""Where the index processes are: fixed addresses, names in the DNS, or a file that may change."""
+"""Address resolution: fixed addresses, names in the DNS, or a file that may change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When to ask a second replica although the first still works: after what 95 of 100 calls take.
+"""Hedged requests: a second replica is asked while the first is slow, after what 95 of 100 take.
 
 The slowest calls become shorter, for a few calls more: at most one in twenty (Dean and Barroso,
 "The Tail at Scale", CACM 56(2), 2013).
@@ -11,21 +11,25 @@ import math
 from collections import deque
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
-from mmesh.errors import MmeshError
+from cachetools import LRUCache
+
+from mmesh.errors import MmeshError, Unavailable
 
 SHARE, MOST_SAVED = 0.05, 10.0
 """Second calls for each call that is answered, and how many may be saved for a bad moment."""
 SLOW, LEAST_S = 0.95, 0.005
 """Calls that take longer than this share of them are slow, but none that is faster than this."""
 WINDOW, RENEWED_EVERY = 512, 32
+MOST_COLLECTIONS = 256
+"""Collections whose times are known; each costs 16 KB at most."""
 
 Answer = TypeVar("Answer")
 
 
-class Pace:
-    """How long calls took lately, and how many second calls that allows."""
+class HedgeDelay:
+    """The delay before a second call, by how long calls took lately, and how many are allowed."""
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque(maxlen=WINDOW)
@@ -51,6 +55,20 @@ class Pace:
     def spend(self) -> None:
         """Take note of a second call."""
         self._saved -= 1
+
+
+class HedgeDelays:
+    """An LRU cache of the delays by collection: what is slow for one is fast for another."""
+
+    def __init__(self) -> None:
+        self._delays: LRUCache[str, HedgeDelay] = LRUCache(MOST_COLLECTIONS)
+
+    def of(self, collection: str) -> HedgeDelay:
+        """Return the delay for searches of a collection."""
+        delay = self._delays.get(collection)
+        if delay is None:
+            delay = self._delays[collection] = HedgeDelay()
+        return delay
 
 
 class Race(Generic[Answer]):
@@ -81,11 +99,13 @@ class Race(Generic[Answer]):
         done, self._running = await asyncio.wait(
             self._running, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
         )
-        for task in sorted(done, key=lambda one: one.exception() is not None):
+        for task in sorted(done, key=_has_failed):
             try:
                 return task.result()
             except MmeshError as error:
                 self._failure = error
+            except asyncio.CancelledError:  # by somebody else: this race still runs
+                self._failure = Unavailable("the call was cut off")
         if done and self._failure is not None:
             raise self._failure
         return None
@@ -102,3 +122,7 @@ class Race(Generic[Answer]):
                     return answer
         assert self._failure is not None, "nobody entered"
         raise self._failure
+
+
+def _has_failed(task: asyncio.Task[Any]) -> bool:
+    return task.cancelled() or task.exception() is not None

@@ -1,9 +1,9 @@
-"""Calls to the index, in plain Python; each has a deadline, failures are MmeshErrors."""
+"""gRPC client of the index, in plain Python; each has a deadline, failures are MmeshErrors."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from itertools import count
 from typing import Any
 
@@ -11,20 +11,17 @@ from mmesh import wire
 from mmesh.api.index.v1 import collection_pb2, index_pb2
 from mmesh.candidates import Candidate, Page
 from mmesh.collections import Collection, CollectionSettings
-from mmesh.errors import DeadlineExceeded, LogUnavailable, Unavailable
+from mmesh.errors import DeadlineExceeded, LogUnavailable, MmeshError, Unavailable
 from mmesh.filters import Filter
 from mmesh.mesh_status import ServiceStatus
 from mmesh.serving.deadline import Deadline
 from services.gateway.interfaces import Embeddings, EncoderModel, ShardOrder
-from services.gateway.rpc import answer_of, options_for
-from services.gateway.shards.hedging import Pace
-from services.gateway.shards.processes import describe
+from services.gateway.rpc import answer_of, first_answer, options_for
+from services.gateway.shards.hedging import HedgeDelays
 from services.gateway.shards.replica import Replica
 from services.gateway.shards.shard_search import ReplicatedSearch
 from services.gateway.shards.topology import Topology
 
-MOST_PARTS = 3
-"""However many processes are left to be tried, the next one gets a third of the time at least."""
 _COLLECTIONS, _INDEX = "collections", "index"
 
 
@@ -37,7 +34,7 @@ class IndexBackend:
     def __init__(self, sources: Sequence[str]) -> None:
         self._topology = Topology(sources)
         self._turn = count()
-        self._pace = Pace()
+        self._delays = HedgeDelays()
 
     async def start(self) -> None:
         """Find out which processes there are, and keep watching them."""
@@ -49,34 +46,26 @@ class IndexBackend:
 
     async def prepare(self, order: ShardOrder, deadline: Deadline) -> ReplicatedSearch:
         """Return a search of the shard set that is in use now."""
-        if not self._topology.current.shard_count:
-            await self._topology.ask_all(deadline)
-        return ReplicatedSearch(self._topology, order, next(self._turn), self._pace)
+        shards = await self._topology.set_in_use(deadline)
+        delay = self._delays.of(order.collection)
+        return ReplicatedSearch(self._topology, shards, order, next(self._turn), delay)
 
-    async def describe(self, deadline: Deadline) -> list[ServiceStatus]:
+    async def status(self, deadline: Deadline) -> list[ServiceStatus]:
         """Return the state of every process that is known, and of shards that none holds."""
         await self._topology.ask_all(deadline)
-        return describe(self._topology)
+        return self._topology.status()
 
     async def _any(self, service: str, method: str, request: Any, deadline: Deadline) -> Any:
         """Call one process, and the next when it does not answer; the calls are safe to repeat.
 
-        Processes that are not trusted come last, and each but the last gets only its part of the
-        time, so that one that hangs is not waited for to the end.
+        Processes that are not trusted come last.
         """
-        order = self._in_turn()
-        for left, replica in zip(range(len(order), 0, -1), order, strict=True):
+
+        def ask(replica: Replica, part: Deadline) -> Awaitable[Any]:
             call = getattr(getattr(replica, service), method)
-            part = deadline if left == 1 else deadline.share(1 / min(left, MOST_PARTS))
-            try:
-                return await answer_of(call(request, **options_for(part)), "the index")
-            except (Unavailable, DeadlineExceeded) as error:
-                # Time may run out because the log is slow, so that alone takes no trust away.
-                replica.blame(error, 0.0)
-                log_is_away = isinstance(error, LogUnavailable) and replica.is_usable
-                if left == 1 or log_is_away or deadline.remaining() <= 0:
-                    raise
-        raise Unavailable("no index process is known")
+            return answer_of(call(request, **options_for(part)), "the index")
+
+        return await first_answer(self._in_turn(), ask, deadline, _another_may_answer)
 
     def _in_turn(self) -> list[Replica]:
         replicas = self._topology.replicas
@@ -148,7 +137,7 @@ class IndexBackend:
         mirror: Embeddings | None = None,
         fill: bool = False,
     ) -> str:
-        """Store candidates durably, all or none; return the token. See `ports.Index`."""
+        """Store candidates durably, all or none; return the token. See `interfaces.Index`."""
         request = index_pb2.UpsertCandidatesRequest(
             collection=collection,
             candidates=[wire.candidate_to_pb(candidate) for candidate in candidates],
@@ -208,3 +197,12 @@ class IndexBackend:
         )
         reply = await self._any(_INDEX, "ListCandidates", request, deadline)
         return wire.page_from_pb(reply)
+
+
+def _another_may_answer(replica: Replica, error: MmeshError) -> bool:
+    """Take note that a process did not answer; tell whether another one might."""
+    if not isinstance(error, Unavailable | DeadlineExceeded):
+        return False
+    # Time may run out because the log is slow, so that alone takes no trust away.
+    replica.blame(error, 0.0)
+    return not (isinstance(error, LogUnavailable) and replica.is_usable)

@@ -1,21 +1,25 @@
-"""One index process: what it said of itself when last asked, and whether it is to be trusted."""
+"""Health tracking of one index process: what it said last, and a circuit breaker for its calls."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from mmesh.api.index.v1 import collection_pb2_grpc, index_pb2, index_pb2_grpc
-from mmesh.errors import DeadlineExceeded, LogUnavailable, MmeshError, StaleReplica, Unavailable
+from mmesh.errors import MmeshError, Unavailable
 from mmesh.serving import telemetry
+from mmesh.serving.backoff import Pauses
 from mmesh.serving.deadline import Deadline
+from mmesh.serving.supervision import Supervised
 from mmesh.wire.transport import open_channel
+from services.gateway.circuit_breaker import CircuitBreaker
 from services.gateway.rpc import answer_of, options_for
-from services.gateway.shards.search_stream import Reply, SearchStream
+from services.gateway.shards.search_channel import Reply, SearchChannel
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +31,10 @@ SPACING_S = 0.02
 """Seconds between questions, however many searches wish to know."""
 STREAMED_BYTES = 1 << 16
 """Larger searches are calls of their own: they would keep the others on their stream waiting."""
+PAUSES = Pauses(first_s=LOOK_AGAIN_S, longest_s=5.0)
+"""Pauses after a defect met a watcher: a process that is not watched is soon not searched."""
+NEVER = sys.maxsize
+"""Failures of a watcher that make the gateway unwell: one index process must not take it out."""
 LINGER_S = 30.0
 """Seconds for which searches that began before a process was taken out may still call it."""
 
@@ -45,7 +53,7 @@ class Facts:
 
 
 class Replica:
-    """An index process at one address; `watch` keeps what is known of it fresh.
+    """An index process at one address; once started, what is known of it is kept fresh.
 
     `on_change` is called when it may or may no longer be searched, or holds another shard.
     """
@@ -55,45 +63,59 @@ class Replica:
         self._channel = open_channel(address)
         self.index = index_pb2_grpc.IndexServiceStub(self._channel)
         self.collections = collection_pb2_grpc.CollectionServiceStub(self._channel)
-        self._stream = SearchStream(self.index)
+        self._searches = SearchChannel(self.index)
         self.facts: Facts | None = None
         """What it said last, even if it is silent by now."""
-        self.error: MmeshError | None = Unavailable("it was not asked yet")
-        """Why it is not trusted; None when it is."""
+        self._circuit = CircuitBreaker(least_s=ASK_S)
+        self._circuit.open(Unavailable("it was not asked yet"))
         self._on_change = on_change
+        self._watcher = Supervised(
+            "index process health", self._watch, unwell_after=NEVER, backoff=PAUSES
+        )
         self._asking: asyncio.Task[None] | None = None
         self._asked_at = -SPACING_S
         self._look = asyncio.Event()
 
     @property
+    def error(self) -> MmeshError | None:
+        """Why it is not trusted; None when it is."""
+        return self._circuit.error
+
+    @property
     def is_usable(self) -> bool:
         """Whether it answers, and holds all of its shard."""
-        return self.error is None and self.facts is not None and self.facts.ready
+        return self._circuit.is_closed and self.facts is not None and self.facts.ready
 
     @property
     def place(self) -> tuple[int, int] | None:
         """Its shard and the number of shards, as it said last; None if it never did."""
         return (self.facts.shard, self.facts.shard_count) if self.facts else None
 
+    def start(self) -> None:
+        """Begin to ask from time to time, and at once when a call has failed."""
+        self._watcher.start()
+
     async def close(self) -> None:
         """Close the channel; calls that still run are cut off."""
+        await self._watcher.aclose()
         if self._asking is not None:
             self._asking.cancel()
-            await asyncio.gather(self._asking, return_exceptions=True)
-        await self._stream.close()
+            await asyncio.wait({self._asking})
+        await self._searches.close()
         await self._channel.close()
 
     async def retire(self) -> None:
-        """Close the channel once nobody that knew the process before can need it."""
+        """Ask no more, and close the channel once nobody that knew the process can need it."""
         try:
+            await self._watcher.aclose()
             await asyncio.sleep(LINGER_S)
         finally:
             await self.close()
 
-    async def watch(self) -> None:
-        """Ask from time to time, and at once when a call has failed; without end."""
+    async def _watch(self) -> None:
         while True:
-            await asyncio.wait({self.ask()})
+            await asyncio.shield(self.ask())
+            self._watcher.progress()
             with contextlib.suppress(TimeoutError):
                 pause = LOOK_S if self.is_usable else LOOK_AGAIN_S
                 async with asyncio.timeout(pause):  # wait_for may swallow that this is cancelled
@@ -113,9 +135,12 @@ class Replica:
             call = self.index.GetShard(request, **options_for(Deadline.after(ASK_S)))
             facts = _facts_of(await answer_of(call, f"the index process at {self.address}"))
         except MmeshError as error:
-            self._know(self.facts, error)
+            with self._telling_of_changes():
+                self._circuit.open(error)
         else:
-            self._know(facts, None)
+            with self._telling_of_changes():
+                self.facts = facts
+                self._circuit.close()
         finally:
             self._asked_at = time.monotonic()
 
@@ -128,7 +153,7 @@ class Replica:
         """
         if telemetry.is_tracing() or request.ByteSize() > STREAMED_BYTES:
             return Reply.of(await self.index.Search(request, **options_for(deadline)))
-        return await self._stream.search(request, deadline)
+        return await self._searches.search(request, deadline)
 
     def blame(self, error: MmeshError, given_s: float) -> None:
         """Take note that a call failed which had `given_s` seconds.
@@ -136,17 +161,15 @@ class Replica:
         A process that does not answer is not trusted until it does again. One that was only given
         a moment is asked first.
         """
-        if isinstance(error, StaleReplica | LogUnavailable):
-            return
-        is_late = isinstance(error, DeadlineExceeded)
-        if isinstance(error, Unavailable) or (is_late and given_s >= ASK_S):
-            self._know(self.facts, error)
-        if isinstance(error, Unavailable) or is_late:
+        with self._telling_of_changes():
+            is_in_doubt = self._circuit.note(error, given_s)
+        if is_in_doubt:
             self._look.set()
 
-    def _know(self, facts: Facts | None, error: MmeshError | None) -> None:
+    @contextlib.contextmanager
+    def _telling_of_changes(self) -> Iterator[None]:
         before = (self.is_usable, self.place)
-        self.facts, self.error = facts, error
+        yield
         if (self.is_usable, self.place) != before:
             extra = {"address": self.address, "usable": self.is_usable, "place": self.place}
             logger.info("index process changed", extra=extra)

@@ -1,4 +1,4 @@
-"""A search of one shard set: any replica of a shard will do, another when it fails or is slow."""
+"""Hedged search of one shard set: any replica will do, another when one fails or is slow."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from mmesh.errors import (
     Unavailable,
 )
 from mmesh.serving.deadline import Deadline
+from mmesh.tokens import Token
 from services.gateway import metrics
 from services.gateway.interfaces import Scored, ShardAnswer, ShardOrder
 from services.gateway.rpc import answer_of
-from services.gateway.shards.hedging import Pace, Race
+from services.gateway.shards.hedging import HedgeDelay, Race
 from services.gateway.shards.replica import Replica
-from services.gateway.shards.search_stream import Reply
-from services.gateway.shards.topology import Topology
+from services.gateway.shards.search_channel import Reply
+from services.gateway.shards.topology import ShardSet, Topology
 
 MOST_ATTEMPTS = 3
 _OF_THE_REPLICA = (
@@ -41,11 +42,18 @@ _OF_THE_REPLICA = (
 class ReplicatedSearch:
     """One search, of the shard set that was in use when it was prepared."""
 
-    __slots__ = ("_order", "_pace", "_request", "_set", "_topology", "_turn")
+    __slots__ = ("_delay", "_order", "_request", "_set", "_topology", "_turn")
 
-    def __init__(self, topology: Topology, order: ShardOrder, turn: int, pace: Pace) -> None:
-        self._topology, self._set = topology, topology.current
-        self._order, self._turn, self._pace = order, turn, pace
+    def __init__(
+        self,
+        topology: Topology,
+        shards: ShardSet,
+        order: ShardOrder,
+        turn: int,
+        delay: HedgeDelay,
+    ) -> None:
+        self._topology, self._set = topology, shards
+        self._order, self._turn, self._delay = order, turn, delay
         self._request = _request_of(order)
 
     @property
@@ -103,7 +111,7 @@ class ReplicatedSearch:
         """
         left_s = max(0.0, until - time.monotonic())
         try:
-            answer = await race.first(min(left_s, self._pace.patience_s))
+            answer = await race.first(min(left_s, self._delay.patience_s))
         except _OF_THE_REPLICA as error:
             if isinstance(error, LogUnavailable):
                 raise
@@ -111,7 +119,7 @@ class ReplicatedSearch:
             return None
         if answer is None:
             metrics.hedges_total.inc()
-            self._pace.spend()
+            self._delay.spend()
         return answer
 
     async def _ask(self, replica: Replica, shard: int, deadline: Deadline) -> ShardAnswer:
@@ -125,7 +133,7 @@ class ReplicatedSearch:
         except _OF_THE_REPLICA as error:
             replica.blame(error, given_s)
             raise
-        self._pace.note(time.monotonic() - begun)
+        self._delay.note(time.monotonic() - begun)
         return answer
 
     def _answer_of(self, reply: Reply) -> ShardAnswer:
@@ -136,7 +144,7 @@ class ReplicatedSearch:
         ]
         width = len(modalities)
         by_query = [lists[start : start + width] for start in range(0, len(lists), width)]
-        return ShardAnswer(by_query, reply.token, reply.seconds)
+        return ShardAnswer(by_query, Token.parse(reply.token), reply.seconds)
 
 
 def _request_of(order: ShardOrder) -> index_pb2.SearchRequest:

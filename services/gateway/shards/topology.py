@@ -1,4 +1,4 @@
-"""Which index processes there are, the shard sets that they make up, and the set that is searched.
+"""Service discovery: the index processes, the shard sets they make up, and the one in use.
 
 A shard set is the processes that divide the slots by the same number of shards. Each whole set is a
 view of the same log, so any of them answers rightly. A new one is put beside the old one to change
@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
+from mmesh.mesh_status import ServiceStatus
 from mmesh.serving.deadline import Deadline
+from mmesh.serving.supervision import Supervised
 from services.gateway import metrics
 from services.gateway.shards.addresses import AddressBook
 from services.gateway.shards.replica import Replica
@@ -56,9 +59,8 @@ class Topology:
         self._ages: dict[int, int] = {}
         """When each set was first seen, by its number of shards: the newest has the highest."""
         self._next_age = count()
-        self._watching: dict[str, asyncio.Task[None]] = {}
         self._retiring: set[asyncio.Task[None]] = set()
-        self._finding: asyncio.Task[None] | None = None
+        self._finder = Supervised("index discovery", self._keep_finding)
         self._started = False
         self.current = NO_SET
 
@@ -75,21 +77,22 @@ class Topology:
             await asyncio.wait(asked)
         self._started = True
         self._renew()
-        self._finding = asyncio.create_task(self._keep_finding())
+        self._finder.start()
 
     async def close(self) -> None:
         """End the watching and close all channels."""
-        finding = [self._finding] if self._finding else []
-        tasks = [*finding, *self._watching.values(), *self._retiring]
-        for task in tasks:
+        await self._finder.aclose()
+        for task in self._retiring:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._retiring:
+            await asyncio.wait(self._retiring)
         await asyncio.gather(*(replica.close() for replica in self.replicas))
 
     async def _keep_finding(self) -> None:
         while True:
             await asyncio.sleep(ADDRESSES_S)
             await self._find()
+            self._finder.progress()
 
     async def _find(self) -> None:
         addresses = await self._book.look()
@@ -97,18 +100,32 @@ class Topology:
             return
         known = self._replicas
         self._replicas = {
-            address: known.pop(address) if address in known else Replica(address, self._renew)
-            for address in addresses
+            address: known.get(address) or Replica(address, self._renew) for address in addresses
         }
-        for address in self._replicas.keys() - self._watching.keys():
-            self._watching[address] = asyncio.create_task(self._replicas[address].watch())
+        for address, replica in self._replicas.items():
+            if address not in known:
+                replica.start()
         for address, replica in known.items():
-            self._watching.pop(address).cancel()
-            retiring = asyncio.create_task(replica.retire())
-            self._retiring.add(retiring)
-            retiring.add_done_callback(self._retiring.discard)
+            if address not in self._replicas:
+                self._retire(replica)
         logger.info("index processes", extra={"addresses": addresses})
         self._renew()
+
+    def _retire(self, replica: Replica) -> None:
+        retiring = asyncio.create_task(replica.retire())
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._note_retired)
+
+    def _note_retired(self, retiring: asyncio.Task[None]) -> None:
+        self._retiring.discard(retiring)
+        if not retiring.cancelled() and (defect := retiring.exception()) is not None:
+            logger.error("index process not let go of", exc_info=defect)
+
+    async def set_in_use(self, deadline: Deadline) -> ShardSet:
+        """Return the set to search; as long as there is none, all processes are asked first."""
+        if not self.current.shard_count:
+            await self.ask_all(deadline)
+        return self.current
 
     async def ask_all(self, deadline: Deadline) -> None:
         """Ask every process what it holds; those that have not said it by then are late."""
@@ -130,6 +147,27 @@ class Topology:
 
     def _usable(self, place: tuple[int, int]) -> Sequence[Replica]:
         return [r for r in self.replicas if r.is_usable and r.place == place][:1]
+
+    def status(self) -> list[ServiceStatus]:
+        """Return the state of every process, and of the shards in use that no process holds.
+
+        The first replica of shard 1 is "index-1" if its set is in use, or else "index-1-of-3", the
+        next one "index-1-r1". A process that has never answered goes by its address.
+        """
+        in_use = self.current.shard_count
+        found: list[ServiceStatus] = []
+        numbers: Counter[tuple[int, int]] = Counter()
+        for replica in self.replicas:
+            name = f"index-{replica.address}"
+            if replica.place is not None:
+                name = _name(replica.place, numbers[replica.place], in_use)
+                numbers[replica.place] += 1
+            found.append(ServiceStatus(name, replica.is_usable, _sentence(replica)))
+        for shard in range(in_use):
+            if not numbers[shard, in_use]:
+                detail = f"no process is known that holds shard {shard} of {in_use}"
+                found.append(ServiceStatus(_name((shard, in_use), 0, in_use), False, detail))
+        return found
 
     def _renew(self) -> None:
         """Group the processes anew and choose the set to search."""
@@ -187,3 +225,22 @@ def choose(sets: Mapping[int, ShardSet], ages: Mapping[int, int], current: int) 
         return one.answering / n, n == current, ages[n]
 
     return max(sets.values(), key=worth, default=NO_SET)
+
+
+def _name(place: tuple[int, int], number: int, in_use: int) -> str:
+    shard, shard_count = place
+    name = f"index-{shard}" if shard_count == in_use else f"index-{shard}-of-{shard_count}"
+    return f"{name}-r{number}" if number else name
+
+
+def _sentence(replica: Replica) -> str:
+    facts = replica.facts
+    if replica.error is not None:
+        place = f"; it held shard {facts.shard} of {facts.shard_count}" if facts else ""
+        return f"{replica.error.message}{place}"
+    assert facts is not None
+    state = "" if facts.ready else "loading, "
+    return (
+        f"{state}{facts.candidates} candidates, {facts.lag} writes behind, "
+        f"shard {facts.shard} of {facts.shard_count}, replica {facts.replica}"
+    )

@@ -1,23 +1,25 @@
-"""Ingest streams: batches are encoded side by side, then stored and acknowledged in order."""
+"""Ingest streams with back-pressure: batches are encoded side by side, then stored in order."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mmesh.candidates import Candidate
 from mmesh.errors import DeadlineExceeded, Overloaded, Unavailable
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
 from services.gateway.interfaces import Embeddings
-from services.gateway.writes.writer import Order, Refused, Writer
+from services.gateway.writes.draft import Draft, Refused, Upsert
 
 Value = TypeVar("Value")
 ATTEMPT_S = 30.0
 PAUSE_S = 0.25
+CALM_BATCHES = 16
+"""Batches in a row without an overload after which it is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,33 +50,43 @@ class Stored:
     stored: int
     token: str
     refused: Sequence[Refused]
-    slowed_down: bool
+    was_overloaded: bool
+    """Whether it had to wait for a service that was full."""
 
 
 class Ingester:
-    """Stores the batches of ingest streams."""
+    """Stores the batches of ingest streams, each as a draft that `begin` begins."""
 
-    def __init__(self, writer: Writer, *, window: int, patience_s: float) -> None:
-        self._writer = writer
+    def __init__(self, begin: Callable[[Upsert], Draft], *, window: int, patience_s: float) -> None:
+        self._begin = begin
         self._window, self._patience_s = window, patience_s
 
-    async def run(self, stream: Stream, batches: AsyncIterator[Batch]) -> AsyncIterator[Stored]:
-        """Yield what became of each batch, in order; up to `window` are under way at a time."""
-        under_way: asyncio.Queue[asyncio.Task[Stored] | None] = asyncio.Queue(self._window)
+    async def run(
+        self, stream: Stream, batches: AsyncIterator[Batch]
+    ) -> AsyncGenerator[Stored, None]:
+        """Yield what became of each batch, in order.
+
+        Of the batches that were read, `window` at most have not been yielded.
+        """
+        under_way: asyncio.Queue[asyncio.Task[Stored] | None] = asyncio.Queue()
+        free = asyncio.Semaphore(self._window)
 
         async def read() -> None:
             before: asyncio.Task[Stored] | None = None
             try:
+                await free.acquire()
                 async for batch in batches:
                     before = asyncio.create_task(self._store(stream, batch, before))
-                    await under_way.put(before)
+                    under_way.put_nowait(before)
+                    await free.acquire()
             finally:
-                await under_way.put(None)
+                under_way.put_nowait(None)
 
         reader = asyncio.create_task(read())
         try:
             while (task := await under_way.get()) is not None:
                 yield await task
+                free.release()
             await reader
         finally:
             reader.cancel()
@@ -90,9 +102,7 @@ class Ingester:
         """Encode a batch, then store it once the one before it is stored."""
         numbered = [(n, c) for n, c in enumerate(batch.candidates) if isinstance(c, Candidate)]
         name = f"{stream.ingest_id}:{batch.sequence}"
-        draft = self._writer.draft(
-            Order(stream.collection, numbered, name, batch.given, stream.fill)
-        )
+        draft = self._begin(Upsert(stream.collection, numbered, name, batch.given, stream.fill))
         patience = _Patience(self._patience_s)
         if numbered:
             await patience.keep_trying(draft.encode)
@@ -107,6 +117,57 @@ class Ingester:
         count = len(batch.candidates) - len(refused)
         metrics.ingested_total.inc(count)
         return Stored(batch.sequence, count, token, refused, patience.was_overloaded)
+
+
+class BatchLimit:
+    """How many candidates a batch may have: few after an overload, all again once it is over.
+
+    Args:
+        few: candidates of a batch after one that met an overload.
+        most: candidates of a batch while all is well.
+    """
+
+    def __init__(self, few: int, most: int) -> None:
+        self._few, self._most = few, most
+        self._calm: int | None = None  # batches since the last overload; None when it is over
+
+    def note(self, stored: Stored) -> int | None:
+        """Take note of a batch; return the limit if it is another one than before."""
+        if stored.was_overloaded:
+            is_new, self._calm = self._calm is None, 0
+            return self._few if is_new else None
+        if self._calm is None:
+            return None
+        self._calm += 1
+        if self._calm < CALM_BATCHES:
+            return None
+        self._calm = None
+        return self._most
+
+
+async def until(
+    stop: asyncio.Event, batches: AsyncGenerator[Batch, None]
+) -> AsyncGenerator[Batch, None]:
+    """Yield batches until they end or `stop` is set, even while none comes; then close them."""
+    stopping = asyncio.ensure_future(stop.wait())
+    coming: asyncio.Future[Batch] | None = None
+    try:
+        while not stop.is_set():
+            coming = asyncio.ensure_future(anext(batches))
+            await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                return
+            try:
+                batch = coming.result()
+            except StopAsyncIteration:
+                return
+            yield batch
+    finally:
+        waiting: list[asyncio.Future[Any]] = [stopping] if coming is None else [stopping, coming]
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await batches.aclose()
 
 
 class _Patience:

@@ -15,11 +15,11 @@ from mmesh.errors import CollectionNotFound, InvalidField, ModelMismatch
 from mmesh.serving.deadline import Deadline
 from services.gateway.catalog import Catalog
 from services.gateway.interfaces import Embeddings, Encoded
-from services.gateway.writes.writer import Order, Writer
+from services.gateway.writes.draft import Draft, Upsert
 
 SOON = Deadline.after(3600)
 CANDIDATES = [(n, Candidate(f"c{n}", Content.of(f"text {n}"))) for n in range(3)]
-ORDER = Order("live", CANDIDATES, "request")
+UPSERT = Upsert("live", CANDIDATES, "request")
 WIDTHS = {"old": 2, "new": 3}
 
 
@@ -76,8 +76,8 @@ class Encoder:
         return Encoded(rows, fingerprint, problems, frozenset(), len(texts), 0.0)
 
 
-def draft_of(index, encoder, order=ORDER):
-    return Writer(encoder, index, Catalog(index)).draft(order)
+def draft_of(index, encoder, upsert=UPSERT):
+    return Draft(encoder, index, Catalog(index), upsert)
 
 
 async def test_a_mirror_gets_vectors_of_its_own_model():
@@ -133,7 +133,7 @@ async def test_what_the_collections_own_model_cannot_encode_is_refused():
 async def test_vectors_that_are_given_may_be_of_either_model(given):
     index, encoder = Index(mirrored=True), Encoder()
     rows = np.full((3, WIDTHS[given]), 2, np.float32)
-    await draft_of(index, encoder, replace(ORDER, given=Embeddings(rows, given))).store_all(SOON)
+    await draft_of(index, encoder, replace(UPSERT, given=Embeddings(rows, given))).store_all(SOON)
     [(_, vectors, mirror, _)] = index.written
     by_model = {one.fingerprint: one.rows for one in (vectors, mirror)}
     np.testing.assert_array_equal(by_model[given], rows)
@@ -143,12 +143,12 @@ async def test_vectors_that_are_given_may_be_of_either_model(given):
 async def test_vectors_of_a_third_model_are_refused():
     given = Embeddings(np.ones((3, 2), np.float32), "third")
     with pytest.raises(ModelMismatch, match=r"'third'.*'old'"):
-        await draft_of(Index(), Encoder(), replace(ORDER, given=given)).store_all(SOON)
+        await draft_of(Index(), Encoder(), replace(UPSERT, given=given)).store_all(SOON)
 
 
 async def test_a_fill_is_for_one_of_the_two():
     index, encoder = Index("new", mirrored=True), Encoder()
-    await draft_of(index, encoder, replace(ORDER, fill=True)).store_good(SOON)
+    await draft_of(index, encoder, replace(UPSERT, fill=True)).store_good(SOON)
     [(_, vectors, mirror, _)] = index.written
     assert (vectors.fingerprint, mirror, encoder.asked) == ("new", None, ["new"])
 

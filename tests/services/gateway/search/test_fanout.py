@@ -22,6 +22,7 @@ from mmesh.errors import (
 )
 from mmesh.search import Consistency
 from mmesh.serving.deadline import Deadline
+from mmesh.tokens import Token
 from services.gateway.interfaces import Scored, ShardAnswer, ShardOrder
 from services.gateway.search.fanout import search_shards
 
@@ -67,7 +68,7 @@ class _Prepared:
         if isinstance(outcome, Exception):
             raise outcome
         hit = Scored(f"{outcome}/{shard}", TEXT, 0.5, {})
-        return ShardAnswer([[[hit]]], f"{outcome}:{shard + 1}", 0.0)
+        return ShardAnswer([[[hit]]], Token(outcome, shard + 1), 0.0)
 
 
 def ids_of(found):
@@ -78,7 +79,12 @@ async def test_shards_that_agree_are_asked_once():
     index = Index(["e1", "e1", "e1"])
     found = await search_shards(index, order_for(), SOON)
     assert ids_of(found) == ["e1/0", "e1/1", "e1/2"]
-    assert (found.token, found.answered, found.total, dict(found.missing)) == ("e1:3", 3, 3, {})
+    assert (str(found.token), found.answered, found.total, dict(found.missing)) == (
+        "e1:3",
+        3,
+        3,
+        {},
+    )
     assert (index.searched, index.asked) == (["alias"], {})
 
 

@@ -1,4 +1,4 @@
-"""The searches that are sent to one index process, over one long call: see docs/adr/0018.
+"""Multiplexing of the searches that one index process gets, over one long call: docs/adr/0018.
 
 What gathers while a message is on its way goes out with the next one. Searches that differ in
 nothing but their queries travel as one search of all these queries.
@@ -7,6 +7,7 @@ nothing but their queries travel as one search of all these queries.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -16,9 +17,11 @@ import grpc
 
 from mmesh import wire
 from mmesh.api.index.v1 import index_pb2, index_pb2_grpc
-from mmesh.errors import DeadlineExceeded, InvalidVector, MmeshError, Unavailable
+from mmesh.errors import DeadlineExceeded, InternalError, InvalidVector, MmeshError, Unavailable
 from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
+
+logger = logging.getLogger(__name__)
 
 MOST_SEARCHES = 32
 """Searches in one message: with `replica.STREAMED_BYTES` for each it stays below 4 MB."""
@@ -76,7 +79,7 @@ class _Asked:
         return (*what, one.consistency, one.token, queries.dim, queries.data_type)
 
 
-class SearchStream:
+class SearchChannel:
     """Searches one process; the call is opened when it is needed, and anew after it ended."""
 
     def __init__(self, stub: index_pb2_grpc.IndexServiceStub) -> None:
@@ -143,6 +146,9 @@ class _Link:
                     self._settle(answer)
         except grpc.aio.AioRpcError as failure:
             error = failure
+        except Exception:  # a defect: those who wait must hear of it, and nobody reads this task
+            logger.exception("search channel failed")
+            error = InternalError("a defect of mmesh; the gateway's log has it")
         finally:
             self._end(error)
 

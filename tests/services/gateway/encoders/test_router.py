@@ -14,6 +14,7 @@ from mmesh.api.encoder.v1 import encoder_pb2 as pb
 from mmesh.api.encoder.v1 import encoder_pb2_grpc as rpc
 from mmesh.content import Content, Modality, Role
 from mmesh.errors import InvalidField, ModelMismatch, Unavailable
+from mmesh.mesh_status import ServiceStatus
 from mmesh.serving.deadline import Deadline
 from services.gateway.encoders.router import Encoders
 
@@ -116,7 +117,7 @@ async def test_texts_go_to_the_encoder_that_reads_texts_only():
 async def test_encoders_alike_take_turns_and_those_that_are_gone_are_skipped():
     fakes = [FakeEncoder(1), FakeEncoder(2), FakeEncoder(3)]
     async with serving(*fakes) as encoders:
-        await encoders.describe(soon())
+        await encoders.status(soon())
         marks = [(await encode(encoders, A_TEXT)).vectors[0, 0] for _ in range(6)]
         assert sorted(marks) == [1, 1, 2, 2, 3, 3]
         await fakes[1].stop()
@@ -127,7 +128,7 @@ async def test_encoders_alike_take_turns_and_those_that_are_gone_are_skipped():
 async def test_an_encoder_that_hangs_costs_a_part_of_the_time():
     hanging, other = FakeEncoder(1), FakeEncoder(2)
     async with serving(hanging, other) as encoders:
-        await encoders.describe(soon())
+        await encoders.status(soon())
         hanging.gate.clear()
         deadline = Deadline.after(2)
         for _ in range(2):
@@ -139,14 +140,14 @@ async def test_an_encoder_that_hangs_costs_a_part_of_the_time():
 async def test_a_text_encoder_that_is_gone_is_replaced_by_one_that_reads_more():
     texts, all_kinds = FakeEncoder(1, modalities=(TEXT,)), FakeEncoder(2)
     async with serving(texts, all_kinds) as encoders:
-        await encoders.describe(soon())
+        await encoders.status(soon())
         await texts.stop()
         assert (await encode(encoders, A_TEXT)).vectors[0, 0] == 2
 
 
 async def test_a_model_that_nobody_serves_is_refused_with_those_that_are():
     async with serving(FakeEncoder(model="m-1", name="lite"), FakeEncoder(model="n")) as encoders:
-        await encoders.describe(soon())
+        await encoders.status(soon())
         with pytest.raises(ModelMismatch, match=r"'other'; they serve lite \(m-1\), n \(n\)"):
             await encode(encoders, A_TEXT, model="other")
         with pytest.raises(ModelMismatch):
@@ -189,9 +190,10 @@ async def test_the_state_of_each_is_told():
     first, gone = FakeEncoder(model="m", name="lite"), FakeEncoder()
     async with serving(first, gone) as encoders:
         await gone.stop()
-        told = await encoders.describe(soon())
-        assert told["encoder"] == "lite (2 wide)"
-        assert isinstance(told["encoder-1"], Unavailable)
+        told = await encoders.status(soon())
+        assert told[0] == ServiceStatus("encoder", True, "lite (2 wide)")
+        assert (told[1].name, told[1].serving) == ("encoder-1", False)
+        assert "does not answer" in told[1].detail
 
 
 async def test_those_who_come_before_anything_is_known_wait_for_the_same_look():

@@ -1,4 +1,4 @@
-"""Candidates on their way into a collection: encoded for its model and its mirror's, then stored.
+"""A repeatable upsert: candidates encoded for the collection's model and its mirror's, and stored.
 
 Which collection a name stands for may change at any time, when an alias moves or a mirror is set.
 The index refuses what does not fit any more; it is then encoded for the models that are due now.
@@ -39,7 +39,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class Upsert:
     """Candidates to be stored, each with its number in the caller's list."""
 
     collection: str
@@ -59,28 +59,18 @@ class _Models:
     mirror: str | None
 
 
-class Writer:
-    """Takes orders."""
-
-    def __init__(self, encoder: Encoder, index: Index, catalog: Catalog) -> None:
-        self.encoder, self.index, self.catalog = encoder, index, catalog
-
-    def draft(self, order: Order) -> Draft:
-        """Return an order under way; nothing has happened yet."""
-        return Draft(self, order)
-
-
 class Draft:
-    """An order under way. A step that failed may be repeated; what was encoded is kept."""
+    """An upsert under way. A step that failed may be repeated; what was encoded is kept."""
 
-    def __init__(self, writer: Writer, order: Order) -> None:
-        self._writer, self._order = writer, order
+    def __init__(self, encoder: Encoder, index: Index, catalog: Catalog, upsert: Upsert) -> None:
+        self._encoder, self._index, self._catalog = encoder, index, catalog
+        self._wanted = upsert
         self._encoded: dict[str, Encoded] = {}
         self._models = _Models("", None)
         self._culprits: dict[int, Refused] = {}
-        if order.given is not None:
-            rows = order.given.rows[[number for number, _ in order.candidates]]
-            given = Encoded(rows, order.given.fingerprint, {}, frozenset(), 0, 0.0)
+        if upsert.given is not None:
+            rows = upsert.given.rows[[number for number, _ in upsert.candidates]]
+            given = Encoded(rows, upsert.given.fingerprint, {}, frozenset(), 0, 0.0)
             self._encoded[given.fingerprint] = given
 
     @property
@@ -97,7 +87,7 @@ class Draft:
         return encoded.problems if encoded else {}
 
     def _refusal(self, place: int, error: MmeshError) -> Refused:
-        number, candidate = self._order.candidates[place]
+        number, candidate = self._wanted.candidates[place]
         if isinstance(error, InvalidField):
             error = error.under(f"candidates[{number}]")
         return Refused(candidate.id, number, error)
@@ -112,28 +102,26 @@ class Draft:
         """
         models = await self._due(deadline)
         due = dict.fromkeys(model for model in (models.own, models.mirror) if model is not None)
-        given = self._order.given
+        given = self._wanted.given
         if given is not None and given.fingerprint not in due:
             raise ModelMismatch(
                 f"vectors are of model {given.fingerprint!r}; collection "
-                f"{self._order.collection!r} is for {models.own!r}",
-                {"collection": self._order.collection, "model_fingerprint": models.own},
+                f"{self._wanted.collection!r} is for {models.own!r}",
+                {"collection": self._wanted.collection, "model_fingerprint": models.own},
             )
-        inputs = [(candidate.content, "") for _, candidate in self._order.candidates]
-        encode = self._writer.encoder.encode
+        inputs = [(candidate.content, "") for _, candidate in self._wanted.candidates]
         missing = [model for model in due if model not in self._encoded]
-        calls = (encode(model, inputs, Role.CANDIDATE, deadline) for model in missing)
+        calls = (self._encoder.encode(model, inputs, Role.CANDIDATE, deadline) for model in missing)
         self._encoded |= zip(missing, await asyncio.gather(*calls), strict=True)
         self._models = models
 
     async def _due(self, deadline: Deadline) -> _Models:
-        catalog = self._writer.catalog
-        collection = await catalog.get(self._order.collection, deadline)
+        collection = await self._catalog.get(self._wanted.collection, deadline)
         own, mirror = collection.model_fingerprint, collection.settings.mirror
-        if self._order.fill or not mirror:
+        if self._wanted.fill or not mirror:
             return _Models(own, None)
         try:
-            return _Models(own, (await catalog.get(mirror, deadline)).model_fingerprint)
+            return _Models(own, (await self._catalog.get(mirror, deadline)).model_fingerprint)
         except CollectionNotFound:  # deleted since the collection was looked at
             return _Models(own, None)
 
@@ -160,38 +148,38 @@ class Draft:
             try:
                 return await attempt(deadline)
             except (ModelMismatch, DimMismatch):
-                self._writer.catalog.forget()
+                self._catalog.forget()
                 if await self._due(deadline) == self._models:
                     raise
 
     async def _try_all(self, deadline: Deadline) -> str:
         for one in self.refused:
             raise one.error
-        places = range(len(self._order.candidates))
-        return await self._upsert(places, self._order.request_id, deadline)
+        places = range(len(self._wanted.candidates))
+        return await self._upsert(places, self._wanted.request_id, deadline)
 
     async def _try_good(self, deadline: Deadline) -> str:
         bad = self._problems.keys() | self._culprits.keys()
-        while places := [n for n in range(len(self._order.candidates)) if n not in bad]:
-            # The same order again meets the same refusals, so each write needs its own id.
-            ids = "\n".join(self._order.candidates[place][1].id for place in places)
+        while places := [n for n in range(len(self._wanted.candidates)) if n not in bad]:
+            # The same candidates again meet the same refusals, so each write needs its own id.
+            ids = "\n".join(self._wanted.candidates[place][1].id for place in places)
             digest = hashlib.sha256(ids.encode()).hexdigest()[:16]
             try:
-                return await self._upsert(places, f"{self._order.request_id}:{digest}", deadline)
+                return await self._upsert(places, f"{self._wanted.request_id}:{digest}", deadline)
             except InvalidField as error:
                 bad.add(self._note_culprit(places, error))
         return ""
 
     async def _upsert(self, places: Sequence[int], request_id: str, deadline: Deadline) -> str:
-        order, models = self._order, self._models
-        token = await self._writer.index.upsert(
-            order.collection,
-            [order.candidates[place][1] for place in places],
+        wanted, models = self._wanted, self._models
+        token = await self._index.upsert(
+            wanted.collection,
+            [wanted.candidates[place][1] for place in places],
             self._embeddings(models.own, places),
             request_id,
             deadline,
             mirror=None if models.mirror is None else self._embeddings(models.mirror, places),
-            fill=order.fill,
+            fill=wanted.fill,
         )
         if models.mirror is not None:
             for error in self._encoded[models.mirror].problems.values():
@@ -207,7 +195,7 @@ class Draft:
         if found is None or int(found[2]) >= len(places):
             raise error
         place = places[int(found[2])]
-        number, candidate = self._order.candidates[place]
+        number, candidate = self._wanted.candidates[place]
         field = f"{found[1]}[{number}]{error.field[found.end() :]}"
         self._culprits[place] = Refused(candidate.id, number, type(error)(field, error.problem))
         return place

@@ -17,7 +17,7 @@ from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
 from mmesh.wire.transport import open_channel
 from services.gateway.rpc import answer_of
-from services.gateway.shards.search_stream import MOST_ROWS, SearchStream
+from services.gateway.shards.search_channel import MOST_ROWS, SearchChannel
 
 MODALITIES = (1, 2)
 
@@ -81,7 +81,7 @@ async def stream(index):
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with open_channel(f"127.0.0.1:{port}") as channel:
-        stream = SearchStream(rpc.IndexServiceStub(channel))
+        stream = SearchChannel(rpc.IndexServiceStub(channel))
         yield stream
         await stream.close()
     await server.stop(None)
@@ -205,7 +205,7 @@ async def test_closing_ends_searches_that_still_run(stream):
 
 async def test_a_process_that_is_not_there_is_unavailable():
     async with open_channel("127.0.0.1:1") as channel:
-        stream = SearchStream(rpc.IndexServiceStub(channel))
+        stream = SearchChannel(rpc.IndexServiceStub(channel))
         for _ in range(2):
             with pytest.raises(grpc.aio.AioRpcError) as failure:
                 await search(stream, "c")
