@@ -26,6 +26,7 @@ from mmesh.errors import (
 )
 from mmesh.serving import logs, telemetry
 from mmesh.serving.deadline import Context, Deadline
+from mmesh.wire.encoding import as_bytes
 from mmesh.wire.errors import DETAILS_KEY, status_of
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class _GuardedHandlers(grpc.GenericRpcHandler):
 def _wrapped(handler: Any, method: str) -> Handler:
     parse = handler.request_deserializer
     shapes = {"request_deserializer": _lenient(parse) if parse else None,
-              "response_serializer": handler.response_serializer}  # fmt: skip
+              "response_serializer": as_bytes}  # fmt: skip
     behaviour: Any = next(
         one for one in (handler.unary_unary, handler.stream_unary, handler.unary_stream,
                         handler.stream_stream) if one

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -18,12 +18,18 @@ from mmesh.content import Content, Image
 
 LARGE_BYTES = 1 << 20
 """From here on a message is worth a thread: it takes a millisecond to build."""
-Made = TypeVar("Made")
+Built = TypeVar("Built", bound=Message)
+Channel = TypeVar("Channel")
 
 
-async def off_loop(size: int, make: Callable[[], Made]) -> Made:
-    """Return what `make` does, called in a worker thread if it is about many bytes."""
-    return await asyncio.to_thread(make) if size >= LARGE_BYTES else make()
+async def built(size: int, build: Callable[[], Built]) -> Built | bytes:
+    """Return the message that `build` returns; one of many bytes is built and encoded in a thread.
+
+    A serializer such as `as_bytes` takes both.
+    """
+    if size < LARGE_BYTES:
+        return build()
+    return await asyncio.to_thread(lambda: encode(build()))
 
 
 def content_bytes(contents: Iterable[Content]) -> int:
@@ -35,6 +41,22 @@ def content_bytes(contents: Iterable[Content]) -> int:
 def as_bytes(message: Message | bytes) -> bytes:
     """Return the encoding of a message, or the bytes if it is encoded already: a serializer."""
     return message if isinstance(message, bytes) else message.SerializeToString()
+
+
+def taking_bytes(channel: Channel) -> Channel:
+    """Return a channel for a stub whose unary calls take messages, or encodings of such."""
+    return cast(Channel, _TakingBytes(channel))
+
+
+class _TakingBytes:
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+
+    def unary_unary(self, method: str, _: object = None, *rest: Any, **more: Any) -> Any:
+        return self._channel.unary_unary(method, as_bytes, *rest, **more)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
 
 
 def encode(message: Message) -> bytes:

@@ -10,6 +10,7 @@ from mmesh.content import Content, Modality
 from mmesh.errors import MmeshError
 from mmesh.mesh_status import ServiceStatus
 from mmesh.serving.deadline import Deadline
+from mmesh.wire.encoding import built, content_bytes, taking_bytes
 from mmesh.wire.transport import open_channel
 from services.gateway.interfaces import Judge, Verdict
 from services.gateway.rpc import answer_of, options_for
@@ -20,7 +21,7 @@ class RerankerBackend:
 
     def __init__(self, address: str) -> None:
         self._channel = open_channel(address)
-        self._stub = reranker_pb2_grpc.RerankerServiceStub(self._channel)
+        self._stub = reranker_pb2_grpc.RerankerServiceStub(taking_bytes(self._channel))
         self._judge: tuple[str, Judge] | None = None
 
     async def close(self) -> None:
@@ -45,12 +46,16 @@ class RerankerBackend:
         max_image_tokens: int = 0,
     ) -> Verdict:
         """Return what the judge says of `candidates` in time, and for these image tokens."""
-        request = reranker_pb2.RerankRequest(
-            query=wire.content_to_pb(query),
-            instruction=instruction,
-            candidates=[wire.content_to_pb(candidate) for candidate in candidates],
-            budget=reranker_pb2.Budget(image_tokens=max_image_tokens),
-        )
+
+        def build() -> reranker_pb2.RerankRequest:
+            return reranker_pb2.RerankRequest(
+                query=wire.content_to_pb(query),
+                instruction=instruction,
+                candidates=[wire.content_to_pb(candidate) for candidate in candidates],
+                budget=reranker_pb2.Budget(image_tokens=max_image_tokens),
+            )
+
+        request = await built(content_bytes([query, *candidates]), build)
         reply = await answer_of(self._stub.Rerank(request, **options_for(deadline)), "the reranker")
         if self._judge and reply.model_fingerprint != self._judge[0]:
             self._judge = None

@@ -11,7 +11,7 @@ from mmesh.api.content.v1 import content_pb2
 from mmesh.api.gateway.v1 import gateway_pb2
 from mmesh.api.index.v1 import index_pb2
 from mmesh.content import Content, Image
-from mmesh.wire.encoding import LARGE_BYTES, as_bytes, content_bytes, encode, off_loop
+from mmesh.wire.encoding import LARGE_BYTES, as_bytes, built, content_bytes, encode
 
 PARTS = st.one_of(
     st.builds(lambda text: content_pb2.Part(text=text), st.text(max_size=300)),
@@ -48,9 +48,17 @@ def test_unset_and_empty_fields_stay_apart():
 
 
 @pytest.mark.parametrize(("size", "inline"), [(LARGE_BYTES - 1, True), (LARGE_BYTES, False)])
-async def test_only_large_messages_are_made_in_a_thread(size, inline):
-    made_in = await off_loop(size, threading.get_ident)
-    assert (made_in == threading.get_ident()) is inline
+async def test_only_large_messages_are_built_in_a_thread(size, inline):
+    threads = []
+
+    def build():
+        threads.append(threading.get_ident())
+        return content_pb2.Part(text="a")
+
+    message = await built(size, build)
+    assert (threads == [threading.get_ident()]) is inline
+    assert isinstance(message, bytes) is not inline
+    assert as_bytes(message) == build().SerializeToString()
 
 
 def test_sizes_count_words_and_pictures():

@@ -9,6 +9,7 @@ from mmesh.api.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from mmesh.content import Content, Role
 from mmesh.errors import MmeshError, ModelMismatch
 from mmesh.serving.deadline import Deadline
+from mmesh.wire.encoding import built, content_bytes, taking_bytes
 from mmesh.wire.transport import open_channel
 from services.gateway.circuit_breaker import CircuitBreaker
 from services.gateway.interfaces import Encoded, EncoderModel
@@ -25,7 +26,7 @@ class EncoderBackend:
     def __init__(self, address: str) -> None:
         self._address = address
         self._channel = open_channel(address)
-        self._stub = encoder_pb2_grpc.EncoderServiceStub(self._channel)
+        self._stub = encoder_pb2_grpc.EncoderServiceStub(taking_bytes(self._channel))
         self._circuit = CircuitBreaker(open_s=DISTRUST_S, least_s=LEAST_S)
         self.model: EncoderModel | None = None
         """As last heard; None when it has not been reached, or has another since."""
@@ -67,16 +68,8 @@ class EncoderBackend:
         Raises:
             ModelMismatch: it has another model by now.
         """
-        query = role is Role.QUERY
-        request = encoder_pb2.EncodeRequest(
-            inputs=[
-                encoder_pb2.Input(content=wire.content_to_pb(content), instruction=instruction)
-                for content, instruction in inputs
-            ],
-            role=encoder_pb2.ROLE_QUERY if query else encoder_pb2.ROLE_CANDIDATE,
-            priority=encoder_pb2.PRIORITY_INTERACTIVE if query else encoder_pb2.PRIORITY_BULK,
-            on_problem=encoder_pb2.ON_PROBLEM_SKIP,
-        )
+        size = content_bytes(content for content, _ in inputs)
+        request = await built(size, lambda: _request(inputs, role))
         given_s = deadline.remaining()
         try:
             call = self._stub.Encode(request, **options_for(deadline))
@@ -99,3 +92,16 @@ class EncoderBackend:
             timing.batch_size,
             timing.prepare_seconds + timing.queue_seconds + timing.forward_seconds,
         )
+
+
+def _request(inputs: Sequence[tuple[Content, str]], role: Role) -> encoder_pb2.EncodeRequest:
+    query = role is Role.QUERY
+    return encoder_pb2.EncodeRequest(
+        inputs=[
+            encoder_pb2.Input(content=wire.content_to_pb(content), instruction=instruction)
+            for content, instruction in inputs
+        ],
+        role=encoder_pb2.ROLE_QUERY if query else encoder_pb2.ROLE_CANDIDATE,
+        priority=encoder_pb2.PRIORITY_INTERACTIVE if query else encoder_pb2.PRIORITY_BULK,
+        on_problem=encoder_pb2.ON_PROBLEM_SKIP,
+    )
