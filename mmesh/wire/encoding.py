@@ -18,11 +18,10 @@ from mmesh.content import Content, Image
 
 LARGE_BYTES = 1 << 20
 """From here on a message is worth a thread: it takes a millisecond to build."""
-Built = TypeVar("Built", bound=Message)
 Channel = TypeVar("Channel")
 
 
-async def built(size: int, build: Callable[[], Built]) -> Built | bytes:
+async def built(size: int, build: Callable[[], Message]) -> Any:
     """Return the message that `build` returns; one of many bytes is built and encoded in a thread.
 
     A serializer such as `as_bytes` takes both.
@@ -52,8 +51,8 @@ class _TakingBytes:
     def __init__(self, channel: Any) -> None:
         self._channel = channel
 
-    def unary_unary(self, method: str, _: object = None, *rest: Any, **more: Any) -> Any:
-        return self._channel.unary_unary(method, as_bytes, *rest, **more)
+    def unary_unary(self, method: str, **options: Any) -> Any:
+        return self._channel.unary_unary(method, **options | {"request_serializer": as_bytes})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._channel, name)
