@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -17,13 +18,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from mmesh.errors import MmeshError
-from mmesh.serving import interceptors, telemetry
+from mmesh.serving import interceptors, supervision, telemetry
 from mmesh.serving.settings import ServiceSettings
+from mmesh.serving.supervision import Supervised
 
 logger = logging.getLogger(__name__)
 
 Servicer = TypeVar("Servicer")
-_LOOK_S = 1.0
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -59,6 +60,8 @@ class Host:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     port: int = 0
     metrics_port: int | None = None
+    look_s: float = 1.0
+    """Seconds between looks for what nothing announces."""
 
     def __post_init__(self) -> None:
         """Make the server; it listens from `start` on."""
@@ -76,6 +79,10 @@ class Host:
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         self._services: list[str] = []
+        self._wanted: dict[str, bool] = {}
+        """What services said of themselves, by name; health says it while all tasks are well."""
+        self._is_well = True
+        self._parent = os.getppid()
 
     def add(
         self, register: Callable[[Servicer, grpc.aio.Server], None], servicer: Servicer, name: str
@@ -85,10 +92,16 @@ class Host:
         self._services.append(name)
 
     async def set_serving(self, serving: bool, services: Sequence[str] = ()) -> None:
-        """Set the health of `services`, by default of all and of the server as a whole."""
-        status = SERVING if serving else NOT_SERVING
-        for service in services or ["", *self._services]:
-            await self._health.set(service, status)
+        """Set the health of `services`, by default of all and of the server as a whole.
+
+        While a supervised task of the process is unwell, all are NOT_SERVING whatever is set.
+        """
+        self._wanted |= dict.fromkeys(services or ["", *self._services], serving)
+        await self._show_health()
+
+    async def _show_health(self) -> None:
+        for service, serving in list(self._wanted.items()):
+            await self._health.set(service, SERVING if serving and self._is_well else NOT_SERVING)
 
     async def start(self) -> None:
         """Listen; health says NOT_SERVING until `set_serving`.
@@ -127,17 +140,25 @@ class Host:
         freeze_what_is_here()
         await self.set_serving(True)
         logger.info("serving", extra={"port": self.port})
-        orphaned = asyncio.create_task(self._stop_when_orphaned())
-        await self.stop.wait()
-        orphaned.cancel()
+        async with aclosing(Supervised("host", self._keep_looking)) as looking:
+            looking.start()
+            await self.stop.wait()
         await self.drain()
 
-    async def _stop_when_orphaned(self) -> None:
-        parent = os.getppid()
-        while os.getppid() == parent:  # noqa: ASYNC110  # nothing tells but looking
-            await asyncio.sleep(_LOOK_S)
-        if self.settings.stop_with_parent:
-            self.stop.set()
+    async def _keep_looking(self) -> None:
+        """Stop when orphaned, and let health follow the tasks of the process."""
+        while True:
+            if self.settings.stop_with_parent and os.getppid() != self._parent:
+                self.stop.set()
+            await self._look_at_tasks()
+            await asyncio.sleep(self.look_s)
+
+    async def _look_at_tasks(self) -> None:
+        unwell = supervision.unwell()
+        was_well, self._is_well = self._is_well, not unwell
+        if was_well != self._is_well:
+            logger.warning("health follows tasks", extra={"unwell": unwell})
+            await self._show_health()
 
     async def drain(self) -> None:
         """NOT_SERVING, wait for balancers, stop accepting, finish running calls."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import grpc
 import prometheus_client
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from mmesh.serving.settings import ServiceSettings
 
@@ -23,6 +23,16 @@ rpc_seconds = Histogram(
 )
 errors_total = Counter(
     "mmesh_errors_total", "Calls that failed, by method and reason.", ["method", "reason"]
+)
+task_failures_total = Counter(
+    "mmesh_task_failures_total",
+    "Times that a background task ended and was restarted, by task and kind of error.",
+    ["task", "error"],
+)
+task_unwell = Gauge(
+    "mmesh_task_unwell",
+    "Background tasks of a name that fail again and again: the process says NOT_SERVING meanwhile.",
+    ["task"],
 )
 
 
