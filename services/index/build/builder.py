@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mmesh.errors import DataLoss, InternalError
+from mmesh.errors import DataLoss, InternalError, MmeshError, StorageFull
 from mmesh.vectors import FloatMatrix
 from services.index.build.worker import DEFAULT_RECALL, main, temporary
 
@@ -27,6 +28,14 @@ logger = logging.getLogger(__name__)
 
 class BuildFailed(InternalError):
     """A segment could not be built; its inputs are untouched."""
+
+
+_ERRORS: Mapping[str, type[MmeshError]] = {
+    "damaged": DataLoss,
+    "full": StorageFull,
+    "failed": BuildFailed,
+}
+"""By kind of failure, as the worker says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +106,7 @@ class Builder:
         Raises:
             BuildFailed: the worker died or met an error.
             DataLoss: an input is damaged.
+            StorageFull: the disk is full.
         """
         async with self._turn:
             self._scratch.mkdir(parents=True, exist_ok=True)
@@ -105,7 +115,7 @@ class Builder:
                 reply = await self._finished(order, line)
         if reply["ok"]:
             return order.output
-        raise (DataLoss if reply["damaged"] else BuildFailed)(reply["error"])
+        raise _ERRORS[reply["kind"]](reply["error"])
 
     async def _finished(self, order: BuildOrder, line: bytes) -> dict[str, Any]:
         reply: dict[str, Any] | None = None

@@ -8,6 +8,7 @@ It keeps at most one float32 block of the rows in memory beside the new segment.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import queue
@@ -24,7 +25,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from mmesh.errors import DataLoss, MmeshError
+from mmesh.errors import DataLoss, MmeshError, StorageFull
 from mmesh.vectors import FloatMatrix
 from services.index.build import tuning
 from services.index.segments import bitmap, exact, files, gpu
@@ -260,8 +261,16 @@ def _answer(line: str) -> dict[str, Any]:
     except Exception as error:
         known = isinstance(error, MmeshError)
         message = str(error) if known else f"{type(error).__name__}: {error}"
-        return {"ok": False, "error": message[:2000], "damaged": isinstance(error, DataLoss)}
+        return {"ok": False, "error": message[:2000], "kind": _kind_of(error)}
     return {"ok": True, "rows": about.rows, "recall": about.recall}
+
+
+def _kind_of(error: Exception) -> str:
+    """Return what the builder raises for an error: `damaged`, `full` or `failed`."""
+    if isinstance(error, DataLoss):
+        return "damaged"
+    no_room = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    return "full" if no_room or isinstance(error, StorageFull) else "failed"
 
 
 def main() -> None:
