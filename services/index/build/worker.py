@@ -175,8 +175,7 @@ def _vectors_at(sources: Sequence[Source], places: RowNumbers) -> FloatMatrix:
 def _add_vectors(index: Any, sources: Sequence[Source], path: Path, rows: int) -> None:
     stored, first = None, 0
     if not keeps_vectors(index):
-        shape = (rows, index.d)
-        stored = np.lib.format.open_memmap(path / files.VECTORS, "w+", np.float16, shape)  # type: ignore[no-untyped-call]  # numpy 2.3
+        stored = _new_matrix(path / files.VECTORS, rows, index.d)
     for block in _blocks(sources):
         index.add(block)
         if stored is not None:
@@ -184,6 +183,14 @@ def _add_vectors(index: Any, sources: Sequence[Source], path: Path, rows: int) -
         first += len(block)
     if stored is not None:
         stored.flush()
+
+
+def _new_matrix(path: Path, rows: int, dim: int) -> Any:
+    """Map a new file of float16 rows; its room is taken at once, since a map cannot say ENOSPC."""
+    matrix = np.lib.format.open_memmap(path, "w+", np.float16, (rows, dim))  # type: ignore[no-untyped-call]  # numpy 2.3
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return matrix
 
 
 def _blocks(sources: Sequence[Source]) -> Iterator[FloatMatrix]:

@@ -84,7 +84,7 @@ def _write_index(path: Path, index: faiss.Index) -> None:
     FAISS's own file says nothing when the disk is full at its end, and leaves it cut short.
     """
     with path.open("wb") as file:
-        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]  # SWIG's
 
 
 @contextmanager
