@@ -8,6 +8,7 @@ they find.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -221,7 +222,11 @@ class View:
     """What a snapshot brought, if the view began with one."""
     purged: int = 0
     """Deletions up to here were gone from the log when the view began with nothing."""
+    stored: int = 0
+    """The sequence that its newest snapshot reflects; 0 without one."""
     partitions: dict[Modality, Partition] = field(init=False)
+    changed_at: float = field(default_factory=time.monotonic)
+    """When rows were applied last, on the monotonic clock."""
     cost_s: float = 0.0
     """Seconds that one query without a filter took lately; 0 until one was asked."""
 
@@ -253,6 +258,8 @@ class View:
             for start in range(0, len(rows), REPLACED_AT_A_TIME):
                 chosen = np.arange(start, min(len(rows), start + REPLACED_AT_A_TIME))
                 self._replace(rows, hashes, chosen, owners, places)
+        if len(rows):
+            self.changed_at = time.monotonic()
         self.applied = through
 
     def _find(
