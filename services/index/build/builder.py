@@ -162,18 +162,28 @@ class Builder:
         worker, complaints = self._worker, self._complaints
         self._worker = self._complaints = None
         if worker is not None:
-            with contextlib.suppress(ProcessLookupError):
-                worker.kill()
+            _kill(worker)
             await worker.wait()
         if complaints is not None:
             await complaints  # ends with the process
 
 
 async def _log_lines(worker: Process) -> None:
+    """Log what the worker says besides replies; one that nobody listens to would stand still."""
     assert worker.stderr is not None
-    while chunk := await worker.stderr.read(4096):
-        for line in chunk.decode(errors="replace").splitlines():
-            logger.warning("builder said", extra={"line": line})
+    try:
+        while chunk := await worker.stderr.read(4096):
+            for line in chunk.decode(errors="replace").splitlines():
+                logger.warning("builder said", extra={"line": line})
+    except Exception:  # its orders fail, and the next one starts another
+        logger.exception("the builder is not heard any more")
+    finally:
+        _kill(worker)
+
+
+def _kill(worker: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        worker.kill()
 
 
 def _line_of(order: BuildOrder, scratch: Path) -> bytes:
