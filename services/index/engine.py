@@ -116,8 +116,8 @@ class IndexEngine:
         async with AsyncExitStack() as stack:
             log = await self._open_log()
             stack.callback(log.close)
-            scratch = Scratch(self._settings.scratch_dir)
-            stack.callback(scratch.close)
+            scratch = await asyncio.to_thread(Scratch, self._settings.scratch_dir)
+            stack.push_async_callback(asyncio.to_thread, scratch.close)
             self._parts = parts = await self._make_parts(log, scratch)
             for part in (parts.follower, parts.maintainer, parts.committer):
                 await stack.enter_async_context(part)
@@ -182,7 +182,9 @@ class IndexEngine:
         """Replace the collection's settings."""
         row = await self._read(self._open.log.collection, name)
         check_factory(settings.index_factory, row.dim)
-        return self._describe(await self._read(self._open.log.update_collection, name, settings))
+        row = await self._read(self._open.log.update_collection, name, settings)
+        self._open.follower.look(row.name)
+        return self._describe(row)
 
     async def get_collection(self, name: str) -> Collection:
         """Return the collection."""

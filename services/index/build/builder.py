@@ -109,13 +109,19 @@ class Builder:
             StorageFull: the disk is full.
         """
         async with self._turn:
-            self._scratch.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self._scratch) as scratch:
-                line = await asyncio.to_thread(_line_of, order, Path(scratch))
+            scratch = await asyncio.to_thread(self._new_folder)
+            try:
+                line = await asyncio.to_thread(_line_of, order, scratch)
                 reply = await self._finished(order, line)
+            finally:
+                await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
         if reply["ok"]:
             return order.output
         raise _ERRORS[reply["kind"]](reply["error"])
+
+    def _new_folder(self) -> Path:
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=self._scratch))
 
     async def _finished(self, order: BuildOrder, line: bytes) -> dict[str, Any]:
         reply: dict[str, Any] | None = None
