@@ -53,7 +53,7 @@ def describe(follower: Follower) -> ShardState:
         candidates += sum(view.counts().values())
         segments += _segments(view)
     memory["process"] = process_bytes()
-    lag = sum(follower.lags().values())
+    lag = sum(one.writes for name, one in follower.lags().items() if name in follower.views)
     return ShardState(candidates, lag, segments, memory, sorted(follower.refused))
 
 

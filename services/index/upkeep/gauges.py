@@ -42,14 +42,15 @@ class Gauges:
             metrics.memory_bytes.labels(part).set(size)
         metrics.memory_bytes.labels("limit").set(self._follower.budget.limit)
         metrics.refused_collections.set(len(self._follower.refused))
-        views = self._follower.views
-        for name in self._known - views.keys():
+        lags = self._follower.lags()
+        for name in self._known - lags.keys():
             metrics.forget_collection(name)
-        self._known = set(views)
-        for name, lag in self._follower.lags().items():
-            metrics.lag.labels(name).set(lag)
-            metrics.staleness_seconds.labels(name).set(self._follower.staleness_s(name))
-            _export_view(views[name])
+        self._known = set(lags)
+        for name, lag in lags.items():
+            metrics.lag.labels(name).set(lag.writes)
+            metrics.staleness_seconds.labels(name).set(lag.seconds)
+        for view in self._follower.views.values():
+            _export_view(view)
 
 
 def _export_view(view: View) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from mmesh.errors import (
     CollectionNotFound,
@@ -59,6 +59,10 @@ class _Followed:
     """When it was last known to be in step."""
 
     @property
+    def writes_behind(self) -> int:
+        return max(0, self.row.seq - (self.view.applied if self.view else 0))
+
+    @property
     def is_behind(self) -> bool:
         return self.view is None or self.view.applied < self.row.seq
 
@@ -71,6 +75,15 @@ class _Followed:
         if row.epoch != self.row.epoch:
             return False
         return self.view is None or not self.view.lacks_deletions(row.purged)
+
+
+class Lag(NamedTuple):
+    """How far a collection is behind its log."""
+
+    writes: int
+    """Those that are not applied yet, as far as is known."""
+    seconds: float
+    """Since it was last known to be in step."""
 
 
 class Follower:
@@ -152,14 +165,12 @@ class Follower:
         followed = self._followed.values()
         return [one.view for one in followed if one.view is not None and not one.is_loaded]
 
-    def lags(self) -> dict[str, int]:
-        """Return by collection the writes that are not applied yet."""
-        followed = {name: self._followed[name] for name in self.views}
-        return {n: max(0, one.row.seq - self.views[n].applied) for n, one in followed.items()}
-
-    def staleness_s(self, name: str) -> float:
-        """Return the seconds since a collection was last known to be in step with the log."""
-        return time.monotonic() - self._followed[name].fresh_at
+    def lags(self) -> dict[str, Lag]:
+        """Return how far each collection is behind its log, those that are being loaded too."""
+        now = time.monotonic()
+        return {
+            name: Lag(one.writes_behind, now - one.fresh_at) for name, one in self._followed.items()
+        }
 
     async def wait_for(self, row: CollectionRow, seq: int, deadline: Deadline) -> View:
         """Return the collection's view once it reflects `seq`.

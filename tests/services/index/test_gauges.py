@@ -61,6 +61,7 @@ async def test_a_collection_that_would_not_fit_is_counted(follow, writer):
         await follower.loaded()
         Gauges(follower).export()
         assert gauge("refused_collections") == 2
+        assert gauge("lag_writes", collection="gauged") == 1
     async with follow() as follower:
         await follower.loaded()
         Gauges(follower).export()
