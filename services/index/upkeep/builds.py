@@ -172,26 +172,24 @@ class Builds:
         unused = [output, stage]
         try:
             sources, kept = await self._follower.apply(_take_sources, partition, merge)
-            inputs = await asyncio.to_thread(_written, sources, kept, stage)
-            queries = await asyncio.to_thread(partition.recent.sample)
-            segment = await self._built(self._order_for(row, inputs, output, queries))
+            segment = None
+            if any(len(one.rows) for one in kept):
+                inputs = await asyncio.to_thread(_written, sources, kept, stage)
+                queries = await asyncio.to_thread(partition.recent.sample)
+                folder = await self._builder.build(self._order_for(row, inputs, output, queries))
+                segment = await asyncio.to_thread(
+                    Segment.open, folder, self._settings.search_device
+                )
             rows = [one.rows for one in kept]
             await self._follower.apply(partition.replace, sources, rows, segment)
             unused = [stage, *(s.folder for s in sources if isinstance(s, Segment))]
-            if segment is not None and not self._follower.has(view):  # it was dropped meanwhile
+            if not self._follower.has(view):  # it was dropped meanwhile
                 unused.append(output)
         finally:
             self._scratch.discard(unused)
         metrics.build_seconds.observe(time.perf_counter() - start)
         if segment is not None:
             _tell(view, modality, segment)
-
-    async def _built(self, order: BuildOrder) -> Segment | None:
-        """Return the segment of an order, or None where no row of its inputs is left."""
-        if not any(any(given.kept or b"") for given in order.inputs):
-            return None
-        folder = await self._builder.build(order)
-        return await asyncio.to_thread(Segment.open, folder, self._settings.search_device)
 
     def _order_for(
         self,
