@@ -107,6 +107,8 @@ class Supervised:
         raise Returned(f"{self.name} came to an end")
 
     def _fail(self, error: BaseException) -> None:
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]  # what a task group wraps
         telemetry.task_failures_total.labels(self.name, type(error).__name__).inc()
         self._set_failures(self.failures + 1)
         about = {"task": self.name, "failures": self.failures}

@@ -92,3 +92,8 @@ class IndexSettings(ServiceSettings):
     def blobs(self) -> str:
         """Where pictures and snapshots are."""
         return self.blobs_url or str(self.data_dir)
+
+    @property
+    def search_device(self) -> str:
+        """Where segments are searched: `cpu` or `cuda`."""
+        return "cuda" if self.device == "cuda" else "cpu"

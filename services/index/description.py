@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mmesh.content import Modality
-from services.index import metrics
 from services.index.segments.segment import Segment
 from services.index.view.follower import Follower
 from services.index.view.memory import process_bytes
@@ -45,25 +44,17 @@ class ShardState:
 
 
 def describe(follower: Follower) -> ShardState:
-    """Return the state of what `follower` holds, and export its memory."""
+    """Return the state of what `follower` holds."""
     memory: Counter[str] = Counter()
     segments: list[SegmentState] = []
     candidates = 0
-    for view in [*follower.views.values()]:
+    for view in follower.views.values():
         memory.update(view.memory())
         candidates += sum(view.counts().values())
         segments += _segments(view)
     memory["process"] = process_bytes()
-    export_memory({**memory, "limit": follower.budget.limit})
-    metrics.refused_collections.set(len(follower.refused))
-    lag = sum(follower.lags().values())
+    lag = sum(one.writes for name, one in follower.lags().items() if name in follower.views)
     return ShardState(candidates, lag, segments, memory, sorted(follower.refused))
-
-
-def export_memory(parts: Mapping[str, int]) -> None:
-    """Set the metrics of memory."""
-    for part, size in parts.items():
-        metrics.memory_bytes.labels(part).set(size)
 
 
 def _segments(view: View) -> list[SegmentState]:

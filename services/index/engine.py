@@ -50,6 +50,7 @@ from services.index.store.blobs import ContentBlobs
 from services.index.store.objects import open_objects
 from services.index.store.snapshot import Snapshots
 from services.index.upkeep.maintainer import Maintainer
+from services.index.upkeep.restorer import Restorer
 from services.index.upkeep.scratch import Scratch
 from services.index.view.follower import Follower
 from services.index.view.memory import Budget
@@ -114,29 +115,34 @@ class IndexEngine:
 
     async def __aenter__(self) -> Self:
         """Load the shard, from snapshots and the log, and begin to follow the log."""
-        log = await self._open_log()
-        self._stack.callback(log.close)
-        self._parts = parts = await self._make_parts(log)
-        for part in (parts.follower, parts.maintainer, parts.committer):
-            await self._stack.enter_async_context(part)
-        await parts.follower.catch_up()
-        parts.follower.start()
+        async with AsyncExitStack() as stack:
+            log = await self._open_log()
+            stack.callback(log.close)
+            scratch = await asyncio.to_thread(Scratch, self._settings.scratch_dir)
+            stack.push_async_callback(asyncio.to_thread, scratch.close)
+            self._parts = parts = await self._make_parts(log, scratch)
+            for part in (parts.follower, parts.maintainer, parts.committer):
+                await stack.enter_async_context(part)
+            await parts.follower.loaded()
+            self._stack = stack.pop_all()
         self.is_ready = True
         return self
 
-    async def _make_parts(self, log: Log) -> _Parts:
+    async def _make_parts(self, log: Log, scratch: Scratch) -> _Parts:
         settings = self._settings
         objects = await asyncio.to_thread(open_objects, settings.blobs)
-        scratch = Scratch(settings.scratch_dir)
-        self._stack.callback(scratch.close)
+        snapshots = Snapshots(objects, keep=settings.snapshots_kept)
+        slots, rows = slots_of(settings.shard, settings.shard_count), settings.seal_rows
         follower = Follower(
             log,
-            slots_of(settings.shard, settings.shard_count),
-            settings.seal_rows,
-            settings.poll_s,
-            Budget.of(settings.memory_limit_bytes),
+            slots,
+            delta_rows=rows,
+            poll_s=settings.poll_s,
+            budget=Budget.of(settings.memory_limit_bytes),
+            source=Restorer(
+                snapshots, scratch, slots, delta_rows=rows, device=settings.search_device
+            ),
         )
-        snapshots = Snapshots(objects, keep=settings.snapshots_kept)
         return _Parts(
             log=log,
             blobs=ContentBlobs(objects),
@@ -178,7 +184,9 @@ class IndexEngine:
         """Replace the collection's settings."""
         row = await self._read(self._open.log.collection, name)
         check_factory(settings.index_factory, row.dim)
-        return self._describe(await self._read(self._open.log.update_collection, name, settings))
+        row = await self._read(self._open.log.update_collection, name, settings)
+        self._open.follower.look(row.name)
+        return self._describe(row)
 
     async def get_collection(self, name: str) -> Collection:
         """Return the collection."""
@@ -264,7 +272,7 @@ class IndexEngine:
 
     async def _write(self, write: Upsert) -> str:
         written = await self._open.committer.write(write, len(write.candidates))
-        self._open.follower.look()
+        self._open.follower.look(write.collection)
         return written.token
 
     def _new_rows(
@@ -286,7 +294,7 @@ class IndexEngine:
     async def delete(self, collection: str, ids: Sequence[str], request_id: str) -> tuple[int, str]:
         """Delete candidates durably; return how many there were, and the token."""
         written = await self._open.committer.write(Delete(collection, ids, request_id), len(ids))
-        self._open.follower.look()
+        self._open.follower.look(collection)
         return written.count, written.token
 
     async def delete_by_filter(self, collection: str, condition: Filter) -> tuple[int, str]:
@@ -304,7 +312,7 @@ class IndexEngine:
                     DeleteUnchanged(row.name, seqs), len(seqs)
                 )
                 count, token = count + written.count, written.token
-                self._open.follower.look()
+                self._open.follower.look(row.name)
             if len(page) < PAGE_ROWS:
                 return count, token
             after = page[-1].id
@@ -367,7 +375,7 @@ class IndexEngine:
             row = await self._row_that_fits(order.collection, dim, model_fingerprint)
             if order.consistency is not Consistency.SESSION or _is_of(order.token, row):
                 return row
-        self._open.follower.look()
+        self._open.follower.look(order.collection)
         row = await self._read(self._open.log.collection, order.collection)
         check_model(row, dim, model_fingerprint)
         return row
@@ -389,7 +397,7 @@ class IndexEngine:
         known = self._open.follower.row(collection)
         if known is None:
             known = await self._read(self._open.log.collection, collection)
-            self._open.follower.look()
+            self._open.follower.look(collection)
         return known
 
     # -- the shard

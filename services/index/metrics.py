@@ -43,7 +43,11 @@ staleness_seconds = Gauge(
     "Seconds since this shard had applied all of the log.",
     ["collection"],
 )
-tail_failures_total = Counter("mmesh_index_tail_failures_total", "Looks at the log that failed.")
+tail_failures_total = Counter(
+    "mmesh_index_tail_failures_total",
+    "Looks at the log, and tries to apply it, that failed, by kind of error.",
+    ["error"],
+)
 segments = Gauge("mmesh_index_segments", "Sealed segments of this shard.", ["collection"])
 segment_recall = Gauge(
     "mmesh_index_segment_recall",
@@ -53,7 +57,9 @@ segment_recall = Gauge(
 build_seconds = Histogram(
     "mmesh_index_build_seconds", "Seconds of building a segment.", buckets=MINUTES
 )
-build_failures_total = Counter("mmesh_index_build_failures_total", "Builds that failed.")
+build_failures_total = Counter(
+    "mmesh_index_build_failures_total", "Builds that failed, by kind of error.", ["error"]
+)
 snapshot_seconds = Histogram(
     "mmesh_index_snapshot_seconds", "Seconds of storing a snapshot.", buckets=MINUTES
 )
@@ -61,6 +67,11 @@ snapshot_failures_total = Counter(
     "mmesh_index_snapshot_failures_total",
     "Snapshots that could not be stored or were damaged, by reason.",
     ["reason"],
+)
+purge_failures_total = Counter(
+    "mmesh_index_purge_failures_total",
+    "Purges of the log that failed, by kind of error.",
+    ["error"],
 )
 
 

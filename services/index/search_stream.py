@@ -6,14 +6,17 @@ A message costs a third of what a call costs, and carries all that is ready. See
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 
 from mmesh import wire
 from mmesh.api.index.v1 import index_pb2
-from mmesh.errors import InvalidField, MmeshError
+from mmesh.errors import InternalError, InvalidField, MmeshError
 from mmesh.serving.deadline import Deadline
 from mmesh.serving.handlers import as_call
+
+logger = logging.getLogger(__name__)
 
 METHOD = "/mmesh.api.index.v1.IndexService/Search"
 """What metrics and logs call a search, however it came."""
@@ -83,9 +86,10 @@ class SearchStream:
             if self._running:
                 await asyncio.wait(self._running.values())
         finally:
-            taking.cancel()
-            stopping.cancel()
             self._answers.put_nowait(None)
+            for task in (taking, stopping):
+                task.cancel()
+            await asyncio.gather(taking, stopping, return_exceptions=True)
 
     async def _take_all(self, requests: AsyncIterator[index_pb2.SearchStreamRequest]) -> None:
         async for request in requests:
@@ -107,6 +111,10 @@ class SearchStream:
             del self._running[number]
         if task.cancelled():
             self._room.release()
+        elif (error := task.exception()) is not None:  # or the search would be waited for
+            logger.error("a search has no answer", exc_info=error)
+            problem = wire.problem_to_pb(InternalError("a defect of mmesh; its logs tell more"))
+            self._answers.put_nowait(index_pb2.StreamedAnswer(id=number, problem=problem))
         else:
             self._answers.put_nowait(task.result())
 

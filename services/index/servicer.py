@@ -6,7 +6,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
-from functools import lru_cache
 from typing import Any
 
 from mmesh import wire
@@ -20,10 +19,11 @@ from mmesh.search import Consistency
 from mmesh.serving.deadline import Context, Deadline
 from mmesh.vectors import MAX_DIM, unpack
 from mmesh.wire import page_size_of
+from services.index.attribute_cache import AttributeCache
 from services.index.config import IndexSettings
 from services.index.description import SegmentState
 from services.index.engine import IndexEngine, MirrorVectors, SearchOrder
-from services.index.log.rows import StoredCandidate, attributes_from_json
+from services.index.log.rows import StoredCandidate
 from services.index.search_stream import SearchStream
 from services.index.view.view import Found
 
@@ -103,6 +103,7 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
         self, engine: IndexEngine, settings: IndexSettings, stopping: asyncio.Event
     ) -> None:
         self._engine, self._settings, self._stopping = engine, settings, stopping
+        self._attributes = AttributeCache()
 
     async def UpsertCandidates(
         self, request: index_pb2.UpsertCandidatesRequest, context: Context
@@ -195,7 +196,7 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
         result = await self._engine.search(order, deadline)
         for lists in result.lists:
             for modality, found in zip(order.modalities, lists, strict=True):
-                _fill_list(response.lists.add(), modality, found)
+                _fill_list(response.lists.add(), modality, found, self._attributes)
         response.token = result.token
         response.search_seconds, response.queue_seconds = result.search_s, result.queue_s
 
@@ -287,19 +288,14 @@ def _order_of(request: index_pb2.SearchRequest) -> SearchOrder:
     )
 
 
-def _fill_list(message: index_pb2.HitList, modality: Modality, found: Found) -> None:
+def _fill_list(
+    message: index_pb2.HitList, modality: Modality, found: Found, attributes: AttributeCache
+) -> None:
     message.modality = wire.modality_to_pb(modality)
     message.ids.extend(found.ids)
     message.scores = found.scores.astype("<f4", copy=False).tobytes()
     if any(found.attributes):
-        message.attributes.extend(map(_attributes_to_pb, found.attributes))
-
-
-@lru_cache(maxsize=1 << 15)
-def _attributes_to_pb(text: str) -> index_pb2.AttributeMap:
-    message = index_pb2.AttributeMap()
-    wire.attributes_to_pb(attributes_from_json(text), message.values)
-    return message
+        message.attributes.extend(map(attributes.message, found.attributes))
 
 
 def _check_name(name: str, path: str = "name") -> None:

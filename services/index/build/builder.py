@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mmesh.errors import DataLoss, InternalError
+from mmesh.errors import DataLoss, InternalError, MmeshError, StorageFull
 from mmesh.vectors import FloatMatrix
 from services.index.build.worker import DEFAULT_RECALL, main, temporary
 
@@ -27,6 +28,14 @@ logger = logging.getLogger(__name__)
 
 class BuildFailed(InternalError):
     """A segment could not be built; its inputs are untouched."""
+
+
+_ERRORS: Mapping[str, type[MmeshError]] = {
+    "damaged": DataLoss,
+    "full": StorageFull,
+    "failed": BuildFailed,
+}
+"""By kind of failure, as the worker says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +106,22 @@ class Builder:
         Raises:
             BuildFailed: the worker died or met an error.
             DataLoss: an input is damaged.
+            StorageFull: the disk is full.
         """
         async with self._turn:
-            self._scratch.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self._scratch) as scratch:
-                line = await asyncio.to_thread(_line_of, order, Path(scratch))
+            scratch = await asyncio.to_thread(self._new_folder)
+            try:
+                line = await asyncio.to_thread(_line_of, order, scratch)
                 reply = await self._finished(order, line)
+            finally:
+                await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
         if reply["ok"]:
             return order.output
-        raise (DataLoss if reply["damaged"] else BuildFailed)(reply["error"])
+        raise _ERRORS[reply["kind"]](reply["error"])
+
+    def _new_folder(self) -> Path:
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=self._scratch))
 
     async def _finished(self, order: BuildOrder, line: bytes) -> dict[str, Any]:
         reply: dict[str, Any] | None = None
@@ -152,18 +168,28 @@ class Builder:
         worker, complaints = self._worker, self._complaints
         self._worker = self._complaints = None
         if worker is not None:
-            with contextlib.suppress(ProcessLookupError):
-                worker.kill()
+            _kill(worker)
             await worker.wait()
         if complaints is not None:
             await complaints  # ends with the process
 
 
 async def _log_lines(worker: Process) -> None:
+    """Log what the worker says besides replies; one that nobody listens to would stand still."""
     assert worker.stderr is not None
-    while chunk := await worker.stderr.read(4096):
-        for line in chunk.decode(errors="replace").splitlines():
-            logger.warning("builder said", extra={"line": line})
+    try:
+        while chunk := await worker.stderr.read(4096):
+            for line in chunk.decode(errors="replace").splitlines():
+                logger.warning("builder said", extra={"line": line})
+    except Exception:  # its orders fail, and the next one starts another
+        logger.exception("the builder is not heard any more")
+    finally:
+        _kill(worker)
+
+
+def _kill(worker: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        worker.kill()
 
 
 def _line_of(order: BuildOrder, scratch: Path) -> bytes:

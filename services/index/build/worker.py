@@ -8,6 +8,7 @@ It keeps at most one float32 block of the rows in memory beside the new segment.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import queue
@@ -24,7 +25,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from mmesh.errors import DataLoss, MmeshError
+from mmesh.errors import DataLoss, MmeshError, StorageFull
 from mmesh.vectors import FloatMatrix
 from services.index.build import tuning
 from services.index.segments import bitmap, exact, files, gpu
@@ -174,8 +175,7 @@ def _vectors_at(sources: Sequence[Source], places: RowNumbers) -> FloatMatrix:
 def _add_vectors(index: Any, sources: Sequence[Source], path: Path, rows: int) -> None:
     stored, first = None, 0
     if not keeps_vectors(index):
-        shape = (rows, index.d)
-        stored = np.lib.format.open_memmap(path / files.VECTORS, "w+", np.float16, shape)  # type: ignore[no-untyped-call]  # numpy 2.3
+        stored = _new_matrix(path / files.VECTORS, rows, index.d)
     for block in _blocks(sources):
         index.add(block)
         if stored is not None:
@@ -183,6 +183,14 @@ def _add_vectors(index: Any, sources: Sequence[Source], path: Path, rows: int) -
         first += len(block)
     if stored is not None:
         stored.flush()
+
+
+def _new_matrix(path: Path, rows: int, dim: int) -> Any:
+    """Map a new file of float16 rows; its room is taken at once, since a map cannot say ENOSPC."""
+    matrix = np.lib.format.open_memmap(path, "w+", np.float16, (rows, dim))  # type: ignore[no-untyped-call]  # numpy 2.3
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return matrix
 
 
 def _blocks(sources: Sequence[Source]) -> Iterator[FloatMatrix]:
@@ -260,8 +268,16 @@ def _answer(line: str) -> dict[str, Any]:
     except Exception as error:
         known = isinstance(error, MmeshError)
         message = str(error) if known else f"{type(error).__name__}: {error}"
-        return {"ok": False, "error": message[:2000], "damaged": isinstance(error, DataLoss)}
+        return {"ok": False, "error": message[:2000], "kind": _kind_of(error)}
     return {"ok": True, "rows": about.rows, "recall": about.recall}
+
+
+def _kind_of(error: Exception) -> str:
+    """Return what the builder raises for an error: `damaged`, `full` or `failed`."""
+    if isinstance(error, DataLoss):
+        return "damaged"
+    no_room = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    return "full" if no_room or isinstance(error, StorageFull) else "failed"
 
 
 def main() -> None:

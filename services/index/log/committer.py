@@ -67,17 +67,19 @@ class Committer:
             group = self._take()
             if not group:
                 continue
-            loop = asyncio.get_running_loop()
-            writes = [waiting.write for waiting in group]
             try:
-                outcomes = await loop.run_in_executor(self._writer, self._log.write, writes)
-            except Exception as error:
+                await self._write(group)
+            except Exception as error:  # whatever it is, nobody may wait for ever
                 for waiting in group:
                     _settle(waiting, error)
-                continue
-            metrics.group_writes.observe(len(group))
-            for waiting, outcome in zip(group, outcomes, strict=True):
-                _settle(waiting, outcome)
+
+    async def _write(self, group: list[_Waiting]) -> None:
+        loop = asyncio.get_running_loop()
+        writes = [waiting.write for waiting in group]
+        outcomes = await loop.run_in_executor(self._writer, self._log.write, writes)
+        metrics.group_writes.observe(len(group))
+        for waiting, outcome in zip(group, outcomes, strict=True):
+            _settle(waiting, outcome)
 
     def _take(self) -> list[_Waiting]:
         """Remove and return the next group; writes whose caller went away are left out."""

@@ -38,6 +38,7 @@ class Delta:
         self._places: dict[str, int] = {}
         self._blocks: tuple[tuple[int, ChosenCache], ...] = ()
         self._rows = 0
+        self._id_characters = self._attribute_characters = 0
         self.dead = 0
         """Rows that were killed."""
         exact.prepare(dim)
@@ -86,6 +87,8 @@ class Delta:
         self._hashes[start:end] = hashes
         self._ids += ids
         self._attributes += attributes
+        self._id_characters += sum(map(len, ids))
+        self._attribute_characters += sum(map(len, attributes))
         self._alive[start:end] = True
         self._places.update(zip(ids, range(start, end), strict=True))
         self._rows = end  # last: from here on readers see the rows
@@ -121,8 +124,8 @@ class Delta:
         """Return bytes in memory by part; those of strings are estimates."""
         return {
             "vectors": self._vectors.nbytes,
-            "ids": self._hashes.nbytes + sum(map(len, self._ids)) + 160 * self._rows,
-            "attributes": sum(map(len, self._attributes)) + 60 * self._rows,
+            "ids": self._hashes.nbytes + self._id_characters + 160 * self._rows,
+            "attributes": self._attribute_characters + 60 * self._rows,
             "columns": sum(block.size_bytes for _, block in self._blocks),
         }
 

@@ -7,16 +7,18 @@ is disposable: the log can always make it again.
 
 from __future__ import annotations
 
+import errno
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import faiss
 import numpy as np
 
-from mmesh.errors import DataLoss
+from mmesh.errors import DataLoss, StorageFull, Unavailable
 from services.index.segments.columns import Columns
 from services.index.segments.ids import IdTable
 from services.index.segments.strings import Strings
@@ -57,17 +59,43 @@ class RowData:
 
 
 def write_segment(folder: Path, about: About, index: faiss.Index, rows: RowData) -> None:
-    """Write a segment but for `vectors.npy` into an existing folder; `segment.json` comes last."""
-    faiss.write_index(index, str(folder / INDEX))
+    """Write a segment but for `vectors.npy` into an existing folder; `segment.json` comes last.
+
+    Raises:
+        StorageFull: the disk is full.
+        Unavailable: it cannot be written for another cause.
+    """
     arrays = {
         **rows.ids.arrays(),
         **rows.columns.arrays(),
         "attributes": rows.attributes.blob,
         "attribute_offsets": rows.attributes.offsets,
     }
-    np.savez(folder / ROWS, allow_pickle=False, **arrays)  # type: ignore[arg-type]  # one stub for all
-    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    (folder / ABOUT).write_text(json.dumps(asdict(replace(about, sizes=sizes))))
+    with _writing(folder):
+        _write_index(folder / INDEX, index)
+        np.savez(folder / ROWS, allow_pickle=False, **arrays)  # type: ignore[arg-type]  # one stub for all
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+        (folder / ABOUT).write_text(json.dumps(asdict(replace(about, sizes=sizes))))
+
+
+def _write_index(path: Path, index: faiss.Index) -> None:
+    """Write a search structure through a file of ours.
+
+    FAISS's own file says nothing when the disk is full at its end, and leaves it cut short.
+    """
+    with path.open("wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]  # SWIG's
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn what a file system says of a write into our errors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(f"the disk is full; segment {folder.name} is not written") from error
+        raise Unavailable(f"segment {folder.name} cannot be written: {error.strerror}") from error
 
 
 def read_about(folder: Path) -> About:

@@ -7,6 +7,8 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -23,19 +25,30 @@ class Scratch:
         _remove_orphans(root)
         self.folder, self._lock = _owned_folder(root)
         self._numbers = itertools.count(1)
+        self._remover = ThreadPoolExecutor(1, "remove")
 
     def new(self, kind: str) -> Path:
         """Return a path in the folder that is not used yet."""
         return self.folder / f"{kind}-{next(self._numbers)}"
 
-    def remove(self, folders: Sequence[Path]) -> None:
-        """Remove folders inside this one; others, and those that are gone, are left alone."""
+    def discard(self, folders: Sequence[Path]) -> None:
+        """Remove folders inside this one, on a thread; others are left alone.
+
+        A folder that is empty by that goes with the last one in it.
+        """
         for folder in folders:
             if folder.is_relative_to(self.folder):
-                shutil.rmtree(folder, ignore_errors=True)
+                self._remover.submit(self._remove, folder)
+
+    def _remove(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.parent != self.folder:
+            with suppress(OSError):
+                folder.parent.rmdir()
 
     def close(self) -> None:
         """Remove everything."""
+        self._remover.shutdown()
         shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
 

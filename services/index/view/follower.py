@@ -1,90 +1,176 @@
-"""Follows the log: keeps a view of every collection, as near to its head as it can be."""
+"""Follows the log: keeps a view of every collection, as near to its head as it can be.
+
+One loop looks for collections that are new, changed or gone. Each collection that is behind has a
+task of its own until it is in step, so one that is slow, or fails, makes no other wait.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
-from mmesh.errors import CollectionNotFound, LogUnavailable, MmeshError, StaleReplica
+from mmesh.errors import (
+    CollectionNotFound,
+    InternalError,
+    LogUnavailable,
+    MmeshError,
+    StaleReplica,
+)
+from mmesh.serving.backoff import Backoff, Pauses
 from mmesh.serving.deadline import Deadline
+from mmesh.serving.supervision import Supervised
 from services.index import metrics
 from services.index.log.log import Log
-from services.index.log.rows import CollectionRow
-from services.index.slots import SLOTS
-from services.index.view.memory import Budget, load_bytes
+from services.index.log.rows import CollectionRow, Rows
+from services.index.view.loader import Loader, LogAlone, Source
+from services.index.view.memory import Budget
 from services.index.view.view import View
+from services.index.view.waiters import Waiters
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-TAIL_ROWS = 5000
-RETRY_S = 0.5
-"""Pause after a look at the log that failed."""
+PAUSES = Pauses(first_s=0.5, longest_s=5.0)
+"""After a look at the log that failed, and before a collection that failed is tried again."""
 LOOK_ANYWAY_S = 1.0
 """Longest time between looks at all collections, even if the log has not changed."""
-Restore = Callable[[CollectionRow], Awaitable[View | None]]
+FEW = 8
+"""Collections that are looked at one by one; a look at all of them is cheaper than at more."""
 
 
-@dataclass
+@dataclass(eq=False, slots=True)
+class _Followed:
+    """A collection in one of its epochs."""
+
+    row: CollectionRow
+    """As last seen in the log."""
+    head: int
+    """The sequence from which on searches can use the view: the head when loading began."""
+    view: View | None = None
+    is_busy: bool = False
+    """Whether a task is bringing it into step."""
+    is_dropped: bool = False
+    fresh_at: float = field(default_factory=time.monotonic)
+    """When it was last known to be in step."""
+
+    @property
+    def writes_behind(self) -> int:
+        return max(0, self.row.seq - (self.view.applied if self.view else 0))
+
+    @property
+    def is_behind(self) -> bool:
+        return self.view is None or self.view.applied < self.row.seq
+
+    @property
+    def is_loaded(self) -> bool:
+        return self.view is not None and self.view.applied >= self.head
+
+    def can_reach(self, row: CollectionRow) -> bool:
+        """Whether the log can still bring this to the state of `row`."""
+        if row.epoch != self.row.epoch:
+            return False
+        return self.view is None or not self.view.lacks_deletions(row.purged)
+
+
+class Lag(NamedTuple):
+    """How far a collection is behind its log."""
+
+    writes: int
+    """Those that are not applied yet, as far as is known."""
+    seconds: float
+    """Since it was last known to be in step."""
+
+
 class Follower:
-    """The views of one shard; an async context manager that follows the log once started.
+    """The views of one shard; an async context manager that follows the log while open."""
 
-    `restore` gives a view from a snapshot, or None; `changed` is called after rows were applied,
-    and `dropped` with a view that is not used any more.
-    """
-
-    log: Log
-    slots: range
-    delta_rows: int
-    poll_s: float
-    budget: Budget
-    restore: Restore = field(default=lambda row: _nothing(row))
-    changed: Callable[[], None] = lambda: None
-    dropped: Callable[[View], None] = lambda view: None
-    views: dict[str, View] = field(default_factory=dict)
-    """By the real name of the collection; each has reached the head that it saw when it began."""
-    collections: Mapping[str, CollectionRow] = field(default_factory=dict)
-    """As last seen in the log, by name and by alias."""
-    refused: dict[str, MmeshError] = field(default_factory=dict)
-    """Why collections are not loaded, such as that they would not fit into memory, by name."""
-
-    def __post_init__(self) -> None:
-        """Make the threads; nothing is read yet."""
-        self.applier = ThreadPoolExecutor(1, "apply")
-        """The one thread that changes views."""
-        self._reader = ThreadPoolExecutor(1, "tail")
-        self._look, self._applied = asyncio.Event(), asyncio.Condition()
-        self._loading: dict[str, tuple[View, int]] = {}
-        self._heads: dict[str, float] = {}
-        self._settled: tuple[int | None, float] = (None, 0.0)
-        """Version of the log with which all views are in step, and until when to rely on that."""
-        self._owner: asyncio.Task[None] | None = None
+    def __init__(
+        self,
+        log: Log,
+        slots: range,
+        *,
+        delta_rows: int,
+        poll_s: float,
+        budget: Budget,
+        source: Source | None = None,
+        pauses: Pauses = PAUSES,
+    ) -> None:
+        self.slots, self.budget = slots, budget
+        self.views: dict[str, View] = {}
+        """By the real name of the collection; each has reached the head of when it began."""
+        self.collections: dict[str, CollectionRow] = {}
+        """As last seen in the log, by name and by alias."""
+        self.refused: dict[str, MmeshError] = {}
+        """Why collections are not brought into step, such as for lack of memory, by name."""
+        self._log, self._poll_s = log, poll_s
+        self._loader = Loader(log, slots, delta_rows, budget, source or LogAlone())
+        self._followed: dict[str, _Followed] = {}
+        self._waiters, self._pauses, self._backoff = Waiters(), pauses, Backoff[str](pauses)
+        self._subscribers: list[Callable[[View], None]] = []
+        self._wake, self._all_loaded = asyncio.Event(), asyncio.Event()
+        self._names: set[str] = set()
+        """Collections to look at, as `look` was told."""
+        self._all_asked, self._has_looked = False, False
+        self._version: int | None = None
+        """The log's, when all collections were read last."""
+        self._next_look_at, self._look_anyway_at = 0.0, 0.0
+        self._task = Supervised("index-follower", self._follow)
 
     async def __aenter__(self) -> Self:
+        self._task.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._owner is not None:
-            self._owner.cancel()
-            await asyncio.gather(self._owner, return_exceptions=True)
-        await asyncio.to_thread(self._reader.shutdown)
-        await asyncio.to_thread(self.applier.shutdown)
+        await self._task.aclose()
+        await self._loader.close()
 
-    def look(self) -> None:
-        """Look at the log now instead of at the next poll."""
-        self._look.set()
+    async def loaded(self) -> None:
+        """Wait until each collection of the log can be searched, or was refused."""
+        await self._all_loaded.wait()
+
+    def subscribe(self, on_change: Callable[[View], None]) -> None:
+        """Call `on_change` with a view after rows were applied to it, from now on."""
+        self._subscribers.append(on_change)
+
+    def look(self, collection: str = "") -> None:
+        """Look at a collection, or at all, now instead of at the next poll."""
+        if collection:
+            self._names.add(collection)
+        else:
+            self._all_asked = True
+        self._wake.set()
+
+    async def apply(self, work: Callable[..., Result], *arguments: object) -> Result:
+        """Run on the thread that changes views, so that nothing changes meanwhile."""
+        return await self._loader.apply(work, *arguments)
+
+    # -- what there is
 
     def row(self, name_or_alias: str) -> CollectionRow | None:
         """Return the collection as last seen in the log."""
         return self.collections.get(name_or_alias)
 
-    # -- freshness
+    def has(self, view: View) -> bool:
+        """Tell whether a view is in use, or is being loaded."""
+        followed = self._followed.get(view.name)
+        return followed is not None and followed.view is view
+
+    def loading(self) -> list[View]:
+        """Return the views that searches cannot use yet."""
+        followed = self._followed.values()
+        return [one.view for one in followed if one.view is not None and not one.is_loaded]
+
+    def lags(self) -> dict[str, Lag]:
+        """Return how far each collection is behind its log, those that are being loaded too."""
+        now = time.monotonic()
+        return {
+            name: Lag(one.writes_behind, now - one.fresh_at) for name, one in self._followed.items()
+        }
 
     async def wait_for(self, row: CollectionRow, seq: int, deadline: Deadline) -> View:
         """Return the collection's view once it reflects `seq`.
@@ -93,183 +179,198 @@ class Follower:
             StaleReplica: it does not in time.
             MemoryFull: this shard refused to load the collection.
         """
-
-        def fresh() -> View | None:
-            view = self.views.get(row.name)
-            return view if view and view.epoch == row.epoch and view.applied >= seq else None
-
-        if (view := fresh()) is not None:
+        if (view := self._fresh(row, seq)) is not None:
             return view
         if row.name in self.refused:
-            raise self.refused[row.name]
-        self.look()
+            raise self.refused[row.name].with_traceback(None)  # or each raise would add to it
+        self.look(row.name)
         try:
-            async with asyncio.timeout(deadline.remaining()), self._applied:
-                await self._applied.wait_for(fresh)
+            async with asyncio.timeout(deadline.remaining()):
+                return await self._waiters.wait(row.name, partial(self._fresh, row, seq))
         except TimeoutError:
             raise StaleReplica("the shard has not applied the write that the token names") from None
-        view = fresh()
-        assert view is not None
-        return view
 
-    def has(self, view: View) -> bool:
-        """Tell whether a view is in use, or is being loaded."""
-        return any(view is one for one in (*self.views.values(), *self.loading()))
+    def _fresh(self, row: CollectionRow, seq: int) -> View | None:
+        view = self.views.get(row.name)
+        return view if view and view.epoch == row.epoch and view.applied >= seq else None
 
-    def loading(self) -> list[View]:
-        """Return the views that searches cannot use yet."""
-        return [view for view, _ in self._loading.values()]
-
-    def lags(self) -> dict[str, int]:
-        """Return by collection the writes that are not applied yet."""
-        rows = {name: self.collections.get(name) for name in self.views}
-        return {n: max(0, row.seq - self.views[n].applied) for n, row in rows.items() if row}
-
-    # -- following
-
-    async def catch_up(self) -> None:
-        """Bring all views to the head that the log has now; waits for the log where need be."""
-        while True:
-            try:
-                while await self._step():
-                    pass
-                return
-            except LogUnavailable as error:
-                logger.warning("the log cannot be read", extra={"error": error.message})
-                await asyncio.sleep(RETRY_S)
-
-    def start(self) -> None:
-        """Begin to apply what is written."""
-        self._owner = asyncio.create_task(self._follow())
+    # -- looking at the log
 
     async def _follow(self) -> None:
-        while True:
-            try:
-                if not await self._step():
-                    await self._pause()
-            except LogUnavailable as error:
-                metrics.tail_failures_total.inc()
-                logger.warning("the log cannot be followed", extra={"error": error.message})
-                await asyncio.sleep(RETRY_S)
-            except Exception:  # whatever it is, the next look may succeed, and searches go on
-                metrics.tail_failures_total.inc()
-                logger.exception("the log cannot be followed")
-                await asyncio.sleep(RETRY_S)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                try:
+                    await self._look()
+                except MmeshError as error:  # the log is away; searches go on
+                    self._note_failure(error)
+                    await asyncio.sleep(self._pauses.after(1))
+                    continue
+                self._task.progress()
+                self._bring_all_into_step(group)
+                await self._pause()
 
     async def _pause(self) -> None:
         try:
-            async with asyncio.timeout(self.poll_s):
-                await self._look.wait()
+            async with asyncio.timeout(self._poll_s):
+                await self._wake.wait()
         except TimeoutError:
             pass
-        self._look.clear()
+        self._wake.clear()
 
-    async def _step(self) -> bool:
-        """Apply one batch of each collection; return whether any is still behind."""
-        version = self.log.version()
-        settled, until = self._settled
-        if version is not None and version == settled and time.monotonic() < until:
+    async def _look(self) -> None:
+        """See what is new: in the collections that were named, or in all where that is due."""
+        names, self._names = self._names, set()
+        if self._all_asked or len(names) > FEW or self._is_look_at_all_due():
+            await self._look_at_all()
+            return
+        for name in names:
+            try:
+                row = await self._loader.read(self._log.collection, name)
+            except CollectionNotFound:
+                self.look()
+            else:
+                self._note(row)
+
+    def _is_look_at_all_due(self) -> bool:
+        now = time.monotonic()
+        if now < self._next_look_at:
             return False
-        rows = {row.name: row for row in await self._read(self.log.collections)}
-        aliases = {alias: row for row in rows.values() for alias in row.aliases}
-        self.collections = {**aliases, **rows}
-        self._drop_gone(rows)
-        behind = [await self._advance(row) for row in rows.values()]
-        if behind:
-            async with self._applied:
-                self._applied.notify_all()
-        in_step = not any(behind) and not self.refused
-        self._settled = (version if in_step else None, time.monotonic() + LOOK_ANYWAY_S)
-        return any(behind)
+        version = self._log.version()
+        return version is None or version != self._version or now >= self._look_anyway_at
 
-    def _drop_gone(self, rows: Mapping[str, CollectionRow]) -> None:
-        loading = {name: view for name, (view, _) in self._loading.items()}
-        for name, view in [*self.views.items(), *loading.items()]:
-            row = rows.get(name)
-            if row is None or row.epoch != view.epoch:
-                self._forget(name)
-            elif view.lacks_deletions(row.purged):
-                logger.warning("deletions were purged; loading anew", extra={"collection": name})
-                self._forget(name)
-        self.refused = {name: error for name, error in self.refused.items() if name in rows}
-
-    def _forget(self, name: str) -> None:
-        loading, _ = self._loading.pop(name, (None, 0))
-        view = self.views.pop(name, loading)
-        if view is not None:
-            self.dropped(view)
-        self._heads.pop(name, None)
-        metrics.forget_collection(name)
-
-    async def _advance(self, row: CollectionRow) -> bool:
-        """Apply some of what is new in a collection; return whether there is more."""
+    async def _look_at_all(self) -> None:
+        self._all_asked = False
+        version, now = self._log.version(), time.monotonic()
         try:
-            view = self.views.get(row.name) or await self._begin(row)
-            if view.applied < row.seq:
-                await self._apply_some(view, row)
-        except CollectionNotFound:  # deleted, or what it needs was purged: look again
-            self._forget(row.name)
-            return True
-        except LogUnavailable:
+            rows = {row.name: row for row in await self._loader.read(self._log.collections)}
+        except BaseException:
+            self._all_asked = True
             raise
-        except MmeshError as error:  # of this collection alone
-            self._refuse(row.name, error)
-            return False
-        self.refused.pop(row.name, None)
-        self._measure(view, row)
-        return view.applied < row.seq
+        self._version, self._next_look_at = version, now + self._poll_s
+        self._look_anyway_at = now + LOOK_ANYWAY_S
+        self.collections = {}
+        for one in [one for name, one in self._followed.items() if name not in rows]:
+            self._drop(one)
+        for row in rows.values():
+            self._note(row)
+        self._has_looked = True
+        self._note_loaded()
 
-    async def _begin(self, row: CollectionRow) -> View:
-        """Return the view that is being loaded, begun from a snapshot if there is one."""
-        if row.name not in self._loading:
-            rows = sum(row.counts.values()) * len(self.slots) // SLOTS
-            self.budget.check(row.name, load_bytes(rows, row.dim))
-            logger.info("loading", extra={"collection": row.name, "candidates": rows})
-            view = await self.restore(row) or self._empty_view(row)
-            self._loading[row.name] = (view, row.seq)
-        view, _ = self._loading[row.name]
-        self._show(view)
-        return view
+    def _note(self, row: CollectionRow) -> None:
+        """Take note of the state of a collection in the log."""
+        self.collections |= dict.fromkeys((row.name, *row.aliases), row)
+        followed = self._followed.get(row.name)
+        if followed is not None and not followed.can_reach(row):
+            logger.warning("a view begins anew", extra={"collection": row.name})
+            self._drop(followed)
+            followed = None
+        if followed is None:
+            self._followed[row.name] = _Followed(row, head=row.seq)
+        else:
+            followed.row = row
 
-    def _empty_view(self, row: CollectionRow) -> View:
-        return View(row.name, row.epoch, row.dim, self.delta_rows, purged=row.purged)
+    def _drop(self, one: _Followed) -> None:
+        """Forget a collection that is gone, or begins anew."""
+        name, one.is_dropped = one.row.name, True
+        if self._followed.get(name) is one:
+            del self._followed[name]
+            self.refused.pop(name, None)
+        self._forget_view(one)
+        self._backoff.succeeded(one.row.epoch)
 
-    async def _apply_some(self, view: View, row: CollectionRow) -> None:
-        self.budget.check(row.name, load_bytes(min(TAIL_ROWS, row.seq - view.applied), row.dim))
-        read = partial(self.log.read_after, purged=view.purged)
-        rows, through = await self._read(
-            read, row.name, row.epoch, view.applied, self.slots, TAIL_ROWS, row.dim
-        )
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self.applier, view.apply, rows, through)
-        self._show(view)
+    def _forget_view(self, one: _Followed) -> None:
+        view, one.view = one.view, None
+        if view is not None:
+            if self.views.get(view.name) is view:
+                del self.views[view.name]
+            self._loader.discard(view)
+
+    # -- bringing views into step
+
+    def _bring_all_into_step(self, group: asyncio.TaskGroup) -> None:
+        now = time.monotonic()
+        for one in self._followed.values():
+            if not one.is_behind:
+                one.fresh_at = now
+            elif not one.is_busy and self._backoff.is_due(one.row.epoch):
+                one.is_busy = True
+                group.create_task(self._bring_into_step(one))
+
+    async def _bring_into_step(self, one: _Followed) -> None:
+        try:
+            while one.is_behind and not one.is_dropped:
+                await self._advance(one)
+        except CollectionNotFound:  # deleted, or what the view needs was purged
+            self._drop(one)
+            self.look()
+        except Exception as error:  # of this collection alone, whatever it is
+            if not one.is_dropped:
+                self._refuse(one, error)
+        else:
+            self._backoff.succeeded(one.row.epoch)
+            if not one.is_dropped:
+                self.refused.pop(one.row.name, None)
+        finally:
+            one.is_busy = False
+
+    async def _advance(self, one: _Followed) -> None:
+        """Load the view if that is to be done, and apply some of what is new."""
+        view = one.view
+        if view is None:
+            view = await self._loader.begin(one.row)
+            if one.is_dropped:
+                self._loader.discard(view)
+                return
+            one.view = view
+        if one.is_behind:
+            rows, through = await self._loader.read_some(view, one.row)
+            await self._apply(one, view, rows, through)
+        self._show(one)
+
+    async def _apply(self, one: _Followed, view: View, rows: Rows, through: int) -> None:
+        try:
+            await self.apply(view.apply, rows, through)
+        except Exception:  # a part may be applied, which would be there twice after another try
+            self._forget_view(one)
+            one.head = one.row.seq
+            raise
         if len(rows):
-            self.changed()
+            for on_change in self._subscribers:
+                on_change(view)
 
-    def _show(self, view: View) -> None:
+    def _show(self, one: _Followed) -> None:
         """Let searches use a view once it has reached the head that it saw when it began."""
-        _, head = self._loading.get(view.name, (view, 0))
-        if view.applied >= head:
-            self._loading.pop(view.name, None)
-            self.views[view.name] = view
+        if one.is_dropped or one.view is None or not one.is_loaded:
+            return
+        self.views[one.view.name] = one.view
+        if not one.is_behind:
+            one.fresh_at = time.monotonic()
+        self._waiters.wake(one.view.name)
+        self._note_loaded()
 
-    def _refuse(self, name: str, error: MmeshError) -> None:
+    def _note_loaded(self) -> None:
+        if self._has_looked and not self._all_loaded.is_set():
+            followed = self._followed.items()
+            if all(one.is_loaded or name in self.refused for name, one in followed):
+                self._all_loaded.set()
+
+    def _refuse(self, one: _Followed, error: Exception) -> None:
+        name = one.row.name
+        self._note_failure(error, name)
+        self._backoff.failed(one.row.epoch)
+        if isinstance(error, LogUnavailable):  # of all collections, and searches go on
+            return
         if name not in self.refused:
-            logger.error("collection refused", extra={"collection": name, "why": error.message})
+            known = isinstance(error, MmeshError)
+            about = {"collection": name, "why": str(error)}
+            logger.error("collection refused", extra=about, exc_info=None if known else error)
+        if not isinstance(error, MmeshError):
+            error = InternalError(f"collection {name!r} cannot be followed; see the logs")
         self.refused[name] = error
+        self._waiters.fail(name, error)
+        self._note_loaded()
 
-    def _measure(self, view: View, row: CollectionRow) -> None:
-        lag, now = max(0, row.seq - view.applied), time.monotonic()
-        last_fresh = self._heads.setdefault(view.name, now) if lag else now
-        self._heads[view.name] = last_fresh
-        metrics.lag.labels(view.name).set(lag)
-        metrics.staleness_seconds.labels(view.name).set(now - last_fresh)
-        for modality, count in view.counts().items():
-            metrics.candidates.labels(view.name, modality.value).set(count)
-
-    async def _read(self, work: Callable[..., Result], *arguments: object) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._reader, work, *arguments)
-
-
-async def _nothing(_row: CollectionRow) -> None:
-    return None
+    def _note_failure(self, error: Exception, collection: str = "") -> None:
+        metrics.tail_failures_total.labels(type(error).__name__).inc()
+        about = {"error": str(error), "collection": collection}
+        logger.warning("the log cannot be followed", extra=about)

@@ -8,8 +8,9 @@ that makes them cheaper; a lone one waits for nobody. See docs/adr/0011.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,12 +19,14 @@ from typing import NamedTuple
 import numpy as np
 
 from mmesh.content import Modality
-from mmesh.errors import Overloaded
+from mmesh.errors import Draining, Overloaded
 from mmesh.filters import Filter
 from mmesh.vectors import FloatMatrix
 from services.index import metrics
 from services.index.segments.exact import single_threaded
 from services.index.view.view import Found, View
+
+logger = logging.getLogger(__name__)
 
 MAX_BATCH = 64
 """Queries in one call of FAISS: more gain little and delay those that come after."""
@@ -73,6 +76,13 @@ class _Waiting:
     since: float
 
 
+_Done = tuple[list[Searched], Exception | None]
+"""What each search of a batch gets, or why none gets anything."""
+_NOT_RUN: _Done = ([], Draining("this process is stopping"))
+Search = Callable[[FloatMatrix, Sequence[Modality], int, Filter | None], list[list[Found]] | None]
+"""`View.search` or `View.try_search`."""
+
+
 class Searcher:
     """Answers searches with at most `threads` at a time besides the event loop."""
 
@@ -110,47 +120,66 @@ class Searcher:
 
     def _gather(self, loop: asyncio.AbstractEventLoop, known: int = 0, turns: int = 0) -> None:
         """Start after `turns` more turns of the loop; anew if more than the `known` ones wait."""
-        count = len(self._waiting)
-        waited_s = time.perf_counter() - self._waiting[0].since
-        if count > known:
-            turns = QUIET_TURNS
-        if not turns or count >= MAX_BATCH or waited_s > MAX_GATHERING_S:
-            self._start(loop)
-        else:
-            loop.call_soon(self._gather, loop, count, turns - 1)
+        try:
+            count = len(self._waiting)
+            waited_s = time.perf_counter() - self._waiting[0].since
+            if count > known:
+                turns = QUIET_TURNS
+            if not turns or count >= MAX_BATCH or waited_s > MAX_GATHERING_S:
+                self._start(loop)
+            else:
+                loop.call_soon(self._gather, loop, count, turns - 1)
+        except Exception as error:  # or no search would ever be due again
+            logger.exception("searches could not be started")
+            self._is_due = False
+            waiting, self._waiting = self._waiting, []
+            _settle(waiting, [], error)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start as much of what waits as there is room for."""
         self._is_due = False
         self._waiting = [w for w in self._waiting if not w.outcome.done()]
         while len(self._running) < self._threads and (batch := self._take()):
-            if not self._running and self._is_short(batch):
-                self._run_here(loop, batch)
-                return
-            self._running.append(batch[0].work.view)
-            running = loop.run_in_executor(self._pool, _run, batch)
-            running.add_done_callback(partial(self._end, loop, batch))
+            try:
+                if not self._running and self._is_short(batch) and self._run_here(loop, batch):
+                    return
+                self._run_on_thread(loop, batch)
+            except Exception as error:  # or those who wait for the batch would do so for ever
+                logger.exception("a search could not be started")
+                _settle(batch, [], error)
 
-    def _run_here(self, loop: asyncio.AbstractEventLoop, batch: list[_Waiting]) -> None:
+    def _run_here(self, loop: asyncio.AbstractEventLoop, batch: list[_Waiting]) -> bool:
         """Answer a short batch, or half of it, and go on when the answers are on their way.
 
         So callers work on one half while this process works on the other, instead of in turns.
+        Return whether that was done: beside a change of the view a search would have to wait.
         """
         now, later = _halved(batch)
+        done = _run(now, now[0].work.view.try_search)
+        if done is None:
+            return False
         self._waiting = [*later, *self._waiting]
-        _settle(now, *_run(now))
+        _settle(now, *done)
         if self._waiting:
             self._is_due = True
             loop.call_soon(self._gather, loop, len(self._waiting), ANSWER_TURNS)
+        return True
+
+    def _run_on_thread(self, loop: asyncio.AbstractEventLoop, batch: list[_Waiting]) -> None:
+        view = batch[0].work.view
+        running = loop.run_in_executor(self._pool, _run, batch, view.search)
+        self._running.append(view)
+        running.add_done_callback(partial(self._end, loop, batch))
 
     def _end(
         self,
         loop: asyncio.AbstractEventLoop,
         batch: list[_Waiting],
-        done: asyncio.Future[tuple[list[Searched], Exception | None]],
+        done: asyncio.Future[_Done | None],
     ) -> None:
         self._running.remove(batch[0].work.view)
-        _settle(batch, *done.result())
+        results, error = _NOT_RUN if done.cancelled() else done.result() or _NOT_RUN
+        _settle(batch, results, error)
         self._make_due(loop)
 
     def _take(self) -> list[_Waiting]:
@@ -209,27 +238,40 @@ def _halved(batch: list[_Waiting]) -> tuple[list[_Waiting], list[_Waiting]]:
     return batch[:count], batch[count:]
 
 
-def _run(batch: list[_Waiting]) -> tuple[list[Searched], Exception | None]:
-    """Search for all of a batch in one call."""
+def _run(batch: list[_Waiting], search: Search) -> _Done | None:
+    """Search for all of a batch in one call; None where `search` would have to wait."""
     begun = time.perf_counter()
     works = [waiting.work for waiting in batch]
     first, view = works[0], works[0].view
-    token = view.token
     try:
+        token = view.token
         queries = first.queries if len(works) == 1 else np.vstack([w.queries for w in works])
-        lists = view.search(queries, first.modalities, first.limit, first.filter)
+        lists = search(queries, first.modalities, first.limit, first.filter)
+        if lists is None:
+            return None
+        search_s = time.perf_counter() - begun
+        if first.filter is None:
+            _note_cost(view, search_s / len(queries))
+        return _divided(batch, lists, token, search_s, begun), None
     except Exception as error:
         return [], error
-    search_s = time.perf_counter() - begun
-    if first.filter is None:
-        cost = search_s / len(queries)
-        view.cost_s = cost if not view.cost_s else view.cost_s + _SMOOTHING * (cost - view.cost_s)
+
+
+def _note_cost(view: View, cost_s: float) -> None:
+    known_s = view.cost_s
+    view.cost_s = cost_s if not known_s else known_s + _SMOOTHING * (cost_s - known_s)
+
+
+def _divided(
+    batch: list[_Waiting], lists: list[list[Found]], token: str, search_s: float, begun: float
+) -> list[Searched]:
+    """Return what each search of a batch gets of the hits of all its queries."""
     results, start = [], 0
     for waiting in batch:
         end = start + len(waiting.work.queries)
         results.append(Searched(lists[start:end], token, search_s, begun - waiting.since))
         start = end
-    return results, None
+    return results
 
 
 def _settle(batch: Sequence[_Waiting], results: list[Searched], error: Exception | None) -> None:

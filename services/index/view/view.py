@@ -2,12 +2,13 @@
 
 The view is disposable and knows the sequence that it reflects. One thread changes it (it applies
 rows and puts new segments in place of old ones); searches run beside it on whatever tuple of blocks
-they find.
+they find. A seqlock keeps a candidate that is replaced meanwhile from being found twice, or not.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from services.index.view.recent_queries import RecentQueries
 
 RowNumbers = NDArray[np.int64]
 TRIES = 3
+"""Searches that a change spoiled before one keeps changes out."""
 REPLACED_AT_A_TIME = 512
 """Rows in one change: searches may have to wait for its end, about a millisecond."""
 
@@ -221,7 +223,11 @@ class View:
     """What a snapshot brought, if the view began with one."""
     purged: int = 0
     """Deletions up to here were gone from the log when the view began with nothing."""
+    stored: int = 0
+    """The sequence that its newest snapshot reflects; 0 without one."""
     partitions: dict[Modality, Partition] = field(init=False)
+    changed_at: float = field(default_factory=time.monotonic)
+    """When rows were applied last, on the monotonic clock."""
     cost_s: float = 0.0
     """Seconds that one query without a filter took lately; 0 until one was asked."""
 
@@ -253,6 +259,8 @@ class View:
             for start in range(0, len(rows), REPLACED_AT_A_TIME):
                 chosen = np.arange(start, min(len(rows), start + REPLACED_AT_A_TIME))
                 self._replace(rows, hashes, chosen, owners, places)
+        if len(rows):
+            self.changed_at = time.monotonic()
         self.applied = through
 
     def _find(
@@ -288,10 +296,12 @@ class View:
         """Append the chosen rows and kill those of the same ids, as one change for searches."""
         with self._changing:
             self._changes += 1
-            self._append(rows, hashes, chosen)
-            for block in {id(b): b for b in owners[chosen] if b is not None}.values():
-                block.kill(places[chosen[owners[chosen] == block]])
-            self._changes += 1
+            try:
+                self._append(rows, hashes, chosen)
+                for block in {id(b): b for b in owners[chosen] if b is not None}.values():
+                    block.kill(places[chosen[owners[chosen] == block]])
+            finally:
+                self._changes += 1
 
     def gains_from_batches(self, modalities: Iterable[Modality]) -> bool:
         """Tell whether several queries cost less in one call than one by one."""
@@ -318,17 +328,34 @@ class View:
     ) -> list[list[Found]]:
         """Return hits by query and modality: `result[q][m]`.
 
-        A candidate that is replaced meanwhile might be found in neither of its places, or in both.
-        So a search beside a change begins anew, and in the end keeps changes out.
+        The reader of a seqlock: a search beside a change begins anew after it, and in the end keeps
+        changes out.
         """
         for _ in range(TRIES):
-            changes = self._changes
-            if changes % 2 == 0:
-                found = self._search(queries, modalities, limit, condition)
-                if changes == self._changes:
-                    return found
+            found = self.try_search(queries, modalities, limit, condition)
+            if found is not None:
+                return found
+            with self._changing:
+                pass
         with self._changing:
             return self._search(queries, modalities, limit, condition)
+
+    def try_search(
+        self,
+        queries: FloatMatrix,
+        modalities: Sequence[Modality],
+        limit: int,
+        condition: Filter | None,
+    ) -> list[list[Found]] | None:
+        """Search as `search` does, but return None beside a change instead of waiting for its end.
+
+        A candidate that is replaced meanwhile might be found in neither of its places, or in both.
+        """
+        changes = self._changes
+        if changes % 2:
+            return None
+        found = self._search(queries, modalities, limit, condition)
+        return found if changes == self._changes else None
 
     def _search(
         self,

@@ -70,6 +70,15 @@ async def test_whatever_ends_the_work_it_starts_again_and_is_counted(supervise, 
     assert metric("mmesh_task_failures_total", **labels) == before + 2
 
 
+async def test_the_one_error_of_a_task_group_is_counted_by_its_own_kind(supervise):
+    labels = {"task": "worker", "error": "KeyError"}
+    before = metric("mmesh_task_failures_total", **labels)
+    work = Work(ExceptionGroup("group", [ExceptionGroup("inner", [KeyError()])]))
+    supervise(work)
+    await asyncio.wait_for(work.runs.wait(), 5)
+    assert metric("mmesh_task_failures_total", **labels) == before + 1
+
+
 async def test_work_that_returns_has_failed(supervise):
     task = supervise(work := Work(None))
     await asyncio.wait_for(work.runs.wait(), 5)

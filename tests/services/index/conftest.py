@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
+from obstore.exceptions import GenericError
 
 from mmesh.collections import CollectionLimits, CollectionSettings
 from mmesh.content import Modality
-from mmesh.errors import MmeshError
+from mmesh.errors import DataLoss, LogUnavailable, MmeshError, StorageFull
+from mmesh.serving.backoff import Pauses
 from services.index.log.ledger import Delete, Upsert, Write, Written
 from services.index.log.log import Log
 from services.index.log.rows import CollectionRow, NewCandidate, Rows
 from services.index.slots import SLOTS, slot_of
+from services.index.view.follower import Follower
+from services.index.view.memory import Budget
 
 DIM = 2
+ERRORS = [
+    RuntimeError("FAISS"),
+    MemoryError("no memory"),
+    OSError(28, "No space left on device"),
+    sa.exc.OperationalError("SELECT", {}, Exception("driver")),
+    GenericError("object store"),
+    StorageFull("full"),
+    DataLoss("damaged"),
+    LogUnavailable("away"),
+    ExceptionGroup("several", [ValueError(), KeyError()]),
+]
+"""One of each kind that FAISS, numpy, the disk, the database and the object store raise."""
 
 
 def new_row(
@@ -110,3 +129,42 @@ def upsert() -> Callable[..., Upsert]:
         return Upsert(collection, rows, same_types, request_id)
 
     return make
+
+
+@pytest.fixture(params=ERRORS, ids=lambda error: type(error).__name__)
+def error(request) -> Exception:
+    """An error of each kind that upkeep meets."""
+    return request.param
+
+
+@pytest.fixture
+def sqlite_writer(open_log, tmp_path) -> Writer:
+    """A log in SQLite with the empty collection "c" of dim 2."""
+    writer = open_log(f"sqlite:///{tmp_path / 'log.db'}")
+    writer.create()
+    return writer
+
+
+@pytest.fixture
+def follow(sqlite_writer):
+    """Open a follower of a log, by default of that in SQLite: `async with follow() as follower`."""
+
+    @asynccontextmanager
+    async def follow(log=sqlite_writer.log, limit=1 << 40, **options) -> AsyncIterator[Follower]:
+        given = {"delta_rows": 64, "poll_s": 0.005, "pauses": Pauses(0.001, 0.001)} | options
+        async with Follower(log, range(SLOTS), budget=Budget(limit), **given) as follower:
+            yield follower
+
+    return follow
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
+    """Wait for what other tasks of this process bring about."""
+
+    async def until(holds: Callable[[], object]) -> None:
+        async with asyncio.timeout(10):
+            while not holds():  # noqa: ASYNC110  # nothing tells but looking
+                await asyncio.sleep(0.002)
+
+    return until

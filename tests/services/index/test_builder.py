@@ -183,6 +183,16 @@ async def test_cancelling_ends_the_worker_and_its_work(builder, long_order, tmp_
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "scratch"]
 
 
+async def test_a_worker_that_is_not_heard_any_more_is_ended(builder, long_order, tmp_path):
+    # costs the start of two workers, about 4 s
+    building, pid = await started(builder, long_order)
+    builder._worker.stderr.set_exception(OSError(5, "the pipe broke"))
+    with pytest.raises(BuildFailed, match="-9"):
+        await building
+    assert not is_running(pid)
+    await builder.build(BuildOrder(long_order.inputs, tmp_path / "out"))
+
+
 async def test_leaving_ends_the_worker(long_order, tmp_path):
     async with Builder(nice=0, threads=1, scratch=tmp_path / "scratch") as builder:
         await builder.build(BuildOrder(long_order.inputs, tmp_path / "out"))

@@ -28,13 +28,16 @@ class HeldLog:
     def __init__(self, log):
         self._log, self.go, self.groups = log, threading.Event(), []
         self.failure = None
+        self.outcomes = None
+        """Answered instead of the log's."""
 
     def write(self, writes):
         assert self.go.wait(10)
         self.groups.append(len(writes))
         if self.failure is not None:
             raise self.failure
-        return self._log.write(writes)
+        outcomes = self._log.write(writes)
+        return outcomes if self.outcomes is None else self.outcomes
 
 
 @pytest.fixture
@@ -111,3 +114,24 @@ async def test_a_write_whose_caller_went_away_while_it_waited_is_not_made(held):
         assert (await running).token.endswith(":1")
         assert (await kept).token.endswith(":2")
     assert held.groups == [1, 1]
+
+
+@pytest.mark.parametrize("outcomes", [[], [None]], ids=["too few", "of no known kind"])
+async def test_a_defect_of_the_log_leaves_nobody_waiting(held, outcomes):
+    held.go.set()
+    held.outcomes = outcomes
+    async with Committer(held, 100) as committer:
+        with pytest.raises((ValueError, AttributeError)):
+            await asyncio.wait_for(committer.write(upsert("a"), 1), 5)
+        held.outcomes = None
+        assert (await committer.write(upsert("b"), 1)).count == 1
+
+
+async def test_whatever_the_log_raises_reaches_the_callers_and_the_next_write_is_made(held, error):
+    held.go.set()
+    held.failure = error
+    async with Committer(held, 100) as committer:
+        with pytest.raises(type(error)):
+            await asyncio.wait_for(committer.write(upsert("a"), 1), 5)
+        held.failure = None
+        assert (await committer.write(upsert("b"), 1)).count == 1

@@ -105,3 +105,16 @@ def test_rows_beyond_the_capacity_are_refused():
 def test_an_empty_delta_finds_nothing():
     scores, rows = Delta(DIM, 4).search(np.ones((2, DIM), np.float32), 3, EVEN)
     assert scores.shape == rows.shape == (2, 0)
+
+
+def test_memory_is_counted_as_rows_come():
+    delta = Delta(DIM, 100)
+    empty = delta.memory()
+    ids = [f"id{n}" for n in range(50)]
+    for start in (0, 20):
+        append(delta, ids[start : start + 30], unit(np.random.default_rng(1), 30))
+    told = delta.memory()
+    rows = np.arange(len(delta))
+    assert told["ids"] - empty["ids"] == sum(map(len, delta.ids(rows))) + 160 * 60
+    texts = sum(map(len, delta.attributes(rows)))
+    assert told["attributes"] - empty["attributes"] == texts + 60 * 60

@@ -19,8 +19,24 @@ def test_names_are_never_used_twice_and_foreign_folders_are_left_alone(tmp_path)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     assert scratch.new("a") != scratch.new("a")
-    scratch.remove([foreign, scratch.folder / "gone"])
+    scratch.discard([foreign, scratch.folder / "gone"])
+    scratch.close()
     assert foreign.exists()
+
+
+def test_a_folder_goes_with_the_last_one_in_it(tmp_path, eventually):
+    scratch = Scratch(tmp_path)
+    parent = scratch.new("snapshot")
+    first, second = parent / "000", parent / "001"
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("x")
+    scratch.discard([first])
+    eventually(lambda: not first.exists(), "the first is removed")
+    assert second.exists()
+    scratch.discard([second])
+    eventually(lambda: not parent.exists(), "their parent goes, too")
+    assert scratch.folder.exists()
     scratch.close()
 
 

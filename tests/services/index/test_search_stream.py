@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import grpc
 import pytest
@@ -249,3 +250,38 @@ async def test_each_search_counts_as_a_call_and_the_long_call_as_none(caller):
         if metric.name == "mmesh_rpc_seconds"
         for sample in metric.samples
     )
+
+
+async def test_a_search_whose_answer_cannot_be_made_is_answered_all_the_same():
+    async def requests():
+        yield pb.SearchStreamRequest(searches=[streamed(1, "c"), streamed(2, "c")])
+
+    async def broken(_response, search):
+        if search.id == 1:
+            raise RuntimeError("defect")
+
+    stream = SearchStream(None, asyncio.Event())
+    stream._fill = broken
+    answers = []
+    async with asyncio.timeout(5):
+        async for message in stream.answers(requests()):
+            answers += [(answer.id, answer.problem.reason) for answer in message.answers]
+    assert sorted(answers) == [(1, "INTERNAL"), (2, "")]
+
+
+async def test_requests_that_break_off_while_the_call_stops_leave_no_error_unread(caplog):
+    stopping = asyncio.Event()
+
+    async def requests():
+        yield pb.SearchStreamRequest(searches=[streamed(1, "c")])
+        stopping.set()
+        raise RuntimeError("the connection broke")
+
+    async def answer(_request, _response, _deadline):
+        pass
+
+    with suppress(RuntimeError):
+        async for _ in SearchStream(answer, stopping).answers(requests()):
+            pass
+    gc.collect()
+    assert "never retrieved" not in caplog.text

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmesh.content import Modality
-from mmesh.errors import Overloaded
+from mmesh.errors import Draining, Overloaded
 from mmesh.filters import Compare, Operator
 from services.index.view.searcher import MAX_BATCH, Searcher, Work
 from services.index.view.view import Found
@@ -24,6 +24,7 @@ class FakeView:
         self.calls, self.threads, self.go = [], [], threading.Event()
         self.go.set()
         self.failure = None
+        self.is_changing = False
 
     def gains_from_batches(self, modalities):
         return self._gains
@@ -35,6 +36,9 @@ class FakeView:
         if self.failure:
             raise self.failure
         return [[Found([str(q[0])], np.ones(1, np.float32), [""])] for q in queries]
+
+    def try_search(self, *arguments):
+        return None if self.is_changing else self.search(*arguments)
 
 
 def work(view, number, rows=1, condition=None, limit=10):
@@ -191,3 +195,52 @@ async def test_a_second_batch_runs_beside_a_long_one_only_where_it_is_worth_a_th
     exact.go.set()
     await asyncio.gather(*tasks)
     await searcher.close()
+
+
+async def test_a_short_search_beside_a_change_of_its_view_waits_on_a_thread(searcher):
+    view = FakeView(cost_s=0.0001)
+    view.is_changing = True
+    await asyncio.gather(*(searcher.search(work(view, n)) for n in range(8)))
+    assert view.calls == [8]
+    assert threading.current_thread().name not in view.threads
+    view.is_changing = False
+    view.cost_s = 0.0001
+    await searcher.search(work(view, 0))
+    assert view.threads[-1] == threading.current_thread().name
+
+
+@pytest.mark.parametrize("method", ["_start", "_take", "_is_short", "_run_on_thread"])
+async def test_a_defect_fails_those_who_wait_and_later_searches_run(searcher, method):
+    view = FakeView()
+
+    def broken(*_):
+        raise RuntimeError("defect")
+
+    setattr(searcher, method, broken)
+    waiting = [searcher.search(work(view, n)) for n in range(3)]
+    async with asyncio.timeout(5):
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [str(outcome) for outcome in outcomes] == ["defect"] * 3
+        delattr(searcher, method)
+        assert (await searcher.search(work(view, 3))).lists[0][0].ids == ["3.0"]
+
+
+async def test_a_search_that_comes_when_the_threads_have_ended_is_an_error():
+    searcher = Searcher(threads=1, max_waiting=100, inline_s=0)
+    await searcher.close()
+    with pytest.raises(RuntimeError):
+        await asyncio.wait_for(searcher.search(work(FakeView(), 0)), 5)
+
+
+async def test_searches_that_a_pool_gives_up_hear_that_the_process_stops():
+    searcher = Searcher(threads=2, max_waiting=100, inline_s=0)
+    searcher._pool._max_workers = 1
+    view = FakeView(gains=False)
+    view.go.clear()
+    tasks = await start(searcher, *(work(view, n) for n in range(2)))
+    searcher._pool.shutdown(wait=False, cancel_futures=True)
+    view.go.set()
+    async with asyncio.timeout(5):
+        first, second = await asyncio.gather(*tasks, return_exceptions=True)
+    assert first.token == "e:1"
+    assert isinstance(second, Draining)

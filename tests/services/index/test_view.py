@@ -1,5 +1,8 @@
 """The view against an oracle: a plain dict, searched with a plain matrix product."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -111,6 +114,58 @@ def test_rows_that_die_while_a_segment_is_built_are_dead_in_it(seed, tmp_path):
     writer.check()
     writer.write(range(60), deleted=range(30))
     writer.check()
+
+
+QUERY = np.ones((1, DIM), np.float32)
+
+
+def ids_of(lists):
+    return sorted(candidate_id for found in lists[0] for candidate_id in found.ids)
+
+
+def test_a_search_beside_a_change_waits_for_its_end_and_one_that_may_not_wait_says_so():
+    writer = Writer(1)
+    writer.write(range(20))
+    view, partition = writer.view, writer.view.partitions[Modality.TEXT]
+    begun, go = threading.Event(), threading.Event()
+    append = partition.append
+
+    def held_append(*arguments):
+        append(*arguments)
+        begun.set()
+        assert go.wait(10)
+
+    for one in view.partitions.values():
+        one.append = held_append if one is partition else one.append
+    with ThreadPoolExecutor(2) as pool:
+        change = pool.submit(writer.write, range(20))
+        assert begun.wait(10)
+        assert view.try_search(QUERY, list(Modality), 50, None) is None
+        waiting = pool.submit(view.search, QUERY, list(Modality), 50, None)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.02)
+        go.set()
+        change.result(10)
+        assert ids_of(waiting.result(10)) == sorted(writer.alive)
+    assert ids_of(view.try_search(QUERY, list(Modality), 50, None)) == sorted(writer.alive)
+
+
+def test_a_change_that_fails_keeps_no_search_waiting():
+    writer = Writer(1)
+    writer.write(range(20))
+    with pytest.raises(MemoryError):
+        fail_to_replace(writer.view)
+    assert writer.view.try_search(QUERY, list(Modality), 50, None) is not None
+
+
+def fail_to_replace(view):
+    def fail(*_):
+        raise MemoryError
+
+    for partition in view.partitions.values():
+        partition.append = fail
+    rows = Rows(["id0"], [Modality.TEXT], [""], np.array([99]), np.zeros(1, np.bool_), QUERY)
+    view.apply(rows, 99)
 
 
 @pytest.mark.parametrize("shard_count", [1, 2, 3, 7, 100, 256])
