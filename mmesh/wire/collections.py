@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC
 
-from mmesh.api.index.v1 import collection_pb2
+from mmesh.api.collection.v1 import collection_pb2
 from mmesh.collections import Collection, CollectionLimits, CollectionSettings
 from mmesh.content import Modality
 from mmesh.wire.content import modality_from_pb, modality_to_pb

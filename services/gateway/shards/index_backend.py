@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 from mmesh import wire
-from mmesh.api.index.v1 import collection_pb2, index_pb2
+from mmesh.api.index.v1 import collection_service_pb2, index_pb2
 from mmesh.candidates import Candidate, Page
 from mmesh.collections import Collection, CollectionSettings
 from mmesh.errors import DeadlineExceeded, LogUnavailable, MmeshError, Unavailable
@@ -76,7 +76,7 @@ class IndexBackend:
         self, name: str, model: EncoderModel, settings: CollectionSettings, deadline: Deadline
     ) -> Collection:
         """Create a collection for `model`, or return it as it is if it exists."""
-        request = collection_pb2.CreateCollectionRequest(
+        request = collection_service_pb2.CreateCollectionRequest(
             name=name,
             dim=model.dim,
             model_fingerprint=model.fingerprint,
@@ -87,7 +87,7 @@ class IndexBackend:
 
     async def get_collection(self, name: str, deadline: Deadline) -> Collection:
         """Return the collection."""
-        request = collection_pb2.GetCollectionRequest(name=name)
+        request = collection_service_pb2.GetCollectionRequest(name=name)
         reply = await self._any(_COLLECTIONS, "GetCollection", request, deadline)
         return wire.collection_from_pb(reply.collection)
 
@@ -95,7 +95,9 @@ class IndexBackend:
         self, page_size: int, page_token: str, deadline: Deadline
     ) -> tuple[list[Collection], str]:
         """Return a page of collections and the token of the next."""
-        request = collection_pb2.ListCollectionsRequest(page_size=page_size, page_token=page_token)
+        request = collection_service_pb2.ListCollectionsRequest(
+            page_size=page_size, page_token=page_token
+        )
         reply = await self._any(_COLLECTIONS, "ListCollections", request, deadline)
         return [wire.collection_from_pb(c) for c in reply.collections], reply.next_page_token
 
@@ -103,7 +105,7 @@ class IndexBackend:
         self, name: str, settings: CollectionSettings, deadline: Deadline
     ) -> Collection:
         """Replace all settings of a collection; return it."""
-        request = collection_pb2.UpdateCollectionRequest(
+        request = collection_service_pb2.UpdateCollectionRequest(
             name=name, settings=wire.settings_to_pb(settings)
         )
         reply = await self._any(_COLLECTIONS, "UpdateCollection", request, deadline)
@@ -111,18 +113,18 @@ class IndexBackend:
 
     async def set_alias(self, alias: str, collection: str, deadline: Deadline) -> str:
         """Let an alias name a collection; return the name of the one before, or ""."""
-        request = collection_pb2.SetAliasRequest(alias=alias, collection=collection)
+        request = collection_service_pb2.SetAliasRequest(alias=alias, collection=collection)
         reply = await self._any(_COLLECTIONS, "SetAlias", request, deadline)
         return str(reply.previous_collection)
 
     async def delete_alias(self, alias: str, deadline: Deadline) -> None:
         """Delete an alias."""
-        request = collection_pb2.DeleteAliasRequest(alias=alias)
+        request = collection_service_pb2.DeleteAliasRequest(alias=alias)
         await self._any(_COLLECTIONS, "DeleteAlias", request, deadline)
 
     async def delete_collection(self, name: str, deadline: Deadline) -> int:
         """Delete the collection; return how many candidates it had."""
-        request = collection_pb2.DeleteCollectionRequest(name=name)
+        request = collection_service_pb2.DeleteCollectionRequest(name=name)
         reply = await self._any(_COLLECTIONS, "DeleteCollection", request, deadline)
         return int(reply.deleted_candidates)
 

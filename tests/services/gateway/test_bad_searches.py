@@ -6,8 +6,8 @@ import grpc
 import pytest
 
 from mmesh.api.content.v1 import content_pb2
+from mmesh.api.filter.v1 import filter_pb2
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
-from mmesh.api.index.v1 import filter_pb2
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 SERVICE = "/mmesh.api.gateway.v1.RetrievalService/"

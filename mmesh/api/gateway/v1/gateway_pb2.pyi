@@ -8,10 +8,10 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from mmesh.api.candidate.v1 import candidate_pb2 as _candidate_pb2
+from mmesh.api.collection.v1 import collection_pb2 as _collection_pb2
 from mmesh.api.content.v1 import content_pb2 as _content_pb2
-from mmesh.api.index.v1 import collection_pb2 as _collection_pb2
-from mmesh.api.index.v1 import filter_pb2 as _filter_pb2
-from mmesh.api.index.v1 import index_pb2 as _index_pb2
+from mmesh.api.filter.v1 import filter_pb2 as _filter_pb2
 from mmesh.api.problem.v1 import problem_pb2 as _problem_pb2
 from mmesh.api.vector.v1 import vector_pb2 as _vector_pb2
 import builtins as _builtins
@@ -123,7 +123,7 @@ class SearchRequest(_message.Message):
     """How many hits; 1 to 1000, else INVALID_ARGUMENT. Absent means 10."""
     merge: Global___MergePolicy.ValueType
     """How lists of several modalities become one. Unspecified means the mesh's default, calibrated."""
-    consistency: _index_pb2.Consistency.ValueType
+    consistency: _collection_pb2.Consistency.ValueType
     """How fresh the answer must be. Unspecified means eventual, or session when `token` is given."""
     token: _builtins.str
     """Token of the write that must be visible."""
@@ -154,7 +154,7 @@ class SearchRequest(_message.Message):
         filter: _filter_pb2.Filter | None = ...,
         merge: Global___MergePolicy.ValueType = ...,
         rerank: Global___RerankOptions | None = ...,
-        consistency: _index_pb2.Consistency.ValueType = ...,
+        consistency: _collection_pb2.Consistency.ValueType = ...,
         token: _builtins.str = ...,
         require_all_shards: _builtins.bool = ...,
         include_content: _builtins.bool = ...,
@@ -590,7 +590,7 @@ class UpsertCandidatesRequest(_message.Message):
     (MODEL_MISMATCH). What the other one needs is encoded by the mesh.
     """
     @_builtins.property
-    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_index_pb2.Candidate]:
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]:
         """The candidates; 1 to 256, no id twice."""
 
     @_builtins.property
@@ -603,7 +603,7 @@ class UpsertCandidatesRequest(_message.Message):
         self,
         *,
         collection: _builtins.str = ...,
-        candidates: _abc.Iterable[_index_pb2.Candidate] | None = ...,
+        candidates: _abc.Iterable[_candidate_pb2.Candidate] | None = ...,
         request_id: _builtins.str = ...,
         vectors: _vector_pb2.Vectors | None = ...,
         model_fingerprint: _builtins.str = ...,
@@ -786,13 +786,13 @@ class BatchGetCandidatesResponse(_message.Message):
 
     CANDIDATES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_index_pb2.Candidate]:
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]:
         """Those that exist, in the order of the ids."""
 
     def __init__(
         self,
         *,
-        candidates: _abc.Iterable[_index_pb2.Candidate] | None = ...,
+        candidates: _abc.Iterable[_candidate_pb2.Candidate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -859,7 +859,7 @@ class ListCandidatesResponse(_message.Message):
     model_fingerprint: _builtins.str
     """Model of the vectors."""
     @_builtins.property
-    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_index_pb2.Candidate]:
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]:
         """The candidates, by id, without the bytes of their pictures unless these were asked for."""
 
     @_builtins.property
@@ -869,7 +869,7 @@ class ListCandidatesResponse(_message.Message):
     def __init__(
         self,
         *,
-        candidates: _abc.Iterable[_index_pb2.Candidate] | None = ...,
+        candidates: _abc.Iterable[_candidate_pb2.Candidate] | None = ...,
         next_page_token: _builtins.str = ...,
         vectors: _vector_pb2.Vectors | None = ...,
         model_fingerprint: _builtins.str = ...,
@@ -963,7 +963,7 @@ class IngestBatch(_message.Message):
     model_fingerprint: _builtins.str
     """See UpsertCandidatesRequest.model_fingerprint."""
     @_builtins.property
-    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_index_pb2.Candidate]:
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]:
         """The candidates; 1 to 256."""
 
     @_builtins.property
@@ -974,7 +974,7 @@ class IngestBatch(_message.Message):
         self,
         *,
         sequence: _builtins.int = ...,
-        candidates: _abc.Iterable[_index_pb2.Candidate] | None = ...,
+        candidates: _abc.Iterable[_candidate_pb2.Candidate] | None = ...,
         vectors: _vector_pb2.Vectors | None = ...,
         model_fingerprint: _builtins.str = ...,
     ) -> None: ...

@@ -7,9 +7,10 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from mmesh.api.candidate.v1 import candidate_pb2 as _candidate_pb2
+from mmesh.api.collection.v1 import collection_pb2 as _collection_pb2
 from mmesh.api.content.v1 import content_pb2 as _content_pb2
-from mmesh.api.index.v1 import filter_pb2 as _filter_pb2
+from mmesh.api.filter.v1 import filter_pb2 as _filter_pb2
 from mmesh.api.problem.v1 import problem_pb2 as _problem_pb2
 from mmesh.api.vector.v1 import vector_pb2 as _vector_pb2
 import builtins as _builtins
@@ -22,93 +23,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class _Consistency:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _ConsistencyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Consistency.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    CONSISTENCY_UNSPECIFIED: _Consistency.ValueType  # 0
-    """Taken as eventual, or as session when a token is given."""
-    CONSISTENCY_EVENTUAL: _Consistency.ValueType  # 1
-    """Whatever the shard has applied."""
-    CONSISTENCY_SESSION: _Consistency.ValueType  # 2
-    """At least the write that the token names; waits for it up to the deadline, then fails with
-    UNAVAILABLE (STALE_REPLICA).
-    """
-    CONSISTENCY_STRONG: _Consistency.ValueType  # 3
-    """Every write that was acknowledged before the search began."""
-
-class Consistency(_Consistency, metaclass=_ConsistencyEnumTypeWrapper):
-    """How fresh a search must be."""
-
-CONSISTENCY_UNSPECIFIED: Consistency.ValueType  # 0
-"""Taken as eventual, or as session when a token is given."""
-CONSISTENCY_EVENTUAL: Consistency.ValueType  # 1
-"""Whatever the shard has applied."""
-CONSISTENCY_SESSION: Consistency.ValueType  # 2
-"""At least the write that the token names; waits for it up to the deadline, then fails with
-UNAVAILABLE (STALE_REPLICA).
-"""
-CONSISTENCY_STRONG: Consistency.ValueType  # 3
-"""Every write that was acknowledged before the search began."""
-Global___Consistency: _TypeAlias = Consistency  # noqa: Y015
-
-@_typing.final
-class Candidate(_message.Message):
-    """A thing that can be found."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class AttributesEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        @_builtins.property
-        def value(self) -> _filter_pb2.AttributeValue: ...
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _filter_pb2.AttributeValue | None = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    ID_FIELD_NUMBER: _builtins.int
-    CONTENT_FIELD_NUMBER: _builtins.int
-    ATTRIBUTES_FIELD_NUMBER: _builtins.int
-    id: _builtins.str
-    """Its id: 1 to 512 bytes of printable UTF-8, unique in its collection."""
-    @_builtins.property
-    def content(self) -> _content_pb2.Content:
-        """Its content; required."""
-
-    @_builtins.property
-    def attributes(self) -> _containers.MessageMap[_builtins.str, _filter_pb2.AttributeValue]:
-        """Its attributes by name; at most 64. Names have 1 to 64 bytes of [A-Za-z0-9_.-]."""
-
-    def __init__(
-        self,
-        *,
-        id: _builtins.str = ...,
-        content: _content_pb2.Content | None = ...,
-        attributes: _abc.Mapping[_builtins.str, _filter_pb2.AttributeValue] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "content", b"content", "id", b"id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
 
 @_typing.final
 class UpsertCandidatesRequest(_message.Message):
@@ -142,7 +56,7 @@ class UpsertCandidatesRequest(_message.Message):
     FAILED_PRECONDITION without a mirror.
     """
     @_builtins.property
-    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]:
         """The candidates; 1 to 1000, no id twice."""
 
     @_builtins.property
@@ -159,7 +73,7 @@ class UpsertCandidatesRequest(_message.Message):
         self,
         *,
         collection: _builtins.str = ...,
-        candidates: _abc.Iterable[Global___Candidate] | None = ...,
+        candidates: _abc.Iterable[_candidate_pb2.Candidate] | None = ...,
         vectors: _vector_pb2.Vectors | None = ...,
         model_fingerprint: _builtins.str = ...,
         request_id: _builtins.str = ...,
@@ -345,13 +259,13 @@ class BatchGetCandidatesResponse(_message.Message):
 
     CANDIDATES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]:
         """Those that exist, in the order of the ids."""
 
     def __init__(
         self,
         *,
-        candidates: _abc.Iterable[Global___Candidate] | None = ...,
+        candidates: _abc.Iterable[_candidate_pb2.Candidate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -418,7 +332,7 @@ class ListCandidatesResponse(_message.Message):
     model_fingerprint: _builtins.str
     """Model of the vectors."""
     @_builtins.property
-    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]:
         """The candidates, by id, without the bytes of their pictures unless these were asked for."""
 
     @_builtins.property
@@ -428,7 +342,7 @@ class ListCandidatesResponse(_message.Message):
     def __init__(
         self,
         *,
-        candidates: _abc.Iterable[Global___Candidate] | None = ...,
+        candidates: _abc.Iterable[_candidate_pb2.Candidate] | None = ...,
         next_page_token: _builtins.str = ...,
         vectors: _vector_pb2.Vectors | None = ...,
         model_fingerprint: _builtins.str = ...,
@@ -461,7 +375,7 @@ class SearchRequest(_message.Message):
     """Model of the queries; must be the collection's. Empty skips the check."""
     limit: _builtins.int
     """Hits for each query and modality; 1 to 1000, or to the limit of the collection."""
-    consistency: Global___Consistency.ValueType
+    consistency: _collection_pb2.Consistency.ValueType
     """How fresh the view must be. Unspecified means eventual."""
     token: _builtins.str
     """The write that must be visible; needed for session, and used with it only."""
@@ -486,7 +400,7 @@ class SearchRequest(_message.Message):
         modalities: _abc.Iterable[_content_pb2.Modality.ValueType] | None = ...,
         limit: _builtins.int = ...,
         filter: _filter_pb2.Filter | None = ...,
-        consistency: Global___Consistency.ValueType = ...,
+        consistency: _collection_pb2.Consistency.ValueType = ...,
         token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "queries", b"queries"]  # noqa: Y015
