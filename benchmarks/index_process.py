@@ -95,7 +95,9 @@ class IndexProcess:
         with grpc.insecure_channel(self.address) as channel:
             collection_service_pb2_grpc.CollectionServiceStub(channel).UpdateCollection(
                 collection_service_pb2.UpdateCollectionRequest(
-                    name=name, settings=collection_pb2.CollectionSettings(**settings)
+                    name=name,
+                    settings=collection_pb2.CollectionSettings(**settings),
+                    update_mask={"paths": ["*"]},
                 )
             )
 

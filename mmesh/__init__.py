@@ -3,7 +3,7 @@
 from mmesh.aio import AsyncClient
 from mmesh.candidates import Candidate, Embedded, IngestReport, Page, Rejected
 from mmesh.client import Client
-from mmesh.collections import Collection, CollectionLimits, CollectionSettings
+from mmesh.collections import Collection, CollectionLimits, CollectionSettings, SettingsChange
 from mmesh.content import Content, Image, Modality
 from mmesh.errors import MmeshError
 from mmesh.filter_language import parse_filter
@@ -53,6 +53,7 @@ __all__ = [
     "Search",
     "SearchResult",
     "ServiceStatus",
+    "SettingsChange",
     "Stage",
     "parse_filter",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 import numpy as np
@@ -15,7 +15,13 @@ from mmesh import wire
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
 from mmesh.candidates import Candidate, Embedded, IngestReport, Page, check_candidate, check_vectors
-from mmesh.collections import Collection, CollectionSettings, check_settings
+from mmesh.collections import (
+    Collection,
+    CollectionSettings,
+    SettingsChange,
+    check_change,
+    check_settings,
+)
 from mmesh.content import Content, Image, Part
 from mmesh.errors import MmeshError
 from mmesh.filters import Filter, check_filter
@@ -251,13 +257,17 @@ class AsyncClient:
     async def update_collection(
         self,
         name: str,
-        settings: CollectionSettings,
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,
+        **change: Unpack[SettingsChange],
     ) -> Collection:
-        """Replace all settings of a collection; return it."""
-        check_settings(settings)
-        request = pb.UpdateCollectionRequest(name=name, settings=wire.settings_to_pb(settings))
+        """Change those settings of a collection that are given, such as `max_limit=9`; return it.
+
+        The others stay as they are. 0 and "" set one back to its default.
+        """
+        check_change(change)
+        settings, mask = wire.change_to_pb(change)
+        request = pb.UpdateCollectionRequest(name=name, settings=settings, update_mask=mask)
         reply = await _answer(self._stub.UpdateCollection(request, timeout=timeout))
         return wire.collection_from_pb(reply.collection)
 

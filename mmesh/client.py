@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from numpy.typing import ArrayLike
 
 from mmesh.aio import DEFAULT_TIMEOUT_S, AsyncClient, Query
 from mmesh.candidates import Candidate, Embedded, IngestReport, Page
-from mmesh.collections import Collection, CollectionSettings
+from mmesh.collections import Collection, CollectionSettings, SettingsChange
 from mmesh.errors import MmeshError
 from mmesh.filters import Filter
 from mmesh.ingest import Progress
@@ -193,12 +193,12 @@ class Client:
     def update_collection(
         self,
         name: str,
-        settings: CollectionSettings,
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,
+        **change: Unpack[SettingsChange],
     ) -> Collection:
-        """Replace all settings of a collection; return it."""
-        return self._wait(self._client.update_collection(name, settings, timeout=timeout))
+        """Change the settings that are given, such as `max_limit=9`; return the collection."""
+        return self._wait(self._client.update_collection(name, timeout=timeout, **change))
 
     def get_collection(self, name: str, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> Collection:
         """Return one collection."""

@@ -13,6 +13,8 @@ from mmesh.wire.candidates import (
     page_size_of,
 )
 from mmesh.wire.collections import (
+    change_from_pb,
+    change_to_pb,
     collection_from_pb,
     collection_to_pb,
     settings_from_pb,
@@ -47,6 +49,8 @@ __all__ = [
     "by_number",
     "candidate_from_pb",
     "candidate_to_pb",
+    "change_from_pb",
+    "change_to_pb",
     "collection_from_pb",
     "collection_to_pb",
     "consistency_from_pb",

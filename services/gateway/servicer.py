@@ -11,7 +11,7 @@ from mmesh import wire
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
 from mmesh.candidates import Candidate, check_candidate
-from mmesh.collections import CollectionSettings, check_settings
+from mmesh.collections import check_change, check_settings
 from mmesh.errors import InvalidField, InvalidFilter, InvalidRequest, MmeshError
 from mmesh.filters import check_filter
 from mmesh.serving.deadline import Context, Deadline
@@ -146,7 +146,8 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
         self, request: pb.CreateCollectionRequest, context: Context
     ) -> pb.CreateCollectionResponse:
         deadline = self._deadline(context)
-        settings = _settings_of(request)
+        settings = wire.settings_from_pb(request.settings)
+        check_settings(settings)
         model = await self._mesh.encoders.find(request.model, deadline)
         made = await self._mesh.index.create_collection(request.name, model, settings, deadline)
         return pb.CreateCollectionResponse(collection=wire.collection_to_pb(made))
@@ -171,8 +172,10 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
     async def UpdateCollection(
         self, request: pb.UpdateCollectionRequest, context: Context
     ) -> pb.UpdateCollectionResponse:
+        change = wire.change_from_pb(request.settings, request.update_mask)
+        check_change(change)
         updated = await self._mesh.index.update_collection(
-            request.name, _settings_of(request), self._deadline(context)
+            request.name, change, self._deadline(context)
         )
         self._mesh.catalog.forget()
         return pb.UpdateCollectionResponse(collection=wire.collection_to_pb(updated))
@@ -242,14 +245,6 @@ def _candidate_of(message: Any, number: int, seen: dict[str, int]) -> Candidate 
     except InvalidField as error:
         return Refused(message.id, number, error)
     return candidate
-
-
-def _settings_of(
-    request: pb.CreateCollectionRequest | pb.UpdateCollectionRequest,
-) -> CollectionSettings:
-    settings = wire.settings_from_pb(request.settings)
-    check_settings(settings)
-    return settings
 
 
 def _embeddings_of(

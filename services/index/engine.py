@@ -15,7 +15,7 @@ from typing import NamedTuple, Self, TypeVar
 import numpy as np
 
 from mmesh.candidates import Candidate
-from mmesh.collections import Collection, CollectionSettings
+from mmesh.collections import Collection, CollectionSettings, SettingsChange
 from mmesh.content import Modality
 from mmesh.errors import (
     DimMismatch,
@@ -174,11 +174,11 @@ class IndexEngine:
         self._open.follower.look()
         return self._describe(row)
 
-    async def update_collection(self, name: str, settings: CollectionSettings) -> Collection:
-        """Replace the collection's settings."""
+    async def update_collection(self, name: str, change: SettingsChange) -> Collection:
+        """Change some of the collection's settings."""
         row = await self._read(self._open.log.collection, name)
-        check_factory(settings.index_factory, row.dim)
-        return self._describe(await self._read(self._open.log.update_collection, name, settings))
+        check_factory(change.get("index_factory", ""), row.dim)
+        return self._describe(await self._read(self._open.log.update_collection, name, change))
 
     async def get_collection(self, name: str) -> Collection:
         """Return the collection."""

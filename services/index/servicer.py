@@ -19,7 +19,7 @@ from mmesh.api.index.v1 import (
 )
 from mmesh.api.vector.v1 import vector_pb2
 from mmesh.candidates import Candidate, check_candidate
-from mmesh.collections import CollectionSettings, check_settings
+from mmesh.collections import CollectionSettings, check_change, check_settings
 from mmesh.content import Modality, check_id
 from mmesh.errors import InvalidField
 from mmesh.search import Consistency
@@ -81,7 +81,9 @@ class CollectionServicer(collection_service_pb2_grpc.CollectionServiceServicer):
     async def UpdateCollection(
         self, request: collection_service_pb2.UpdateCollectionRequest, context: Context
     ) -> collection_service_pb2.UpdateCollectionResponse:
-        changed = await self._engine.update_collection(request.name, _settings_of(request))
+        change = wire.change_from_pb(request.settings, request.update_mask)
+        check_change(change)
+        changed = await self._engine.update_collection(request.name, change)
         return collection_service_pb2.UpdateCollectionResponse(
             collection=wire.collection_to_pb(changed)
         )

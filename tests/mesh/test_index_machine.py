@@ -260,6 +260,7 @@ class Machine(RuleBasedStateMachine):
         """Let later segments be of another kind, exact enough all the same."""
         request = collection_service_pb2.UpdateCollectionRequest(name=self._called)
         request.settings.index_factory = index_factory
+        request.update_mask.paths.append("index_factory")
         self._process.collections.UpdateCollection(request, timeout=CALL_S)
 
     @precondition(lambda self: self._called == self._name)

@@ -2,13 +2,21 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mmesh import wire
+from mmesh.api.collection.v1 import collection_pb2
 from mmesh.api.index.v1 import index_pb2
 from mmesh.candidates import Candidate, check_vectors
-from mmesh.collections import Collection, CollectionLimits, CollectionSettings, check_settings
+from mmesh.collections import (
+    LIMITS,
+    Collection,
+    CollectionLimits,
+    CollectionSettings,
+    check_settings,
+)
 from mmesh.content import Content, Image, Modality
 from mmesh.errors import InvalidField, InvalidVector
 from mmesh.filters import AllOf, AnyOf, Compare, In, Not, Operator
@@ -99,6 +107,46 @@ settings = st.builds(
 def test_settings_within_bounds_survive_the_wire(settings):
     check_settings(settings)
     assert wire.settings_from_pb(wire.settings_to_pb(settings)) == settings
+
+
+changes = st.fixed_dictionaries(
+    {},
+    optional={
+        "index_factory": st.sampled_from(["", "Flat"]),
+        "recall_target": st.sampled_from([0.0, 0.9]),
+        "mirror": st.sampled_from(["", "photos-2"]),
+        **{limit: st.integers(0, 9) for limit in LIMITS},
+    },
+)
+
+
+@given(changes)
+def test_a_change_of_settings_survives_the_wire(change):
+    assert wire.change_from_pb(*wire.change_to_pb(change)) == change
+
+
+@pytest.mark.parametrize(
+    ("paths", "change"),
+    [
+        ([], {"recall_target": 0.9, "max_limit": 5}),
+        (["recall_target", "mirror"], {"recall_target": 0.9, "mirror": ""}),
+        (["limits"], {"max_limit": 5}),
+        (["limits.max_limit", "limits.max_attributes"], {"max_limit": 5, "max_attributes": 0}),
+        (["*"], dict.fromkeys(("index_factory", "mirror"), "") | dict.fromkeys(LIMITS, 0)
+         | {"recall_target": 0.9, "max_limit": 5}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_mask_says_which_settings_change(paths, change):
+    message = collection_pb2.CollectionSettings(recall_target=0.9, limits={"max_limit": 5})
+    assert wire.change_from_pb(message, FieldMask(paths=paths)) == change
+
+
+def test_a_mask_that_names_no_setting_is_refused_by_name():
+    mask = FieldMask(paths=["recall_target", "limits.most"])
+    with pytest.raises(InvalidField, match=r"'limits\.most'") as refused:
+        wire.change_from_pb(collection_pb2.CollectionSettings(), mask)
+    assert refused.value.field == "update_mask.paths[1]"
 
 
 @pytest.mark.parametrize(

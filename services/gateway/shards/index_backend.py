@@ -10,7 +10,7 @@ from typing import Any
 from mmesh import wire
 from mmesh.api.index.v1 import collection_service_pb2, index_pb2
 from mmesh.candidates import Candidate, Page
-from mmesh.collections import Collection, CollectionSettings
+from mmesh.collections import Collection, CollectionSettings, SettingsChange
 from mmesh.errors import DeadlineExceeded, LogUnavailable, MmeshError, Unavailable
 from mmesh.filters import Filter
 from mmesh.mesh_status import ServiceStatus
@@ -102,11 +102,12 @@ class IndexBackend:
         return [wire.collection_from_pb(c) for c in reply.collections], reply.next_page_token
 
     async def update_collection(
-        self, name: str, settings: CollectionSettings, deadline: Deadline
+        self, name: str, change: SettingsChange, deadline: Deadline
     ) -> Collection:
-        """Replace all settings of a collection; return it."""
+        """Change some settings of a collection; return it."""
+        settings, mask = wire.change_to_pb(change)
         request = collection_service_pb2.UpdateCollectionRequest(
-            name=name, settings=wire.settings_to_pb(settings)
+            name=name, settings=settings, update_mask=mask
         )
         reply = await self._any(_COLLECTIONS, "UpdateCollection", request, deadline)
         return wire.collection_from_pb(reply.collection)

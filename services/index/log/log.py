@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mmesh.collections import CollectionSettings
+from mmesh.collections import CollectionSettings, SettingsChange, with_changes
 from mmesh.errors import CollectionNotFound, InvalidField, MmeshError
 from services.index.log import catalog, tail
 from services.index.log.engines import open_database
@@ -83,8 +83,8 @@ class Log:
         with self._names() as connection:
             return catalog.create(connection, name, dim, model_fingerprint, settings)
 
-    def update_collection(self, name: str, settings: CollectionSettings) -> CollectionRow:
-        """Replace the settings of a collection and return it.
+    def update_collection(self, name: str, change: SettingsChange) -> CollectionRow:
+        """Change some settings of a collection and return it.
 
         Raises:
             CollectionNotFound: there is none of this name or alias, or no such mirror.
@@ -92,6 +92,7 @@ class Log:
         """
         with self._names() as connection:
             row = self._lock_one(connection, name)
+            settings = with_changes(row.settings, change)
             catalog.check_mirror(connection, row.name, row.settings.mirror, settings.mirror)
             catalog.update(connection, row.key, settings=catalog.settings_to_json(settings))
             return catalog.must_find(connection, name)

@@ -5,6 +5,7 @@ The public API of mmesh: what backends call."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -1366,21 +1367,31 @@ class UpdateCollectionRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name."""
+    """Its name, or an alias of it."""
     @_builtins.property
     def settings(self) -> _collection_pb2.CollectionSettings:
-        """All of its settings from now on."""
+        """New values of settings."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Which settings change, as paths of fields of `settings`: "recall_target", "limits.max_limit". A
+        path that is named and not set goes back to its default. Empty or absent means every field of
+        `settings` that is set, "*" all of them, and "limits" those of its fields that are set (AIP-134).
+        Any other path is INVALID_ARGUMENT (INVALID_FIELD).
+        """
 
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         settings: _collection_pb2.CollectionSettings | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "settings", b"settings", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -211,7 +211,8 @@ class RetrievalServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateCollection(self, request, context):
-        """Replace the settings of a collection. They hold for later calls and later builds of segments.
+        """Change some settings of a collection, by a field mask. They hold for later calls and later builds
+        of segments.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

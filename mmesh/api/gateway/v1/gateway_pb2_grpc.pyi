@@ -69,7 +69,9 @@ class RetrievalServiceStub:
     ListCollections: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ListCollectionsRequest, _gateway_pb2.ListCollectionsResponse]
     """List collections by name, a page at a time."""
     UpdateCollection: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.UpdateCollectionRequest, _gateway_pb2.UpdateCollectionResponse]
-    """Replace the settings of a collection. They hold for later calls and later builds of segments."""
+    """Change some settings of a collection, by a field mask. They hold for later calls and later builds
+    of segments.
+    """
     DeleteCollection: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.DeleteCollectionRequest, _gateway_pb2.DeleteCollectionResponse]
     """Delete a collection with all its candidates and aliases."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.SetAliasRequest, _gateway_pb2.SetAliasResponse]
@@ -122,7 +124,9 @@ class RetrievalServiceAsyncStub(RetrievalServiceStub):
     ListCollections: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListCollectionsRequest, _gateway_pb2.ListCollectionsResponse]  # type: ignore[assignment]
     """List collections by name, a page at a time."""
     UpdateCollection: _aio.UnaryUnaryMultiCallable[_gateway_pb2.UpdateCollectionRequest, _gateway_pb2.UpdateCollectionResponse]  # type: ignore[assignment]
-    """Replace the settings of a collection. They hold for later calls and later builds of segments."""
+    """Change some settings of a collection, by a field mask. They hold for later calls and later builds
+    of segments.
+    """
     DeleteCollection: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DeleteCollectionRequest, _gateway_pb2.DeleteCollectionResponse]  # type: ignore[assignment]
     """Delete a collection with all its candidates and aliases."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_gateway_pb2.SetAliasRequest, _gateway_pb2.SetAliasResponse]  # type: ignore[assignment]
@@ -244,7 +248,9 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.UpdateCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.UpdateCollectionResponse, _abc.Awaitable[_gateway_pb2.UpdateCollectionResponse]]:
-        """Replace the settings of a collection. They hold for later calls and later builds of segments."""
+        """Change some settings of a collection, by a field mask. They hold for later calls and later builds
+        of segments.
+        """
 
     @_abc_1.abstractmethod
     def DeleteCollection(

@@ -42,7 +42,9 @@ class CollectionServiceStub:
     ListCollections: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.ListCollectionsRequest, _collection_service_pb2.ListCollectionsResponse]
     """List collections by name, a page at a time."""
     UpdateCollection: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.UpdateCollectionRequest, _collection_service_pb2.UpdateCollectionResponse]
-    """Replace the settings of a collection. They hold for later calls and later builds of segments."""
+    """Change some settings of a collection, by a field mask. They hold for later calls and later builds
+    of segments.
+    """
     DeleteCollection: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.DeleteCollectionRequest, _collection_service_pb2.DeleteCollectionResponse]
     """Delete a collection with all its candidates and aliases, or NOT_FOUND. An alias is not taken for
     its collection here.
@@ -68,7 +70,9 @@ class CollectionServiceAsyncStub(CollectionServiceStub):
     ListCollections: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.ListCollectionsRequest, _collection_service_pb2.ListCollectionsResponse]  # type: ignore[assignment]
     """List collections by name, a page at a time."""
     UpdateCollection: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.UpdateCollectionRequest, _collection_service_pb2.UpdateCollectionResponse]  # type: ignore[assignment]
-    """Replace the settings of a collection. They hold for later calls and later builds of segments."""
+    """Change some settings of a collection, by a field mask. They hold for later calls and later builds
+    of segments.
+    """
     DeleteCollection: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.DeleteCollectionRequest, _collection_service_pb2.DeleteCollectionResponse]  # type: ignore[assignment]
     """Delete a collection with all its candidates and aliases, or NOT_FOUND. An alias is not taken for
     its collection here.
@@ -115,7 +119,9 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _collection_service_pb2.UpdateCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_collection_service_pb2.UpdateCollectionResponse, _abc.Awaitable[_collection_service_pb2.UpdateCollectionResponse]]:
-        """Replace the settings of a collection. They hold for later calls and later builds of segments."""
+        """Change some settings of a collection, by a field mask. They hold for later calls and later builds
+        of segments.
+        """
 
     @_abc_1.abstractmethod
     def DeleteCollection(
