@@ -85,7 +85,7 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
         condition = wire.filter_from_pb(request.filter)
         check_filter(condition)
         deleted, token = await self._mesh.index.delete_by_filter(
-            request.collection, condition, self._deadline(context)
+            request.collection, condition, request.request_id, self._deadline(context)
         )
         return pb.DeleteCandidatesByFilterResponse(deleted=deleted, token=token)
 
@@ -149,7 +149,9 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
         settings = wire.settings_from_pb(request.settings)
         check_settings(settings)
         model = await self._mesh.encoders.find(request.model, deadline)
-        made = await self._mesh.index.create_collection(request.name, model, settings, deadline)
+        made = await self._mesh.index.create_collection(
+            request.name, model, settings, request.request_id, deadline
+        )
         return pb.CreateCollectionResponse(collection=wire.collection_to_pb(made))
 
     async def GetCollection(
@@ -175,7 +177,7 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
         change = wire.change_from_pb(request.settings, request.update_mask)
         check_change(change)
         updated = await self._mesh.index.update_collection(
-            request.name, change, self._deadline(context)
+            request.name, change, request.request_id, self._deadline(context)
         )
         self._mesh.catalog.forget()
         return pb.UpdateCollectionResponse(collection=wire.collection_to_pb(updated))
@@ -183,13 +185,15 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Context
     ) -> pb.DeleteCollectionResponse:
-        count = await self._mesh.index.delete_collection(request.name, self._deadline(context))
+        count = await self._mesh.index.delete_collection(
+            request.name, request.request_id, self._deadline(context)
+        )
         self._mesh.catalog.forget()
         return pb.DeleteCollectionResponse(deleted_candidates=count)
 
     async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
         previous = await self._mesh.index.set_alias(
-            request.alias, request.collection, self._deadline(context)
+            request.alias, request.collection, request.request_id, self._deadline(context)
         )
         self._mesh.catalog.forget()
         return pb.SetAliasResponse(previous_collection=previous)
@@ -197,7 +201,9 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
     async def DeleteAlias(
         self, request: pb.DeleteAliasRequest, context: Context
     ) -> pb.DeleteAliasResponse:
-        await self._mesh.index.delete_alias(request.alias, self._deadline(context))
+        await self._mesh.index.delete_alias(
+            request.alias, request.request_id, self._deadline(context)
+        )
         self._mesh.catalog.forget()
         return pb.DeleteAliasResponse()
 

@@ -19,7 +19,7 @@ from mmesh.api.index.v1 import (
 )
 from mmesh.api.vector.v1 import vector_pb2
 from mmesh.candidates import Candidate, check_candidate
-from mmesh.collections import CollectionSettings, check_change, check_settings
+from mmesh.collections import check_change, check_settings
 from mmesh.content import Modality, check_id
 from mmesh.errors import InvalidField
 from mmesh.search import Consistency
@@ -55,8 +55,11 @@ class CollectionServicer(collection_service_pb2_grpc.CollectionServiceServicer):
             raise InvalidField("dim", f"is {request.dim}; 1 to {MAX_DIM} are allowed")
         if not 1 <= len(request.model_fingerprint.encode()) <= 512:
             raise InvalidField("model_fingerprint", "must have 1 to 512 bytes")
+        _check_request_id(request.request_id)
+        settings = wire.settings_from_pb(request.settings)
+        check_settings(settings)
         made = await self._engine.create_collection(
-            request.name, request.dim, request.model_fingerprint, _settings_of(request)
+            request.name, request.dim, request.model_fingerprint, settings, request.request_id
         )
         return collection_service_pb2.CreateCollectionResponse(
             collection=wire.collection_to_pb(made)
@@ -83,7 +86,8 @@ class CollectionServicer(collection_service_pb2_grpc.CollectionServiceServicer):
     ) -> collection_service_pb2.UpdateCollectionResponse:
         change = wire.change_from_pb(request.settings, request.update_mask)
         check_change(change)
-        changed = await self._engine.update_collection(request.name, change)
+        _check_request_id(request.request_id)
+        changed = await self._engine.update_collection(request.name, change, request.request_id)
         return collection_service_pb2.UpdateCollectionResponse(
             collection=wire.collection_to_pb(changed)
         )
@@ -91,20 +95,25 @@ class CollectionServicer(collection_service_pb2_grpc.CollectionServiceServicer):
     async def DeleteCollection(
         self, request: collection_service_pb2.DeleteCollectionRequest, context: Context
     ) -> collection_service_pb2.DeleteCollectionResponse:
-        count = await self._engine.delete_collection(request.name)
+        _check_request_id(request.request_id)
+        count = await self._engine.delete_collection(request.name, request.request_id)
         return collection_service_pb2.DeleteCollectionResponse(deleted_candidates=count)
 
     async def SetAlias(
         self, request: collection_service_pb2.SetAliasRequest, context: Context
     ) -> collection_service_pb2.SetAliasResponse:
         _check_name(request.alias, "alias")
-        previous = await self._engine.set_alias(request.alias, request.collection)
+        _check_request_id(request.request_id)
+        previous = await self._engine.set_alias(
+            request.alias, request.collection, request.request_id
+        )
         return collection_service_pb2.SetAliasResponse(previous_collection=previous)
 
     async def DeleteAlias(
         self, request: collection_service_pb2.DeleteAliasRequest, context: Context
     ) -> collection_service_pb2.DeleteAliasResponse:
-        await self._engine.delete_alias(request.alias)
+        _check_request_id(request.request_id)
+        await self._engine.delete_alias(request.alias, request.request_id)
         return collection_service_pb2.DeleteAliasResponse()
 
 
@@ -148,8 +157,11 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
     ) -> index_pb2.DeleteCandidatesByFilterResponse:
         if not request.HasField("filter"):
             raise InvalidField("filter", "is not set; `all_of` without filters deletes everything")
+        _check_request_id(request.request_id)
         condition = wire.filter_from_pb(request.filter)
-        count, token = await self._engine.delete_by_filter(request.collection, condition)
+        count, token = await self._engine.delete_by_filter(
+            request.collection, condition, request.request_id
+        )
         return index_pb2.DeleteCandidatesByFilterResponse(deleted=count, token=token)
 
     async def BatchGetCandidates(
@@ -241,12 +253,6 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
         deadline = Deadline.of(context, LONG_DEADLINE_S)
         number, token = await self._engine.snapshot(request.collection, deadline)
         return index_pb2.CreateSnapshotResponse(number=number, token=token)
-
-
-def _settings_of(request: Any) -> CollectionSettings:
-    settings = wire.settings_from_pb(request.settings)
-    check_settings(settings)
-    return settings
 
 
 def _mirror_vectors_of(request: index_pb2.UpsertCandidatesRequest) -> MirrorVectors | None:

@@ -585,7 +585,10 @@ class UpsertCandidatesRequest(_message.Message):
     collection: _builtins.str
     """Name of the collection."""
     request_id: _builtins.str
-    """Makes a repeated call harmless; at most 128 bytes. Empty means none."""
+    """Idempotency key (AIP-155), at most 128 bytes: a call that is repeated with it has no effect and gets
+    the first answer. It is bound to the content of the call, without `vectors`; with other content it is
+    FAILED_PRECONDITION (REQUEST_ID_REUSED). Remembered for at least a day. Empty means none.
+    """
     model_fingerprint: _builtins.str
     """Model of the vectors; must be the collection's or its mirror's, else FAILED_PRECONDITION
     (MODEL_MISMATCH). What the other one needs is encoded by the mesh.
@@ -651,7 +654,7 @@ class DeleteCandidatesRequest(_message.Message):
     collection: _builtins.str
     """Name of the collection."""
     request_id: _builtins.str
-    """Makes a repeated call harmless; at most 128 bytes. Empty means none."""
+    """Idempotency key; see UpsertCandidatesRequest.request_id."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids; 1 to 1000."""
@@ -705,8 +708,11 @@ class DeleteCandidatesByFilterRequest(_message.Message):
 
     COLLECTION_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name of the collection."""
+    request_id: _builtins.str
+    """Idempotency key; see UpsertCandidatesRequest.request_id."""
     @_builtins.property
     def filter(self) -> _filter_pb2.Filter:
         """Which candidates go; required. `all_of` without filters deletes all."""
@@ -716,10 +722,11 @@ class DeleteCandidatesByFilterRequest(_message.Message):
         *,
         collection: _builtins.str = ...,
         filter: _filter_pb2.Filter | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1207,6 +1214,7 @@ class CreateCollectionRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name: 1 to 63 lower-case letters, digits, "-" and "_", first a letter or digit."""
     model: _builtins.str
@@ -1214,6 +1222,8 @@ class CreateCollectionRequest(_message.Message):
     serve; fails with FAILED_PRECONDITION (MODEL_MISMATCH) when none serves it. Empty means the
     model of the first encoder.
     """
+    request_id: _builtins.str
+    """Idempotency key; see UpsertCandidatesRequest.request_id."""
     @_builtins.property
     def settings(self) -> _collection_pb2.CollectionSettings:
         """Its settings. They are left as they are when the collection exists."""
@@ -1224,10 +1234,11 @@ class CreateCollectionRequest(_message.Message):
         name: _builtins.str = ...,
         settings: _collection_pb2.CollectionSettings | None = ...,
         model: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "name", b"name", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "name", b"name", "request_id", b"request_id", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1368,8 +1379,11 @@ class UpdateCollectionRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, or an alias of it."""
+    request_id: _builtins.str
+    """Idempotency key; see UpsertCandidatesRequest.request_id."""
     @_builtins.property
     def settings(self) -> _collection_pb2.CollectionSettings:
         """New values of settings."""
@@ -1388,10 +1402,11 @@ class UpdateCollectionRequest(_message.Message):
         name: _builtins.str = ...,
         settings: _collection_pb2.CollectionSettings | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "settings", b"settings", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "settings", b"settings", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1428,16 +1443,20 @@ class DeleteCollectionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
+    request_id: _builtins.str
+    """Idempotency key; see UpsertCandidatesRequest.request_id."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1473,21 +1492,25 @@ class SetAliasRequest(_message.Message):
 
     ALIAS_FIELD_NUMBER: _builtins.int
     COLLECTION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
     """The alias; it has the form of a collection's name and is the name of none, else ALREADY_EXISTS
     (COLLECTION_EXISTS).
     """
     collection: _builtins.str
     """The collection that it names; not an alias."""
+    request_id: _builtins.str
+    """Idempotency key; see UpsertCandidatesRequest.request_id."""
     def __init__(
         self,
         *,
         alias: _builtins.str = ...,
         collection: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "collection", b"collection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "collection", b"collection", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1522,16 +1545,20 @@ class DeleteAliasRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ALIAS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
     """The alias."""
+    request_id: _builtins.str
+    """Idempotency key; see UpsertCandidatesRequest.request_id."""
     def __init__(
         self,
         *,
         alias: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

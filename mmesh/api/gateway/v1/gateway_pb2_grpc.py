@@ -158,7 +158,8 @@ class RetrievalServiceServicer(object):
 
     def DeleteCandidatesByFilter(self, request, context):
         """Delete the candidates for which a filter holds when the call begins. A candidate that is written
-        meanwhile stays. When the call fails some may be gone; it is safe to repeat.
+        meanwhile stays. When the call fails some may be gone; repeated with the same request_id it goes on,
+        and answers how many were deleted in all.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

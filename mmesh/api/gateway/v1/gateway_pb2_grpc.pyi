@@ -49,7 +49,8 @@ class RetrievalServiceStub:
     """Delete candidates by id; unknown ids are not an error."""
     DeleteCandidatesByFilter: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.DeleteCandidatesByFilterRequest, _gateway_pb2.DeleteCandidatesByFilterResponse]
     """Delete the candidates for which a filter holds when the call begins. A candidate that is written
-    meanwhile stays. When the call fails some may be gone; it is safe to repeat.
+    meanwhile stays. When the call fails some may be gone; repeated with the same request_id it goes on,
+    and answers how many were deleted in all.
     """
     BatchGetCandidates: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.BatchGetCandidatesRequest, _gateway_pb2.BatchGetCandidatesResponse]
     """Get candidates with their content by id; missing ones are left out."""
@@ -104,7 +105,8 @@ class RetrievalServiceAsyncStub(RetrievalServiceStub):
     """Delete candidates by id; unknown ids are not an error."""
     DeleteCandidatesByFilter: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DeleteCandidatesByFilterRequest, _gateway_pb2.DeleteCandidatesByFilterResponse]  # type: ignore[assignment]
     """Delete the candidates for which a filter holds when the call begins. A candidate that is written
-    meanwhile stays. When the call fails some may be gone; it is safe to repeat.
+    meanwhile stays. When the call fails some may be gone; repeated with the same request_id it goes on,
+    and answers how many were deleted in all.
     """
     BatchGetCandidates: _aio.UnaryUnaryMultiCallable[_gateway_pb2.BatchGetCandidatesRequest, _gateway_pb2.BatchGetCandidatesResponse]  # type: ignore[assignment]
     """Get candidates with their content by id; missing ones are left out."""
@@ -186,7 +188,8 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.DeleteCandidatesByFilterResponse, _abc.Awaitable[_gateway_pb2.DeleteCandidatesByFilterResponse]]:
         """Delete the candidates for which a filter holds when the call begins. A candidate that is written
-        meanwhile stays. When the call fails some may be gone; it is safe to repeat.
+        meanwhile stays. When the call fails some may be gone; repeated with the same request_id it goes on,
+        and answers how many were deleted in all.
         """
 
     @_abc_1.abstractmethod

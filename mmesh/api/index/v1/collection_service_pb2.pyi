@@ -30,12 +30,15 @@ class CreateCollectionRequest(_message.Message):
     DIM_FIELD_NUMBER: _builtins.int
     MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name; see Collection.name."""
     dim: _builtins.int
     """Width of its vectors; 1 to 16384."""
     model_fingerprint: _builtins.str
     """Fingerprint of its model; 1 to 512 bytes."""
+    request_id: _builtins.str
+    """Idempotency key; see IndexService's UpsertCandidatesRequest.request_id."""
     @_builtins.property
     def settings(self) -> _collection_pb2.CollectionSettings:
         """Its settings. They are left as they are when the collection exists."""
@@ -47,10 +50,11 @@ class CreateCollectionRequest(_message.Message):
         dim: _builtins.int = ...,
         model_fingerprint: _builtins.str = ...,
         settings: _collection_pb2.CollectionSettings | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dim", b"dim", "model_fingerprint", b"model_fingerprint", "name", b"name", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dim", b"dim", "model_fingerprint", b"model_fingerprint", "name", b"name", "request_id", b"request_id", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -191,8 +195,11 @@ class UpdateCollectionRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, or an alias of it."""
+    request_id: _builtins.str
+    """Idempotency key; see IndexService's UpsertCandidatesRequest.request_id."""
     @_builtins.property
     def settings(self) -> _collection_pb2.CollectionSettings:
         """New values of settings."""
@@ -211,10 +218,11 @@ class UpdateCollectionRequest(_message.Message):
         name: _builtins.str = ...,
         settings: _collection_pb2.CollectionSettings | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "settings", b"settings", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "settings", b"settings", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -251,16 +259,20 @@ class DeleteCollectionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
+    request_id: _builtins.str
+    """Idempotency key; see IndexService's UpsertCandidatesRequest.request_id."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -296,21 +308,25 @@ class SetAliasRequest(_message.Message):
 
     ALIAS_FIELD_NUMBER: _builtins.int
     COLLECTION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
     """The alias; it has the form of Collection.name and is the name of no collection, else
     ALREADY_EXISTS (COLLECTION_EXISTS).
     """
     collection: _builtins.str
     """The collection that it names; not an alias."""
+    request_id: _builtins.str
+    """Idempotency key; see IndexService's UpsertCandidatesRequest.request_id."""
     def __init__(
         self,
         *,
         alias: _builtins.str = ...,
         collection: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "collection", b"collection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "collection", b"collection", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -345,16 +361,20 @@ class DeleteAliasRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ALIAS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
     """The alias."""
+    request_id: _builtins.str
+    """Idempotency key; see IndexService's UpsertCandidatesRequest.request_id."""
     def __init__(
         self,
         *,
         alias: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -43,8 +43,9 @@ class UpsertCandidatesRequest(_message.Message):
     model_fingerprint: _builtins.str
     """Model of the vectors; must be the collection's, else FAILED_PRECONDITION (MODEL_MISMATCH)."""
     request_id: _builtins.str
-    """Makes a repeated call harmless: the first answer is given again. At most 128 bytes; empty
-    means none. Remembered for at least a day.
+    """Idempotency key (AIP-155), at most 128 bytes: a call that is repeated with it has no effect and gets
+    the first answer. It is bound to the content of the call, without vectors; with other content it is
+    FAILED_PRECONDITION (REQUEST_ID_REUSED). Remembered for at least a day. Empty means none.
     """
     mirror_fingerprint: _builtins.str
     """Model of these; must be the mirror's, else FAILED_PRECONDITION (MODEL_MISMATCH). Ignored
@@ -123,7 +124,7 @@ class DeleteCandidatesRequest(_message.Message):
     collection: _builtins.str
     """Name of the collection."""
     request_id: _builtins.str
-    """See UpsertCandidatesRequest.request_id."""
+    """Idempotency key; see UpsertCandidatesRequest.request_id."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids; 1 to 1000."""
@@ -177,8 +178,11 @@ class DeleteCandidatesByFilterRequest(_message.Message):
 
     COLLECTION_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name of the collection."""
+    request_id: _builtins.str
+    """Idempotency key; see UpsertCandidatesRequest.request_id."""
     @_builtins.property
     def filter(self) -> _filter_pb2.Filter:
         """Which candidates go; required. `all_of` without filters deletes all."""
@@ -188,10 +192,11 @@ class DeleteCandidatesByFilterRequest(_message.Message):
         *,
         collection: _builtins.str = ...,
         filter: _filter_pb2.Filter | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -111,7 +111,7 @@ class IndexServiceServicer(object):
     def DeleteCandidatesByFilter(self, request, context):
         """Delete the candidates for which a filter holds when the call begins, in many durable
         transactions. A candidate that is written meanwhile stays. When the call fails some may be gone;
-        it is safe to repeat.
+        repeated with the same request_id it goes on, and answers how many were deleted in all.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

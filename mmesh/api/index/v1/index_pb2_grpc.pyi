@@ -44,7 +44,7 @@ class IndexServiceStub:
     DeleteCandidatesByFilter: _grpc.UnaryUnaryMultiCallable[_index_pb2.DeleteCandidatesByFilterRequest, _index_pb2.DeleteCandidatesByFilterResponse]
     """Delete the candidates for which a filter holds when the call begins, in many durable
     transactions. A candidate that is written meanwhile stays. When the call fails some may be gone;
-    it is safe to repeat.
+    repeated with the same request_id it goes on, and answers how many were deleted in all.
     """
     BatchGetCandidates: _grpc.UnaryUnaryMultiCallable[_index_pb2.BatchGetCandidatesRequest, _index_pb2.BatchGetCandidatesResponse]
     """Get candidates by id, from the log; missing ones are left out."""
@@ -83,7 +83,7 @@ class IndexServiceAsyncStub(IndexServiceStub):
     DeleteCandidatesByFilter: _aio.UnaryUnaryMultiCallable[_index_pb2.DeleteCandidatesByFilterRequest, _index_pb2.DeleteCandidatesByFilterResponse]  # type: ignore[assignment]
     """Delete the candidates for which a filter holds when the call begins, in many durable
     transactions. A candidate that is written meanwhile stays. When the call fails some may be gone;
-    it is safe to repeat.
+    repeated with the same request_id it goes on, and answers how many were deleted in all.
     """
     BatchGetCandidates: _aio.UnaryUnaryMultiCallable[_index_pb2.BatchGetCandidatesRequest, _index_pb2.BatchGetCandidatesResponse]  # type: ignore[assignment]
     """Get candidates by id, from the log; missing ones are left out."""
@@ -137,7 +137,7 @@ class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_index_pb2.DeleteCandidatesByFilterResponse, _abc.Awaitable[_index_pb2.DeleteCandidatesByFilterResponse]]:
         """Delete the candidates for which a filter holds when the call begins, in many durable
         transactions. A candidate that is written meanwhile stays. When the call fails some may be gone;
-        it is safe to repeat.
+        repeated with the same request_id it goes on, and answers how many were deleted in all.
         """
 
     @_abc_1.abstractmethod
