@@ -8,7 +8,7 @@ from mmesh.content import Content, Image, Modality
 from mmesh.errors import MmeshError
 from mmesh.filter_language import parse_filter
 from mmesh.ingest import Progress
-from mmesh.mesh_status import MeshStatus, ServiceStatus
+from mmesh.mesh_status import MeshStatus, ServiceRole, ServiceState, ServiceStatus
 from mmesh.search import (
     Consistency,
     Coverage,
@@ -52,6 +52,8 @@ __all__ = [
     "RerankOutcome",
     "Search",
     "SearchResult",
+    "ServiceRole",
+    "ServiceState",
     "ServiceStatus",
     "SettingsChange",
     "Stage",

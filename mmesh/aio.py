@@ -27,11 +27,12 @@ from mmesh.content import Content, Image, Part
 from mmesh.errors import MmeshError
 from mmesh.filters import Filter, check_filter
 from mmesh.ingest import Ingest, Progress
-from mmesh.mesh_status import MeshStatus, ServiceStatus
+from mmesh.mesh_status import MeshStatus
 from mmesh.search import Search, SearchResult, check_search
 from mmesh.vectors import DataType
 from mmesh.wire.errors import error_of
 from mmesh.wire.search import result_from_pb, search_to_pb
+from mmesh.wire.status import status_from_pb
 from mmesh.wire.transport import open_channel
 
 DEFAULT_ADDRESS = "127.0.0.1:50550"
@@ -345,10 +346,9 @@ class AsyncClient:
         await _answer(self._stub.DeleteAlias(request, timeout=timeout))
 
     async def get_status(self, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> MeshStatus:
-        """Return the state of every service of the mesh."""
+        """Return the state of every process of the mesh."""
         reply = await _answer(self._stub.GetStatus(pb.GetStatusRequest(), timeout=timeout))
-        services = tuple(ServiceStatus(s.name, s.serving, s.detail) for s in reply.services)
-        return MeshStatus(services, reply.version)
+        return status_from_pb(reply)
 
 
 def _new_id() -> str:

@@ -249,7 +249,7 @@ class Client:
         self._wait(self._client.delete_alias(alias, request_id=request_id, timeout=timeout))
 
     def get_status(self, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> MeshStatus:
-        """Return the state of every service of the mesh."""
+        """Return the state of every process of the mesh."""
         return self._wait(self._client.get_status(timeout=timeout))
 
 

@@ -1,7 +1,8 @@
 """The wire format: plain Python to protobuf messages and back, with no logic beyond that.
 
 `*_to_pb` builds a message, `*_from_pb` reads one and raises `InvalidField` where it is malformed.
-`search` has the public API's searches, `errors` also `google.rpc.Status`, `transport` channels.
+`search` and `status` have what only the public API speaks of, `errors` also `google.rpc.Status`,
+`transport` channels.
 What may enter: what knows both protobuf and our types. What may not: decisions.
 """
 

@@ -14,8 +14,10 @@ from mmesh.candidates import Candidate, check_candidate
 from mmesh.collections import check_change, check_settings
 from mmesh.errors import InvalidField, InvalidFilter, InvalidRequest, MmeshError
 from mmesh.filters import check_filter
+from mmesh.mesh_status import MeshStatus
 from mmesh.serving.deadline import Context, Deadline
 from mmesh.wire.search import result_to_pb, search_from_pb
+from mmesh.wire.status import status_to_pb
 from services.gateway.config import GatewaySettings
 from services.gateway.interfaces import Embeddings
 from services.gateway.mesh import Mesh
@@ -211,10 +213,7 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
         self, request: pb.GetStatusRequest, context: Context
     ) -> pb.GetStatusResponse:
         services = await self._mesh.status(self._deadline(context))
-        messages = [
-            pb.ServiceStatus(name=s.name, serving=s.serving, detail=s.detail) for s in services
-        ]
-        return pb.GetStatusResponse(services=messages, version=VERSION)
+        return status_to_pb(MeshStatus(tuple(services), VERSION, self._mesh.index.shard_count))
 
 
 def _try(convert: Any, message: Any) -> Any:

@@ -346,8 +346,8 @@ def test_collections_of_two_models_are_served_side_by_side(client, stubs):
         found = client.search(made.name, QUERY, consistency=Consistency.STRONG)
         assert found.receipt.encoder_fingerprint == model
         check_collection(client, stubs, made.name, dict.fromkeys(KEPT[:20], 0))
-    names = [one.name for one in client.get_status().services]
-    assert names == ["encoder", "encoder-1", "index-0", "index-1"]
+    roles = [one.role.value for one in client.get_status().services]
+    assert roles == ["encoder", "encoder", "index", "index"]
     with pytest.raises(ModelMismatch, match="they serve lite"):
         client.create_collection("of-none", model="unheard-of")
     with pytest.raises(FailedPrecondition, match="no mirror"):

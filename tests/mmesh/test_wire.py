@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -18,11 +19,13 @@ from mmesh.collections import (
     check_settings,
 )
 from mmesh.content import Content, Image, Modality
-from mmesh.errors import InvalidField, InvalidVector
+from mmesh.errors import DeadlineExceeded, Draining, InvalidField, InvalidVector, Unavailable
 from mmesh.filters import AllOf, AnyOf, Compare, In, Not, Operator
+from mmesh.mesh_status import MeshStatus, ServiceRole, ServiceState, ServiceStatus
 from mmesh.search import MergePolicy, Rerank, Search
 from mmesh.vectors import DataType
 from mmesh.wire.search import search_from_pb, search_to_pb
+from mmesh.wire.status import status_from_pb, status_to_pb
 
 words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip)
 parts = st.one_of(words, st.builds(Image, st.binary(min_size=1), words))
@@ -206,6 +209,30 @@ def test_vectors_that_do_not_fit_their_candidates_are_named():
     with pytest.raises(InvalidVector) as refused:
         check_vectors(rows, 3)
     assert refused.value.field == "vectors[1]"
+
+
+def test_a_status_survives_the_wire_and_states_of_a_later_release_are_failures():
+    index = ServiceStatus(ServiceRole.INDEX, ServiceState.LOADING, "h:1", 1, 2, 3, "7 candidates")
+    status = MeshStatus((index, ServiceStatus(ServiceRole.ENCODER, ServiceState.SERVING)), "1", 2)
+    message = status_to_pb(status)
+    assert status_from_pb(message) == status
+    message.services[0].state = 99
+    message.services[1].role = 99
+    assert status_from_pb(message).services == (replace(index, state=ServiceState.FAILING),)
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (Draining("it shuts down"), ServiceState.DRAINING),
+        (Unavailable("no connection"), ServiceState.UNREACHABLE),
+        (DeadlineExceeded("too late"), ServiceState.UNREACHABLE),
+        (InvalidField("shard", "is odd"), ServiceState.FAILING),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_says_which_state_its_process_is_in(error, state):
+    assert ServiceState.of(error) is state
 
 
 def test_a_page_has_vectors_only_when_they_were_sent():

@@ -50,6 +50,11 @@ class IndexBackend:
         delay = self._delays.of(order.collection)
         return ReplicatedSearch(self._topology, shards, order, next(self._turn), delay)
 
+    @property
+    def shard_count(self) -> int:
+        """Shards of the set in use."""
+        return self._topology.current.shard_count
+
     async def status(self, deadline: Deadline) -> list[ServiceStatus]:
         """Return the state of every process that is known, and of shards that none holds."""
         await self._topology.ask_all(deadline)

@@ -94,6 +94,74 @@ RERANK_OUTCOME_SKIPPED: RerankOutcome.ValueType  # 3
 """Nothing, or nothing was asked for."""
 Global___RerankOutcome: _TypeAlias = RerankOutcome  # noqa: Y015
 
+class _ServiceRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ServiceRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServiceRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SERVICE_ROLE_UNSPECIFIED: _ServiceRole.ValueType  # 0
+    """Not said."""
+    SERVICE_ROLE_ENCODER: _ServiceRole.ValueType  # 1
+    """Turns content into vectors."""
+    SERVICE_ROLE_INDEX: _ServiceRole.ValueType  # 2
+    """Stores candidates and searches a shard."""
+    SERVICE_ROLE_RERANKER: _ServiceRole.ValueType  # 3
+    """Judges hits."""
+
+class ServiceRole(_ServiceRole, metaclass=_ServiceRoleEnumTypeWrapper):
+    """What a process does."""
+
+SERVICE_ROLE_UNSPECIFIED: ServiceRole.ValueType  # 0
+"""Not said."""
+SERVICE_ROLE_ENCODER: ServiceRole.ValueType  # 1
+"""Turns content into vectors."""
+SERVICE_ROLE_INDEX: ServiceRole.ValueType  # 2
+"""Stores candidates and searches a shard."""
+SERVICE_ROLE_RERANKER: ServiceRole.ValueType  # 3
+"""Judges hits."""
+Global___ServiceRole: _TypeAlias = ServiceRole  # noqa: Y015
+
+class _ServiceState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ServiceStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServiceState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SERVICE_STATE_UNSPECIFIED: _ServiceState.ValueType  # 0
+    """Not said."""
+    SERVICE_STATE_SERVING: _ServiceState.ValueType  # 1
+    """It is used."""
+    SERVICE_STATE_LOADING: _ServiceState.ValueType  # 2
+    """It answers, and does not hold all of its shard yet; it is not searched."""
+    SERVICE_STATE_DRAINING: _ServiceState.ValueType  # 3
+    """It shuts down."""
+    SERVICE_STATE_UNREACHABLE: _ServiceState.ValueType  # 4
+    """It does not answer, or not in time."""
+    SERVICE_STATE_FAILING: _ServiceState.ValueType  # 5
+    """It answers with an error that is none of the others."""
+    SERVICE_STATE_MISSING: _ServiceState.ValueType  # 6
+    """No process is known that holds this shard."""
+
+class ServiceState(_ServiceState, metaclass=_ServiceStateEnumTypeWrapper):
+    """Whether a process can be used. Take a value that you do not know for FAILING."""
+
+SERVICE_STATE_UNSPECIFIED: ServiceState.ValueType  # 0
+"""Not said."""
+SERVICE_STATE_SERVING: ServiceState.ValueType  # 1
+"""It is used."""
+SERVICE_STATE_LOADING: ServiceState.ValueType  # 2
+"""It answers, and does not hold all of its shard yet; it is not searched."""
+SERVICE_STATE_DRAINING: ServiceState.ValueType  # 3
+"""It shuts down."""
+SERVICE_STATE_UNREACHABLE: ServiceState.ValueType  # 4
+"""It does not answer, or not in time."""
+SERVICE_STATE_FAILING: ServiceState.ValueType  # 5
+"""It answers with an error that is none of the others."""
+SERVICE_STATE_MISSING: ServiceState.ValueType  # 6
+"""No process is known that holds this shard."""
+Global___ServiceState: _TypeAlias = ServiceState  # noqa: Y015
+
 @_typing.final
 class SearchRequest(_message.Message):
     """Request of RetrievalService.Search."""
@@ -1606,21 +1674,25 @@ class GetStatusResponse(_message.Message):
 
     SERVICES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    SHARD_COUNT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """Version of the gateway."""
+    """Version of the gateway, such as "0.1.0"."""
+    shard_count: _builtins.int
+    """Shards of the shard set that searches go to; 0 while no index process is known."""
     @_builtins.property
     def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServiceStatus]:
-        """The services that the gateway calls."""
+        """The processes that the gateway calls, and the shards that no process holds."""
 
     def __init__(
         self,
         *,
         services: _abc.Iterable[Global___ServiceStatus] | None = ...,
         version: _builtins.str = ...,
+        shard_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["services", b"services", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["services", b"services", "shard_count", b"shard_count", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1628,29 +1700,47 @@ Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
 
 @_typing.final
 class ServiceStatus(_message.Message):
-    """The state of one service."""
+    """The state of one process, or of a shard that no process holds."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: _builtins.int
-    SERVING_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    SHARD_COUNT_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """Its name: "encoder", "reranker", or "index-0", "index-1" and so on."""
-    serving: _builtins.bool
-    """Whether it answers."""
+    role: Global___ServiceRole.ValueType
+    """What it does."""
+    state: Global___ServiceState.ValueType
+    """Whether it can be used."""
+    address: _builtins.str
+    """Where the gateway calls it, as host:port; empty for a shard that no process holds."""
+    shard: _builtins.int
+    """Number of its shard, from 0. Means something only with a `shard_count`."""
+    shard_count: _builtins.int
+    """Shards of the shard set that it belongs to. 0 for what is no index process, and for one that has
+    not said it yet. While a mesh is scaled there are two sets; see GetStatusResponse.shard_count.
+    """
+    replica: _builtins.int
+    """Number among the processes that hold the same shard, from 0, by the order of their addresses."""
     detail: _builtins.str
-    """What it serves, such as "lite (384 wide)" or "1200 candidates"; why not, when it does not."""
+    """One sentence for people: what it serves, such as "lite (384 wide)", or why it does not."""
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
-        serving: _builtins.bool = ...,
+        role: Global___ServiceRole.ValueType = ...,
+        state: Global___ServiceState.ValueType = ...,
+        address: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        shard_count: _builtins.int = ...,
+        replica: _builtins.int = ...,
         detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "name", b"name", "serving", b"serving"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "detail", b"detail", "replica", b"replica", "role", b"role", "shard", b"shard", "shard_count", b"shard_count", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

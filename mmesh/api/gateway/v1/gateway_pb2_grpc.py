@@ -242,7 +242,7 @@ class RetrievalServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetStatus(self, request, context):
-        """Describe the mesh: its services, models, shards and what is not working.
+        """Describe the mesh: its processes, models and shards, and what does not work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -82,7 +82,7 @@ class RetrievalServiceStub:
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.DeleteAliasRequest, _gateway_pb2.DeleteAliasResponse]
     """Delete an alias; its collection stays."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GetStatusRequest, _gateway_pb2.GetStatusResponse]
-    """Describe the mesh: its services, models, shards and what is not working."""
+    """Describe the mesh: its processes, models and shards, and what does not work."""
 
 @_typing.type_check_only
 class RetrievalServiceAsyncStub(RetrievalServiceStub):
@@ -138,7 +138,7 @@ class RetrievalServiceAsyncStub(RetrievalServiceStub):
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DeleteAliasRequest, _gateway_pb2.DeleteAliasResponse]  # type: ignore[assignment]
     """Delete an alias; its collection stays."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetStatusRequest, _gateway_pb2.GetStatusResponse]  # type: ignore[assignment]
-    """Describe the mesh: its services, models, shards and what is not working."""
+    """Describe the mesh: its processes, models and shards, and what does not work."""
 
 class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
     """Finds texts, pictures and illustrated texts with words, pictures or both.
@@ -287,6 +287,6 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.GetStatusResponse, _abc.Awaitable[_gateway_pb2.GetStatusResponse]]:
-        """Describe the mesh: its services, models, shards and what is not working."""
+        """Describe the mesh: its processes, models and shards, and what does not work."""
 
 def add_RetrievalServiceServicer_to_server(servicer: RetrievalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

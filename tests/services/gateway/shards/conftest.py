@@ -165,8 +165,8 @@ class SearchedIndex(IndexBackend):
         await self.eventually(holds)
 
     async def serving(self):
-        """Return the names of the processes that can be searched."""
-        return {one.name for one in await self.status(Deadline.after(3)) if one.serving}
+        """Return the addresses of the processes that can be searched."""
+        return {one.address for one in await self.status(Deadline.after(3)) if one.is_serving}
 
     @staticmethod
     async def eventually(holds, timeout_s=5.0):
