@@ -3,6 +3,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from mmesh.filters import AllOf, AnyOf, Compare, In, Not, Operator
 from mmesh.mesh_status import MeshStatus, ServiceRole, ServiceState, ServiceStatus
 from mmesh.search import MergePolicy, Rerank, Search
 from mmesh.vectors import DataType
+from mmesh.wire.durations import NANOS, duration_to_pb, seconds_from_pb
 from mmesh.wire.search import search_from_pb, search_to_pb
 from mmesh.wire.status import status_from_pb, status_to_pb
 
@@ -54,6 +56,9 @@ filters = st.recursive(
 )
 
 
+seconds = st.integers(0, 3600 * NANOS).map(lambda nanos: nanos / NANOS)
+
+
 @given(st.builds(Candidate, words, contents, attributes))
 def test_a_candidate_survives_the_wire(candidate):
     assert wire.candidate_from_pb(wire.candidate_to_pb(candidate)) == candidate
@@ -74,7 +79,7 @@ def test_a_filter_survives_the_wire(condition):
         filter=st.none() | filters,
         merge=st.sampled_from([None, *MergePolicy]),
         rerank=st.none()
-        | st.builds(Rerank, st.integers(0, 256), st.floats(0, 3600), st.integers(0, 2**31 - 1)),
+        | st.builds(Rerank, st.integers(0, 256), seconds, st.integers(0, 2**31 - 1)),
         include_content=st.booleans(),
     )
 )
@@ -209,6 +214,20 @@ def test_vectors_that_do_not_fit_their_candidates_are_named():
     with pytest.raises(InvalidVector) as refused:
         check_vectors(rows, 3)
     assert refused.value.field == "vectors[1]"
+
+
+@pytest.mark.parametrize("wrong", [(-1, 0), (0, -1), (11, 0), (10, 1), (1, NANOS), (1, -1)])
+def test_a_duration_out_of_its_limits_is_named(wrong):
+    with pytest.raises(InvalidField) as refused:
+        seconds_from_pb(Duration(seconds=wrong[0], nanos=wrong[1]), "wait", 10)
+    assert refused.value.field == "wait"
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1e12])
+def test_what_is_no_duration_is_not_sent(wrong):
+    with pytest.raises(InvalidField, match="is no duration"):
+        duration_to_pb(wrong, "wait")
+    assert duration_to_pb(-1.25, "wait") == Duration(seconds=-1, nanos=-(NANOS // 4))
 
 
 def test_a_status_survives_the_wire_and_states_of_a_later_release_are_failures():

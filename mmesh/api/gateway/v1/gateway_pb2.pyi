@@ -5,6 +5,7 @@ The public API of mmesh: what backends call."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -245,24 +246,26 @@ class RerankOptions(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CANDIDATES_FIELD_NUMBER: _builtins.int
-    MAX_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_DURATION_FIELD_NUMBER: _builtins.int
     MAX_IMAGE_TOKENS_FIELD_NUMBER: _builtins.int
     candidates: _builtins.int
     """How many of the first hits to judge; at most 256. 0 means none."""
-    max_seconds: _builtins.float
-    """Longest time to spend, in seconds. 0 means half of what is left until the deadline."""
     max_image_tokens: _builtins.int
     """Image tokens that the judge may read, query and candidates together. 0 means any number."""
+    @_builtins.property
+    def max_duration(self) -> _duration_pb2.Duration:
+        """Longest time to spend; at most an hour. Absent or 0 means half of what is left until the deadline."""
+
     def __init__(
         self,
         *,
         candidates: _builtins.int = ...,
-        max_seconds: _builtins.float = ...,
+        max_duration: _duration_pb2.Duration | None = ...,
         max_image_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_duration", b"max_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "max_image_tokens", b"max_image_tokens", "max_seconds", b"max_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "max_duration", b"max_duration", "max_image_tokens", b"max_image_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

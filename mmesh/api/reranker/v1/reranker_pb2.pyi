@@ -5,6 +5,7 @@ The reranker service: judges how well candidates answer a query."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from mmesh.api.content.v1 import content_pb2 as _content_pb2
@@ -74,24 +75,26 @@ class Budget(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CANDIDATES_FIELD_NUMBER: _builtins.int
-    SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_DURATION_FIELD_NUMBER: _builtins.int
     IMAGE_TOKENS_FIELD_NUMBER: _builtins.int
     candidates: _builtins.int
     """Candidates to judge, from the first on. 0 means all."""
-    seconds: _builtins.float
-    """Longest time, in seconds. 0 means until shortly before the deadline."""
     image_tokens: _builtins.int
     """Image tokens that the model may read, query and candidates together. 0 means any number."""
+    @_builtins.property
+    def max_duration(self) -> _duration_pb2.Duration:
+        """Longest time. Absent or 0 means until shortly before the deadline."""
+
     def __init__(
         self,
         *,
         candidates: _builtins.int = ...,
-        seconds: _builtins.float = ...,
+        max_duration: _duration_pb2.Duration | None = ...,
         image_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_duration", b"max_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "image_tokens", b"image_tokens", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "image_tokens", b"image_tokens", "max_duration", b"max_duration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
