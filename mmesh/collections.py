@@ -18,7 +18,7 @@ MAX_FACTORY_BYTES = 256
 
 @dataclass(frozen=True, slots=True)
 class CollectionLimits:
-    """What a collection may hold and be asked; 0 means the default. See `collection.proto`."""
+    """Quotas of a collection; 0 means the default. See `CollectionLimits` in collection.proto."""
 
     max_candidates: int = 0
     max_candidate_bytes: int = 0

@@ -51,14 +51,16 @@ class Candidate(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Its id: 1 to 512 bytes of printable UTF-8, unique in its collection."""
+    """Its id: 1 to 512 bytes of printable UTF-8, unique in its collection, else INVALID_ARGUMENT."""
     @_builtins.property
     def content(self) -> _content_pb2.Content:
         """Its content; required."""
 
     @_builtins.property
     def attributes(self) -> _containers.MessageMap[_builtins.str, _filter_pb2.AttributeValue]:
-        """Its attributes by name; at most 64. Names have 1 to 64 bytes of [A-Za-z0-9_.-]."""
+        """Its attributes (structured metadata) by name, for filters; at most 64, by default none. Names
+        have 1 to 64 bytes of [A-Za-z0-9_.-].
+        """
 
     def __init__(
         self,

@@ -30,27 +30,27 @@ class _ConsistencyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Consisten
     CONSISTENCY_UNSPECIFIED: _Consistency.ValueType  # 0
     """Taken as eventual, or as session when a token is given."""
     CONSISTENCY_EVENTUAL: _Consistency.ValueType  # 1
-    """Whatever the shard has applied."""
+    """Eventual consistency: whatever the shard has applied of the log."""
     CONSISTENCY_SESSION: _Consistency.ValueType  # 2
-    """At least the write that the token names; waits for it up to the deadline, then fails with
-    UNAVAILABLE (STALE_REPLICA).
+    """Session (causal) consistency: at least the write that the token names. Waits for it up to the
+    deadline, then fails with UNAVAILABLE (STALE_REPLICA).
     """
     CONSISTENCY_STRONG: _Consistency.ValueType  # 3
-    """Every write that was acknowledged before the search began."""
+    """Strong consistency: every write that was acknowledged before the search began."""
 
 class Consistency(_Consistency, metaclass=_ConsistencyEnumTypeWrapper):
-    """How fresh a search must be."""
+    """The consistency level of a search: how fresh it must be."""
 
 CONSISTENCY_UNSPECIFIED: Consistency.ValueType  # 0
 """Taken as eventual, or as session when a token is given."""
 CONSISTENCY_EVENTUAL: Consistency.ValueType  # 1
-"""Whatever the shard has applied."""
+"""Eventual consistency: whatever the shard has applied of the log."""
 CONSISTENCY_SESSION: Consistency.ValueType  # 2
-"""At least the write that the token names; waits for it up to the deadline, then fails with
-UNAVAILABLE (STALE_REPLICA).
+"""Session (causal) consistency: at least the write that the token names. Waits for it up to the
+deadline, then fails with UNAVAILABLE (STALE_REPLICA).
 """
 CONSISTENCY_STRONG: Consistency.ValueType  # 3
-"""Every write that was acknowledged before the search began."""
+"""Strong consistency: every write that was acknowledged before the search began."""
 Global___Consistency: _TypeAlias = Consistency  # noqa: Y015
 
 @_typing.final
@@ -71,13 +71,13 @@ class Collection(_message.Message):
     name: _builtins.str
     """Its name: 1 to 63 lower-case letters, digits, "-" and "_", first a letter or digit."""
     dim: _builtins.int
-    """Width of its vectors."""
+    """Dimension of its vectors."""
     model_fingerprint: _builtins.str
-    """Fingerprint of its model; vectors of another model are refused (MODEL_MISMATCH)."""
+    """Fingerprint of its embedding model; vectors of another model are refused (MODEL_MISMATCH)."""
     shard_count: _builtins.int
-    """Shards of this deployment."""
+    """Shards of the deployment that answers."""
     token: _builtins.str
-    """Token of the newest write."""
+    """Session token of the newest write."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModalityCount]:
         """Candidates by modality; modalities without any are listed with 0."""
@@ -92,7 +92,7 @@ class Collection(_message.Message):
 
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Other names that it goes by, in order."""
+        """Its aliases, in order."""
 
     def __init__(
         self,
@@ -132,18 +132,18 @@ class CollectionSettings(_message.Message):
     "RFlat" in its place keeps vectors as they came, for 2 more bytes of memory a dimension.
     """
     recall_target: _builtins.float
-    """Recall at 10 against exact search for which segments are tuned when they are built, 0.5 to 1.
-    0 means 0.97.
+    """Recall at 10 against exact search for which approximate segments are tuned when they are built,
+    0.5 to 1, else INVALID_ARGUMENT. 0 means 0.97.
     """
     mirror: _builtins.str
-    """Name of a collection, usually of another model, that gets every write to this one in the same
-    transaction. Two collections that are each other's mirror stay in step whichever is written.
-    Empty means none. It can be set and cleared, but not go from one name to another
-    (FAILED_PRECONDITION), and is cleared when that collection is deleted.
+    """Atomic dual write: name of a collection, usually of another model, that gets every write to
+    this one in the same transaction. Two collections that are each other's mirror stay in step
+    whichever is written. Empty means none. It can be set and cleared, but not go from one name to
+    another (FAILED_PRECONDITION), and is cleared when that collection is deleted.
     """
     @_builtins.property
     def limits(self) -> Global___CollectionLimits:
-        """What it may hold and be asked."""
+        """Quotas: what it may hold and be asked. Absent means the defaults."""
 
     def __init__(
         self,
@@ -163,8 +163,8 @@ Global___CollectionSettings: _TypeAlias = CollectionSettings  # noqa: Y015
 
 @_typing.final
 class CollectionLimits(_message.Message):
-    """What a collection may hold and be asked. 0 means the default; values over the greatest allowed are
-    INVALID_ARGUMENT.
+    """What a collection may hold and be asked. 0 means the default; values over the greatest allowed
+    are INVALID_ARGUMENT.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -185,7 +185,7 @@ class CollectionLimits(_message.Message):
     max_attributes: _builtins.int
     """Attributes of one candidate; by default and at most 64."""
     max_filter_depth: _builtins.int
-    """Depth of a filter; by default and at most 16."""
+    """Nesting depth of a filter; by default and at most 16."""
     max_limit: _builtins.int
     """Hits of one search; by default and at most 1000."""
     def __init__(
@@ -216,7 +216,7 @@ class ModalityCount(_message.Message):
     modality: _content_pb2.Modality.ValueType
     """The modality."""
     count: _builtins.int
-    """The number of candidates."""
+    """The number of its candidates."""
     def __init__(
         self,
         *,

@@ -34,14 +34,14 @@ class CreateCollectionRequest(_message.Message):
     name: _builtins.str
     """Its name; see Collection.name."""
     dim: _builtins.int
-    """Width of its vectors; 1 to 16384."""
+    """Dimension of its vectors; 1 to 16384, else INVALID_ARGUMENT."""
     model_fingerprint: _builtins.str
     """Fingerprint of its model; 1 to 512 bytes."""
     request_id: _builtins.str
     """Idempotency key; see IndexService's UpsertCandidatesRequest.request_id."""
     @_builtins.property
     def settings(self) -> _collection_pb2.CollectionSettings:
-        """Its settings. They are left as they are when the collection exists."""
+        """Its settings; absent means the defaults. They are left as they are when the collection exists."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class GetCollectionRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name."""
+    """Its name, or an alias of it."""
     def __init__(
         self,
         *,
@@ -208,8 +208,8 @@ class UpdateCollectionRequest(_message.Message):
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Which settings change, as paths of fields of `settings`: "recall_target", "limits.max_limit". A
         path that is named and not set goes back to its default. Empty or absent means every field of
-        `settings` that is set, "*" all of them, and "limits" those of its fields that are set (AIP-134).
-        Any other path is INVALID_ARGUMENT (INVALID_FIELD).
+        `settings` that is set, "*" all of them, and "limits" those of its fields that are set
+        (AIP-134). Any other path is INVALID_ARGUMENT (INVALID_FIELD).
         """
 
     def __init__(
@@ -261,7 +261,7 @@ class DeleteCollectionRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name."""
+    """Its name; not an alias."""
     request_id: _builtins.str
     """Idempotency key; see IndexService's UpsertCandidatesRequest.request_id."""
     def __init__(

@@ -77,45 +77,45 @@ class CollectionServiceServicer(object):
     """
 
     def CreateCollection(self, request, context):
-        """Create a collection. Creating it again with the same dim and model returns it; with others it
-        fails with ALREADY_EXISTS (COLLECTION_EXISTS).
+        """Create a collection. Creating it again with the same dim and model returns it as it is; with
+        others it fails with ALREADY_EXISTS (COLLECTION_EXISTS).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetCollection(self, request, context):
-        """Get one collection, or NOT_FOUND (COLLECTION_NOT_FOUND).
+        """Get one collection by name or alias, or NOT_FOUND (COLLECTION_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListCollections(self, request, context):
-        """List collections by name, a page at a time.
+        """List collections by name, a page at a time (AIP-158).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateCollection(self, request, context):
-        """Change some settings of a collection, by a field mask. They hold for later calls and later builds
-        of segments.
+        """Change some settings of a collection, by a field mask (AIP-134). They hold for later calls and
+        later builds of segments.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteCollection(self, request, context):
-        """Delete a collection with all its candidates and aliases, or NOT_FOUND. An alias is not taken for
-        its collection here.
+        """Delete a collection with all its candidates and aliases, or NOT_FOUND. An alias is not taken
+        for its collection here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Let an alias name a collection, from one moment to the next, whatever it named before. Every
+        """Let an alias name a collection, atomically, whatever it named before. Every
         call that takes the name of a collection takes an alias too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -123,7 +123,7 @@ class CollectionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAlias(self, request, context):
-        """Delete an alias, or NOT_FOUND; its collection stays.
+        """Delete an alias, or NOT_FOUND (ALIAS_NOT_FOUND); its collection stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,27 +34,27 @@ class CollectionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CollectionServiceAsyncStub: ...
     CreateCollection: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.CreateCollectionRequest, _collection_service_pb2.CreateCollectionResponse]
-    """Create a collection. Creating it again with the same dim and model returns it; with others it
-    fails with ALREADY_EXISTS (COLLECTION_EXISTS).
+    """Create a collection. Creating it again with the same dim and model returns it as it is; with
+    others it fails with ALREADY_EXISTS (COLLECTION_EXISTS).
     """
     GetCollection: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.GetCollectionRequest, _collection_service_pb2.GetCollectionResponse]
-    """Get one collection, or NOT_FOUND (COLLECTION_NOT_FOUND)."""
+    """Get one collection by name or alias, or NOT_FOUND (COLLECTION_NOT_FOUND)."""
     ListCollections: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.ListCollectionsRequest, _collection_service_pb2.ListCollectionsResponse]
-    """List collections by name, a page at a time."""
+    """List collections by name, a page at a time (AIP-158)."""
     UpdateCollection: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.UpdateCollectionRequest, _collection_service_pb2.UpdateCollectionResponse]
-    """Change some settings of a collection, by a field mask. They hold for later calls and later builds
-    of segments.
+    """Change some settings of a collection, by a field mask (AIP-134). They hold for later calls and
+    later builds of segments.
     """
     DeleteCollection: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.DeleteCollectionRequest, _collection_service_pb2.DeleteCollectionResponse]
-    """Delete a collection with all its candidates and aliases, or NOT_FOUND. An alias is not taken for
-    its collection here.
+    """Delete a collection with all its candidates and aliases, or NOT_FOUND. An alias is not taken
+    for its collection here.
     """
     SetAlias: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.SetAliasRequest, _collection_service_pb2.SetAliasResponse]
-    """Let an alias name a collection, from one moment to the next, whatever it named before. Every
+    """Let an alias name a collection, atomically, whatever it named before. Every
     call that takes the name of a collection takes an alias too.
     """
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_collection_service_pb2.DeleteAliasRequest, _collection_service_pb2.DeleteAliasResponse]
-    """Delete an alias, or NOT_FOUND; its collection stays."""
+    """Delete an alias, or NOT_FOUND (ALIAS_NOT_FOUND); its collection stays."""
 
 @_typing.type_check_only
 class CollectionServiceAsyncStub(CollectionServiceStub):
@@ -62,27 +62,27 @@ class CollectionServiceAsyncStub(CollectionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateCollection: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.CreateCollectionRequest, _collection_service_pb2.CreateCollectionResponse]  # type: ignore[assignment]
-    """Create a collection. Creating it again with the same dim and model returns it; with others it
-    fails with ALREADY_EXISTS (COLLECTION_EXISTS).
+    """Create a collection. Creating it again with the same dim and model returns it as it is; with
+    others it fails with ALREADY_EXISTS (COLLECTION_EXISTS).
     """
     GetCollection: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.GetCollectionRequest, _collection_service_pb2.GetCollectionResponse]  # type: ignore[assignment]
-    """Get one collection, or NOT_FOUND (COLLECTION_NOT_FOUND)."""
+    """Get one collection by name or alias, or NOT_FOUND (COLLECTION_NOT_FOUND)."""
     ListCollections: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.ListCollectionsRequest, _collection_service_pb2.ListCollectionsResponse]  # type: ignore[assignment]
-    """List collections by name, a page at a time."""
+    """List collections by name, a page at a time (AIP-158)."""
     UpdateCollection: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.UpdateCollectionRequest, _collection_service_pb2.UpdateCollectionResponse]  # type: ignore[assignment]
-    """Change some settings of a collection, by a field mask. They hold for later calls and later builds
-    of segments.
+    """Change some settings of a collection, by a field mask (AIP-134). They hold for later calls and
+    later builds of segments.
     """
     DeleteCollection: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.DeleteCollectionRequest, _collection_service_pb2.DeleteCollectionResponse]  # type: ignore[assignment]
-    """Delete a collection with all its candidates and aliases, or NOT_FOUND. An alias is not taken for
-    its collection here.
+    """Delete a collection with all its candidates and aliases, or NOT_FOUND. An alias is not taken
+    for its collection here.
     """
     SetAlias: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.SetAliasRequest, _collection_service_pb2.SetAliasResponse]  # type: ignore[assignment]
-    """Let an alias name a collection, from one moment to the next, whatever it named before. Every
+    """Let an alias name a collection, atomically, whatever it named before. Every
     call that takes the name of a collection takes an alias too.
     """
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_collection_service_pb2.DeleteAliasRequest, _collection_service_pb2.DeleteAliasResponse]  # type: ignore[assignment]
-    """Delete an alias, or NOT_FOUND; its collection stays."""
+    """Delete an alias, or NOT_FOUND (ALIAS_NOT_FOUND); its collection stays."""
 
 class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages collections."""
@@ -93,8 +93,8 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _collection_service_pb2.CreateCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_collection_service_pb2.CreateCollectionResponse, _abc.Awaitable[_collection_service_pb2.CreateCollectionResponse]]:
-        """Create a collection. Creating it again with the same dim and model returns it; with others it
-        fails with ALREADY_EXISTS (COLLECTION_EXISTS).
+        """Create a collection. Creating it again with the same dim and model returns it as it is; with
+        others it fails with ALREADY_EXISTS (COLLECTION_EXISTS).
         """
 
     @_abc_1.abstractmethod
@@ -103,7 +103,7 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _collection_service_pb2.GetCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_collection_service_pb2.GetCollectionResponse, _abc.Awaitable[_collection_service_pb2.GetCollectionResponse]]:
-        """Get one collection, or NOT_FOUND (COLLECTION_NOT_FOUND)."""
+        """Get one collection by name or alias, or NOT_FOUND (COLLECTION_NOT_FOUND)."""
 
     @_abc_1.abstractmethod
     def ListCollections(
@@ -111,7 +111,7 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _collection_service_pb2.ListCollectionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_collection_service_pb2.ListCollectionsResponse, _abc.Awaitable[_collection_service_pb2.ListCollectionsResponse]]:
-        """List collections by name, a page at a time."""
+        """List collections by name, a page at a time (AIP-158)."""
 
     @_abc_1.abstractmethod
     def UpdateCollection(
@@ -119,8 +119,8 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _collection_service_pb2.UpdateCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_collection_service_pb2.UpdateCollectionResponse, _abc.Awaitable[_collection_service_pb2.UpdateCollectionResponse]]:
-        """Change some settings of a collection, by a field mask. They hold for later calls and later builds
-        of segments.
+        """Change some settings of a collection, by a field mask (AIP-134). They hold for later calls and
+        later builds of segments.
         """
 
     @_abc_1.abstractmethod
@@ -129,8 +129,8 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _collection_service_pb2.DeleteCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_collection_service_pb2.DeleteCollectionResponse, _abc.Awaitable[_collection_service_pb2.DeleteCollectionResponse]]:
-        """Delete a collection with all its candidates and aliases, or NOT_FOUND. An alias is not taken for
-        its collection here.
+        """Delete a collection with all its candidates and aliases, or NOT_FOUND. An alias is not taken
+        for its collection here.
         """
 
     @_abc_1.abstractmethod
@@ -139,7 +139,7 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _collection_service_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_collection_service_pb2.SetAliasResponse, _abc.Awaitable[_collection_service_pb2.SetAliasResponse]]:
-        """Let an alias name a collection, from one moment to the next, whatever it named before. Every
+        """Let an alias name a collection, atomically, whatever it named before. Every
         call that takes the name of a collection takes an alias too.
         """
 
@@ -149,6 +149,6 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _collection_service_pb2.DeleteAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_collection_service_pb2.DeleteAliasResponse, _abc.Awaitable[_collection_service_pb2.DeleteAliasResponse]]:
-        """Delete an alias, or NOT_FOUND; its collection stays."""
+        """Delete an alias, or NOT_FOUND (ALIAS_NOT_FOUND); its collection stays."""
 
 def add_CollectionServiceServicer_to_server(servicer: CollectionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

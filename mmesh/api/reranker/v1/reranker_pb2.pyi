@@ -34,15 +34,17 @@ class RerankRequest(_message.Message):
     instruction: _builtins.str
     """What is sought, in natural language; at most 4096 bytes. Empty means the template's own words."""
     fresh: _builtins.bool
-    """Judge anew, whatever is remembered: for checks. What is found is remembered."""
+    """Bypass the cache of scores: judge all anew, for checks. What is found is remembered. By default
+    remembered scores are used.
+    """
     @_builtins.property
     def query(self) -> _content_pb2.Content:
         """What is asked; required."""
 
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.Content]:
-        """What to judge, most promising first; 1 to 256. When the deadline comes close the judge stops
-        and answers what it has.
+        """What to judge, most promising first; 1 to 256, else INVALID_ARGUMENT. When the deadline comes
+        close the judge stops and answers what it has.
         """
 
     @_builtins.property
@@ -78,9 +80,11 @@ class Budget(_message.Message):
     MAX_DURATION_FIELD_NUMBER: _builtins.int
     IMAGE_TOKENS_FIELD_NUMBER: _builtins.int
     candidates: _builtins.int
-    """Candidates to judge, from the first on. 0 means all."""
+    """Candidates to judge, from the first on; negative is INVALID_ARGUMENT. 0 means all."""
     image_tokens: _builtins.int
-    """Image tokens that the model may read, query and candidates together. 0 means any number."""
+    """Image tokens that the model may read, query and candidates together; negative is
+    INVALID_ARGUMENT. 0 means any number.
+    """
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
         """Longest time. Absent or 0 means until shortly before the deadline."""
@@ -121,7 +125,7 @@ class RerankResponse(_message.Message):
     queue_seconds: _builtins.float
     """Seconds spent waiting for a turn."""
     remembered: _builtins.int
-    """Scores that were remembered from earlier calls."""
+    """Cache hits: scores that were remembered from earlier calls."""
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___JudgedScore]:
         """One for each candidate, in order."""
@@ -176,9 +180,9 @@ Global___JudgedScore: _TypeAlias = JudgedScore  # noqa: Y015
 
 @_typing.final
 class Trust(_message.Message):
-    """How far a judge's scores may decide the order, for queries of one modality: the share of its score
-    when it is mixed with the first stage's, 0..1 each. 0 means that the judge does no better than the
-    first stage there, so it need not be asked.
+    """How far a judge's scores may decide the order, for queries of one modality: the share of its
+    score when it is mixed with the first stage's, 0..1 each. 0 means that the judge does no better
+    than the first stage there, so it need not be asked.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -249,7 +253,7 @@ class GetModelResponse(_message.Message):
     compares_modalities: _builtins.bool
     """Whether scores of candidates of two modalities may be compared."""
     max_candidates: _builtins.int
-    """Candidates in one call."""
+    """Greatest number of candidates in one call."""
     @_builtins.property
     def trust(self) -> _containers.RepeatedCompositeFieldContainer[Global___Trust]:
         """How its scores are to be used, for each query modality."""
