@@ -445,7 +445,7 @@ class Degradation(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """What, in UPPER_SNAKE: SHARD_UNAVAILABLE, RERANK_UNAVAILABLE, RERANK_PARTIAL,
-    CALIBRATION_MISSING or TEXT_TRUNCATED.
+    CONTENT_UNAVAILABLE, CALIBRATION_MISSING or TEXT_TRUNCATED. Others may come.
     """
     message: _builtins.str
     """One sentence for people."""
