@@ -20,8 +20,11 @@ from bench import in_threads
 from numpy.typing import NDArray
 
 from mmesh import wire
+from mmesh.api.candidate.v1 import candidate_pb2
+from mmesh.api.collection.v1 import collection_pb2
 from mmesh.api.content.v1 import content_pb2
-from mmesh.api.index.v1 import collection_pb2, collection_pb2_grpc, filter_pb2, index_pb2
+from mmesh.api.filter.v1 import filter_pb2
+from mmesh.api.index.v1 import collection_service_pb2, collection_service_pb2_grpc, index_pb2
 from mmesh.api.index.v1.index_pb2_grpc import IndexServiceStub
 from mmesh.local.mesh import is_serving
 from mmesh.local.ports import free_port
@@ -80,8 +83,8 @@ class IndexProcess:
     def create_collection(self, name: str, dim: int, **settings: Any) -> None:
         """Create a collection with `CollectionSettings` as keyword arguments."""
         with grpc.insecure_channel(self.address) as channel:
-            collection_pb2_grpc.CollectionServiceStub(channel).CreateCollection(
-                collection_pb2.CreateCollectionRequest(
+            collection_service_pb2_grpc.CollectionServiceStub(channel).CreateCollection(
+                collection_service_pb2.CreateCollectionRequest(
                     name=name, dim=dim, model_fingerprint=MODEL,
                     settings=collection_pb2.CollectionSettings(**settings),
                 )
@@ -90,9 +93,11 @@ class IndexProcess:
     def set_settings(self, name: str, **settings: Any) -> None:
         """Replace the settings of a collection."""
         with grpc.insecure_channel(self.address) as channel:
-            collection_pb2_grpc.CollectionServiceStub(channel).UpdateCollection(
-                collection_pb2.UpdateCollectionRequest(
-                    name=name, settings=collection_pb2.CollectionSettings(**settings)
+            collection_service_pb2_grpc.CollectionServiceStub(channel).UpdateCollection(
+                collection_service_pb2.UpdateCollectionRequest(
+                    name=name,
+                    settings=collection_pb2.CollectionSettings(**settings),
+                    update_mask={"paths": ["*"]},
                 )
             )
 
@@ -165,10 +170,12 @@ def _wait_ready(index: IndexProcess) -> None:
         time.sleep(0.05)
 
 
-def candidate(number: int, attributes: dict[str, Any] | None = None) -> index_pb2.Candidate:
+def candidate(number: int, attributes: dict[str, Any] | None = None) -> candidate_pb2.Candidate:
     """Return the candidate of a row."""
     part = content_pb2.Part(text=f"row {number}")
-    message = index_pb2.Candidate(id=f"row-{number:07}", content=content_pb2.Content(parts=[part]))
+    message = candidate_pb2.Candidate(
+        id=f"row-{number:07}", content=content_pb2.Content(parts=[part])
+    )
     for name, value in (attributes or {}).items():
         message.attributes[name].CopyFrom(filter_pb2.AttributeValue(**value))
     return message

@@ -31,6 +31,7 @@ from bench import (
 )
 
 from mmesh import Candidate, Content, Modality, Rerank, Search, SearchResult, wire
+from mmesh.api.collection.v1 import collection_pb2
 from mmesh.api.encoder.v1 import encoder_pb2
 from mmesh.api.encoder.v1.encoder_pb2_grpc import EncoderServiceStub
 from mmesh.api.index.v1 import index_pb2
@@ -131,7 +132,7 @@ class Calls:
             model_fingerprint=encoded.model_fingerprint,
             modalities=[wire.modality_to_pb(modality) for modality in Modality],
             limit=LIMIT,
-            consistency=index_pb2.CONSISTENCY_EVENTUAL,
+            consistency=collection_pb2.CONSISTENCY_EVENTUAL,
         )
         await self._shards[number].Search(request, timeout=30.0)
 

@@ -3,12 +3,12 @@
 from mmesh.aio import AsyncClient
 from mmesh.candidates import Candidate, Embedded, IngestReport, Page, Rejected
 from mmesh.client import Client
-from mmesh.collections import Collection, CollectionLimits, CollectionSettings
+from mmesh.collections import Collection, CollectionLimits, CollectionSettings, SettingsChange
 from mmesh.content import Content, Image, Modality
 from mmesh.errors import MmeshError
 from mmesh.filter_language import parse_filter
 from mmesh.ingest import Progress
-from mmesh.mesh_status import MeshStatus, ServiceStatus
+from mmesh.mesh_status import MeshStatus, ServiceRole, ServiceState, ServiceStatus
 from mmesh.search import (
     Consistency,
     Coverage,
@@ -52,7 +52,10 @@ __all__ = [
     "RerankOutcome",
     "Search",
     "SearchResult",
+    "ServiceRole",
+    "ServiceState",
     "ServiceStatus",
+    "SettingsChange",
     "Stage",
     "parse_filter",
 ]

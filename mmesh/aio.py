@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 import numpy as np
@@ -15,16 +16,23 @@ from mmesh import wire
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
 from mmesh.candidates import Candidate, Embedded, IngestReport, Page, check_candidate, check_vectors
-from mmesh.collections import Collection, CollectionSettings, check_settings
+from mmesh.collections import (
+    Collection,
+    CollectionSettings,
+    SettingsChange,
+    check_change,
+    check_settings,
+)
 from mmesh.content import Content, Image, Part
 from mmesh.errors import MmeshError
 from mmesh.filters import Filter, check_filter
 from mmesh.ingest import Ingest, Progress
-from mmesh.mesh_status import MeshStatus, ServiceStatus
+from mmesh.mesh_status import MeshStatus
 from mmesh.search import Search, SearchResult, check_search
 from mmesh.vectors import DataType
 from mmesh.wire.errors import error_of
 from mmesh.wire.search import result_from_pb, search_to_pb
+from mmesh.wire.status import status_from_pb
 from mmesh.wire.transport import open_channel
 
 DEFAULT_ADDRESS = "127.0.0.1:50550"
@@ -53,7 +61,9 @@ class AsyncClient:
     """A client of one mesh; an async context manager.
 
     Every call takes `timeout` in seconds and raises the class of `mmesh.errors` that says what is
-    wrong. Calls that may be repeated are retried while the gateway is away for a moment.
+    wrong. Unary calls are retried while the gateway is away for a moment. Those that change
+    something carry an idempotency key, so that a repetition has no effect and returns the first
+    answer: one of their own, or the `request_id` that is given, which spans several calls.
 
     Example:
         async with AsyncClient() as client:
@@ -122,7 +132,7 @@ class AsyncClient:
         request = pb.UpsertCandidatesRequest(
             collection=collection,
             candidates=[wire.candidate_to_pb(candidate) for candidate in candidates],
-            request_id=request_id,
+            request_id=request_id or _new_id(),
             model_fingerprint=model_fingerprint,
         )
         if vectors is not None:
@@ -141,21 +151,31 @@ class AsyncClient:
         timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> tuple[int, str]:
         """Delete candidates; return how many existed, and the token of the write."""
-        request = pb.DeleteCandidatesRequest(collection=collection, ids=ids, request_id=request_id)
+        request = pb.DeleteCandidatesRequest(
+            collection=collection, ids=ids, request_id=request_id or _new_id()
+        )
         reply = await _answer(self._stub.DeleteCandidates(request, timeout=timeout))
         return reply.deleted, reply.token
 
     async def delete_candidates_by_filter(
-        self, collection: str, filter: Filter, *, timeout: float | None = DEFAULT_TIMEOUT_S
+        self,
+        collection: str,
+        filter: Filter,
+        *,
+        request_id: str = "",
+        timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> tuple[int, str]:
         """Delete the candidates for which a filter holds; return how many, and the token.
 
-        A candidate that is written meanwhile stays. When the call fails some may be gone; it is
-        safe to repeat. `parse_filter` reads a filter from an expression.
+        A candidate that is written meanwhile stays. When the call fails some may be gone; with the
+        same `request_id` it goes on, and returns how many were deleted in all. `parse_filter`
+        reads a filter from an expression.
         """
         check_filter(filter)
         request = pb.DeleteCandidatesByFilterRequest(
-            collection=collection, filter=wire.filter_to_pb(filter)
+            collection=collection,
+            filter=wire.filter_to_pb(filter),
+            request_id=request_id or _new_id(),
         )
         reply = await _answer(self._stub.DeleteCandidatesByFilter(request, timeout=timeout))
         return reply.deleted, reply.token
@@ -234,6 +254,7 @@ class AsyncClient:
         settings: CollectionSettings | None = None,
         *,
         model: str = "",
+        request_id: str = "",
         timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> Collection:
         """Create a collection, or return it if it exists; its settings are left as they are then.
@@ -241,7 +262,9 @@ class AsyncClient:
         `model` is the name or the fingerprint of a model that the mesh serves; without one it is
         that of the mesh's first encoder.
         """
-        request = pb.CreateCollectionRequest(name=name, model=model)
+        request = pb.CreateCollectionRequest(
+            name=name, model=model, request_id=request_id or _new_id()
+        )
         if settings is not None:
             check_settings(settings)
             request.settings.CopyFrom(wire.settings_to_pb(settings))
@@ -251,13 +274,20 @@ class AsyncClient:
     async def update_collection(
         self,
         name: str,
-        settings: CollectionSettings,
         *,
+        request_id: str = "",
         timeout: float | None = DEFAULT_TIMEOUT_S,
+        **change: Unpack[SettingsChange],
     ) -> Collection:
-        """Replace all settings of a collection; return it."""
-        check_settings(settings)
-        request = pb.UpdateCollectionRequest(name=name, settings=wire.settings_to_pb(settings))
+        """Change those settings of a collection that are given, such as `max_limit=9`; return it.
+
+        The others stay as they are. 0 and "" set one back to its default.
+        """
+        check_change(change)
+        settings, mask = wire.change_to_pb(change)
+        request = pb.UpdateCollectionRequest(
+            name=name, settings=settings, update_mask=mask, request_id=request_id or _new_id()
+        )
         reply = await _answer(self._stub.UpdateCollection(request, timeout=timeout))
         return wire.collection_from_pb(reply.collection)
 
@@ -283,33 +313,47 @@ class AsyncClient:
             request.page_token = reply.next_page_token
 
     async def delete_collection(
-        self, name: str, *, timeout: float | None = DEFAULT_TIMEOUT_S
+        self, name: str, *, request_id: str = "", timeout: float | None = DEFAULT_TIMEOUT_S
     ) -> int:
         """Delete a collection and its aliases; return how many candidates it had."""
-        request = pb.DeleteCollectionRequest(name=name)
+        request = pb.DeleteCollectionRequest(name=name, request_id=request_id or _new_id())
         reply = await _answer(self._stub.DeleteCollection(request, timeout=timeout))
         return reply.deleted_candidates
 
     async def set_alias(
-        self, alias: str, collection: str, *, timeout: float | None = DEFAULT_TIMEOUT_S
+        self,
+        alias: str,
+        collection: str,
+        *,
+        request_id: str = "",
+        timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> str:
         """Let an alias name a collection at once; return the name of the one before, or "".
 
         Every call but `delete_collection` takes an alias for its collection.
         """
-        request = pb.SetAliasRequest(alias=alias, collection=collection)
+        request = pb.SetAliasRequest(
+            alias=alias, collection=collection, request_id=request_id or _new_id()
+        )
         reply = await _answer(self._stub.SetAlias(request, timeout=timeout))
         return reply.previous_collection
 
-    async def delete_alias(self, alias: str, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
+    async def delete_alias(
+        self, alias: str, *, request_id: str = "", timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> None:
         """Delete an alias; its collection stays."""
-        await _answer(self._stub.DeleteAlias(pb.DeleteAliasRequest(alias=alias), timeout=timeout))
+        request = pb.DeleteAliasRequest(alias=alias, request_id=request_id or _new_id())
+        await _answer(self._stub.DeleteAlias(request, timeout=timeout))
 
     async def get_status(self, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> MeshStatus:
-        """Return the state of every service of the mesh."""
+        """Return the state of every process of the mesh."""
         reply = await _answer(self._stub.GetStatus(pb.GetStatusRequest(), timeout=timeout))
-        services = tuple(ServiceStatus(s.name, s.serving, s.detail) for s in reply.services)
-        return MeshStatus(services, reply.version)
+        return status_from_pb(reply)
+
+
+def _new_id() -> str:
+    """Return an idempotency key, under which the channel may repeat a call."""
+    return uuid.uuid4().hex
 
 
 async def _answer(call: Awaitable[Answer]) -> Answer:

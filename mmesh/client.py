@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from numpy.typing import ArrayLike
 
 from mmesh.aio import DEFAULT_TIMEOUT_S, AsyncClient, Query
 from mmesh.candidates import Candidate, Embedded, IngestReport, Page
-from mmesh.collections import Collection, CollectionSettings
+from mmesh.collections import Collection, CollectionSettings, SettingsChange
 from mmesh.errors import MmeshError
 from mmesh.filters import Filter
 from mmesh.ingest import Progress
@@ -117,11 +117,18 @@ class Client:
         )
 
     def delete_candidates_by_filter(
-        self, collection: str, filter: Filter, *, timeout: float | None = DEFAULT_TIMEOUT_S
+        self,
+        collection: str,
+        filter: Filter,
+        *,
+        request_id: str = "",
+        timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> tuple[int, str]:
         """Delete the candidates for which a filter holds; return how many, and the token."""
         return self._wait(
-            self._client.delete_candidates_by_filter(collection, filter, timeout=timeout)
+            self._client.delete_candidates_by_filter(
+                collection, filter, request_id=request_id, timeout=timeout
+            )
         )
 
     def batch_get_candidates(
@@ -184,21 +191,28 @@ class Client:
         settings: CollectionSettings | None = None,
         *,
         model: str = "",
+        request_id: str = "",
         timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> Collection:
         """Create a collection, or return it if it exists; see `AsyncClient.create_collection`."""
-        making = self._client.create_collection(name, settings, model=model, timeout=timeout)
-        return self._wait(making)
+        return self._wait(
+            self._client.create_collection(
+                name, settings, model=model, request_id=request_id, timeout=timeout
+            )
+        )
 
     def update_collection(
         self,
         name: str,
-        settings: CollectionSettings,
         *,
+        request_id: str = "",
         timeout: float | None = DEFAULT_TIMEOUT_S,
+        **change: Unpack[SettingsChange],
     ) -> Collection:
-        """Replace all settings of a collection; return it."""
-        return self._wait(self._client.update_collection(name, settings, timeout=timeout))
+        """Change the settings that are given, such as `max_limit=9`; return the collection."""
+        return self._wait(
+            self._client.update_collection(name, request_id=request_id, timeout=timeout, **change)
+        )
 
     def get_collection(self, name: str, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> Collection:
         """Return one collection."""
@@ -208,22 +222,34 @@ class Client:
         """Return all collections by name."""
         return self._wait(self._client.list_collections(timeout=timeout))
 
-    def delete_collection(self, name: str, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> int:
+    def delete_collection(
+        self, name: str, *, request_id: str = "", timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> int:
         """Delete a collection and its aliases; return how many candidates it had."""
-        return self._wait(self._client.delete_collection(name, timeout=timeout))
+        deleting = self._client.delete_collection(name, request_id=request_id, timeout=timeout)
+        return self._wait(deleting)
 
     def set_alias(
-        self, alias: str, collection: str, *, timeout: float | None = DEFAULT_TIMEOUT_S
+        self,
+        alias: str,
+        collection: str,
+        *,
+        request_id: str = "",
+        timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> str:
         """Let an alias name a collection at once; return the name of the one before, or ""."""
-        return self._wait(self._client.set_alias(alias, collection, timeout=timeout))
+        return self._wait(
+            self._client.set_alias(alias, collection, request_id=request_id, timeout=timeout)
+        )
 
-    def delete_alias(self, alias: str, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
+    def delete_alias(
+        self, alias: str, *, request_id: str = "", timeout: float | None = DEFAULT_TIMEOUT_S
+    ) -> None:
         """Delete an alias; its collection stays."""
-        self._wait(self._client.delete_alias(alias, timeout=timeout))
+        self._wait(self._client.delete_alias(alias, request_id=request_id, timeout=timeout))
 
     def get_status(self, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> MeshStatus:
-        """Return the state of every service of the mesh."""
+        """Return the state of every process of the mesh."""
         return self._wait(self._client.get_status(timeout=timeout))
 
 

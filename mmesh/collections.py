@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
+from typing import Any, TypedDict
 
 from mmesh.candidates import MAX_ATTRIBUTES
-from mmesh.content import (
-    Modality,
-)
+from mmesh.content import Modality
 from mmesh.errors import InvalidField
 from mmesh.filters import MAX_DEPTH
 from mmesh.search import MAX_LIMIT
@@ -19,7 +18,7 @@ MAX_FACTORY_BYTES = 256
 
 @dataclass(frozen=True, slots=True)
 class CollectionLimits:
-    """What a collection may hold and be asked; 0 means the default. See `collection.proto`."""
+    """Quotas of a collection; 0 means the default. See `CollectionLimits` in collection.proto."""
 
     max_candidates: int = 0
     max_candidate_bytes: int = 0
@@ -36,6 +35,37 @@ class CollectionSettings:
     recall_target: float = 0.0
     limits: CollectionLimits = field(default_factory=CollectionLimits)
     mirror: str = ""
+
+
+class SettingsChange(TypedDict, total=False):
+    """A partial update of a collection's settings: what is left out stays as it is.
+
+    The limits are here by their own names; 0 and "" set a setting back to its default.
+    """
+
+    index_factory: str
+    recall_target: float
+    mirror: str
+    max_candidates: int
+    max_candidate_bytes: int
+    max_attributes: int
+    max_filter_depth: int
+    max_limit: int
+
+
+LIMITS = tuple(limit.name for limit in fields(CollectionLimits))
+
+
+def with_changes(settings: CollectionSettings, change: SettingsChange) -> CollectionSettings:
+    """Return the settings with the new values in their places."""
+    values: dict[str, Any] = {**change}
+    limits = {name: values.pop(name) for name in LIMITS if name in values}
+    return replace(settings, **values, limits=replace(settings.limits, **limits))
+
+
+def check_change(change: SettingsChange) -> None:
+    """Raise `InvalidField` unless all new values are within bounds; see `check_settings`."""
+    check_settings(with_changes(CollectionSettings(), change))
 
 
 def check_settings(settings: CollectionSettings, path: str = "settings") -> None:

@@ -14,7 +14,8 @@ MmeshError
  |- CollectionExists          ALREADY_EXISTS       COLLECTION_EXISTS
  |- FailedPrecondition        FAILED_PRECONDITION
  |   |- DimMismatch               DIM_MISMATCH
- |   `- ModelMismatch             MODEL_MISMATCH
+ |   |- ModelMismatch             MODEL_MISMATCH
+ |   `- RequestIdReused           REQUEST_ID_REUSED
  |- ResourceExhausted         RESOURCE_EXHAUSTED
  |   |- Overloaded                QUEUE_FULL
  |   |- MessageTooLarge           MESSAGE_TOO_LARGE
@@ -173,6 +174,12 @@ class ModelMismatch(FailedPrecondition):
     """Vectors come from another model than the collection's."""
 
     reason = "MODEL_MISMATCH"
+
+
+class RequestIdReused(FailedPrecondition):
+    """The request id was that of a request which asked for something else; use a new one."""
+
+    reason = "REQUEST_ID_REUSED"
 
 
 class ResourceExhausted(MmeshError):

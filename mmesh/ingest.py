@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmesh import wire
+from mmesh.api.candidate.v1 import candidate_pb2
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
-from mmesh.api.index.v1 import index_pb2
 from mmesh.candidates import Candidate, Embedded, IngestReport, Rejected, check_candidate
 from mmesh.errors import (
     CollectionFull,
@@ -290,7 +290,7 @@ class Ingest:
 class _Item:
     """A candidate that can be sent."""
 
-    message: index_pb2.Candidate
+    message: candidate_pb2.Candidate
     vector: NDArray[Any] | None
     size: int
     """Bytes on the wire."""

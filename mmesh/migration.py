@@ -87,7 +87,7 @@ async def begin(client: AsyncClient, alias: str, model: str) -> Migration:
     if new.model_fingerprint == live.model_fingerprint:
         await client.delete_collection(name)
         raise FailedPrecondition(f"{alias!r} has the model {new.model_fingerprint!r} already")
-    await client.update_collection(live.name, replace(live.settings, mirror=name))
+    await client.update_collection(live.name, mirror=name)
     return await find(client, alias)
 
 

@@ -22,7 +22,7 @@ MAX_IMAGE_TOKENS = 2**31 - 1
 
 
 class MergePolicy(enum.Enum):
-    """How lists of several modalities become one; see `RetrievalService` in protos/."""
+    """Rank fusion: how the lists of modalities become one; see `MergePolicy` in gateway.proto."""
 
     SCORE = "score"
     CALIBRATED = "calibrated"
@@ -31,7 +31,7 @@ class MergePolicy(enum.Enum):
 
 
 class Consistency(enum.Enum):
-    """How fresh a search must be."""
+    """Consistency level of a search: how fresh it must be; see collection.proto."""
 
     EVENTUAL = "eventual"
     SESSION = "session"
@@ -48,18 +48,18 @@ class RerankOutcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rerank:
-    """How many candidates to judge, and what that may cost."""
+    """Budget of second-stage scoring: how many candidates to judge, and what that may cost."""
 
     candidates: int
     max_seconds: float = 0.0
-    """0 means half of what is left until the deadline."""
+    """At most an hour; 0 means half of what is left until the deadline."""
     max_image_tokens: int = 0
     """Tokens of pictures that the judge may read, of query and candidates; 0 means any number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """One search; what is left out is the mesh's default."""
+    """One search; what is left out is the mesh's default. See `SearchRequest` in gateway.proto."""
 
     collection: str
     query: Content
@@ -123,7 +123,7 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Degradation:
-    """One thing that a search skipped, and why."""
+    """Graceful degradation: one thing that a search skipped, and why."""
 
     reason: str
     message: str
@@ -131,7 +131,7 @@ class Degradation:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Seconds of one stage in the gateway, and inside the service that it called."""
+    """Latency of one stage: seconds in the gateway, and of these in the service it called."""
 
     name: str
     seconds: float
@@ -140,7 +140,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """How an answer was made."""
+    """Provenance and latencies of an answer; see `Receipt` in gateway.proto."""
 
     request_id: str
     query_modality: Modality

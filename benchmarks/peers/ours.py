@@ -17,9 +17,11 @@ import grpc
 import numpy as np
 
 from mmesh import wire
+from mmesh.api.candidate.v1 import candidate_pb2
+from mmesh.api.collection.v1 import collection_pb2
 from mmesh.api.content.v1 import content_pb2
-from mmesh.api.index.v1 import collection_pb2, index_pb2
-from mmesh.api.index.v1.collection_pb2_grpc import CollectionServiceStub
+from mmesh.api.index.v1 import collection_service_pb2, index_pb2
+from mmesh.api.index.v1.collection_service_pb2_grpc import CollectionServiceStub
 from mmesh.api.index.v1.index_pb2_grpc import IndexServiceStub
 from mmesh.candidates import Candidate
 from mmesh.content import Content
@@ -90,7 +92,7 @@ class Ours(Peer):
         self._upsert(name, rows, wire.vectors_to_pb(batch.vectors))
 
     def _create(self, target: float) -> None:
-        request = collection_pb2.CreateCollectionRequest(
+        request = collection_service_pb2.CreateCollectionRequest(
             name=_name_of(target),
             dim=DIM,
             model_fingerprint=MODEL,
@@ -99,7 +101,7 @@ class Ours(Peer):
         self._writer.collections.CreateCollection(request, timeout=CALL_S)
         self._made.add(request.name)
 
-    def _upsert(self, name: str, rows: list[index_pb2.Candidate], vectors: object) -> None:
+    def _upsert(self, name: str, rows: list[candidate_pb2.Candidate], vectors: object) -> None:
         request = index_pb2.UpsertCandidatesRequest(
             collection=name,
             candidates=rows,
@@ -223,7 +225,7 @@ class _Replica:
             collection=name,
             queries=wire.vectors_to_pb(np.ones((1, DIM), np.float32)),
             limit=1,
-            consistency=index_pb2.CONSISTENCY_STRONG,
+            consistency=collection_pb2.CONSISTENCY_STRONG,
         )
         self.index.Search(request, timeout=COMPACT_S)  # waits for the last write
         self.index.Compact(index_pb2.CompactRequest(collection=name), timeout=COMPACT_S)

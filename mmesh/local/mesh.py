@@ -29,8 +29,8 @@ from mmesh.local.plan import (
     place_of,
     plan_index,
     plan_services,
-    replica_suffix,
 )
+from mmesh.mesh_status import MeshStatus, ServiceRole
 
 START_S = 120.0
 LOAD_S = 3600.0
@@ -79,7 +79,7 @@ class LocalMesh:
             for service in self.services:
                 await self._start(service)
             await asyncio.gather(*(self._wait_ready(one, START_S) for one in self.services))
-            wanted = _StatusOf(self.settings.shards, self.settings.replicas)
+            wanted = _ShardSet(self.settings.shards, self.settings.replicas)
             await self._wait_for_gateway(wanted.is_in_use, "does not find the index")
         except BaseException:
             await self._stop_all()
@@ -125,17 +125,17 @@ class LocalMesh:
             planned = plan_index(replace(self.settings, shards=shards, replicas=replicas), tag)
             places = {place_of(service) for service in kept}
             added = [service for service in planned if place_of(service) not in places]
-            await self._add(old, added, _StatusOf(shards, replicas), tell)
+            await self._add(old, added, _ShardSet(shards, replicas), tell)
             self.settings = replace(self.settings, shards=shards, replicas=replicas)
             gone = [service for service in old if service not in kept]
-            await self._take_out(gone, _StatusOf(shards, replicas), tell)
+            await self._take_out(gone, _ShardSet(shards, replicas), tell)
             tell(f"the mesh has {_words(shards, replicas)}")
 
     async def _add(
         self,
         old: Sequence[Service],
         added: Sequence[Service],
-        wanted: _StatusOf,
+        wanted: _ShardSet,
         tell: Callable[[str], None],
     ) -> None:
         """Start processes and wait until the gateway searches them; on failure they are gone."""
@@ -158,7 +158,7 @@ class LocalMesh:
         tell("the gateway uses them")
 
     async def _take_out(
-        self, gone: Sequence[Service], wanted: _StatusOf, tell: Callable[[str], None]
+        self, gone: Sequence[Service], wanted: _ShardSet, tell: Callable[[str], None]
     ) -> None:
         """Stop processes, as soon as the gateway has forgotten them."""
         left = [service for service in self.index if service not in gone]
@@ -178,13 +178,12 @@ class LocalMesh:
         self.services = [service for service in self.services if service not in services]
         self._write_description()
 
-    async def _wait_for_gateway(self, holds: Callable[[set[str]], bool], problem: str) -> None:
+    async def _wait_for_gateway(self, holds: Callable[[MeshStatus], bool], problem: str) -> None:
         until = time.monotonic() + SWITCH_S
         async with AsyncClient(self.address) as client:
             while True:
                 with contextlib.suppress(MmeshError):
-                    status = await client.get_status(timeout=5.0)
-                    if holds({one.name for one in status.services if one.serving}):
+                    if holds(await client.get_status(timeout=5.0)):
                         return
                 if time.monotonic() > until:
                     raise MeshFailed(f"after {SWITCH_S:.0f} s the gateway {problem}")
@@ -268,24 +267,31 @@ class LocalMesh:
                 service.process.kill()  # type: ignore[union-attr]
 
 
-class _StatusOf:
-    """What the gateway's status says of index processes when these are the shards in use."""
+class _ShardSet:
+    """A wanted shard set, compared with what the gateway says of its processes."""
 
     def __init__(self, shards: int, replicas: int) -> None:
-        self._after_last = f"index-{shards}"
-        self._names = {
-            f"index-{shard}" + replica_suffix(replica)
-            for shard in range(shards)
-            for replica in range(replicas)
+        self._shard_count = shards
+        self._places = {
+            (shard, shards, replica) for shard in range(shards) for replica in range(replicas)
         }
 
-    def is_in_use(self, serving: set[str]) -> bool:
+    def is_in_use(self, status: MeshStatus) -> bool:
         """Tell whether these shards and replicas are searched, whatever else there is."""
-        return self._names <= serving and self._after_last not in serving
+        return status.shard_count == self._shard_count and self._places <= _serving(status)
 
-    def is_all(self, serving: set[str]) -> bool:
+    def is_all(self, status: MeshStatus) -> bool:
         """Tell whether there is nothing else."""
-        return self._names == {name for name in serving if name.startswith("index-")}
+        return self._places == _serving(status)
+
+
+def _serving(status: MeshStatus) -> set[tuple[int, int, int]]:
+    """Return shard, shard count and replica of the index processes that serve."""
+    return {
+        (one.shard, one.shard_count, one.replica)
+        for one in status.services
+        if one.role is ServiceRole.INDEX and one.is_serving
+    }
 
 
 def _words(shards: int, replicas: int) -> str:

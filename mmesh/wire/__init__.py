@@ -1,7 +1,8 @@
 """The wire format: plain Python to protobuf messages and back, with no logic beyond that.
 
 `*_to_pb` builds a message, `*_from_pb` reads one and raises `InvalidField` where it is malformed.
-`search` has the public API's searches, `errors` also `google.rpc.Status`, `transport` channels.
+`search` and `status` have what only the public API speaks of, `errors` also `google.rpc.Status`,
+`transport` channels.
 What may enter: what knows both protobuf and our types. What may not: decisions.
 """
 
@@ -13,6 +14,8 @@ from mmesh.wire.candidates import (
     page_size_of,
 )
 from mmesh.wire.collections import (
+    change_from_pb,
+    change_to_pb,
     collection_from_pb,
     collection_to_pb,
     settings_from_pb,
@@ -47,6 +50,8 @@ __all__ = [
     "by_number",
     "candidate_from_pb",
     "candidate_to_pb",
+    "change_from_pb",
+    "change_to_pb",
     "collection_from_pb",
     "collection_to_pb",
     "consistency_from_pb",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmesh.api.index.v1 import index_pb2
+from mmesh.api.candidate.v1 import candidate_pb2
 from mmesh.candidates import Candidate, Page
 from mmesh.errors import InvalidField
 from mmesh.wire.content import content_from_pb, content_to_pb
@@ -12,14 +12,14 @@ from mmesh.wire.filters import attributes_from_pb, attributes_to_pb
 from mmesh.wire.vectors import vectors_from_pb
 
 
-def candidate_to_pb(candidate: Candidate) -> index_pb2.Candidate:
+def candidate_to_pb(candidate: Candidate) -> candidate_pb2.Candidate:
     """Return the message of `candidate`."""
-    message = index_pb2.Candidate(id=candidate.id, content=content_to_pb(candidate.content))
+    message = candidate_pb2.Candidate(id=candidate.id, content=content_to_pb(candidate.content))
     attributes_to_pb(candidate.attributes, message.attributes)
     return message
 
 
-def candidate_from_pb(message: index_pb2.Candidate, path: str = "candidate") -> Candidate:
+def candidate_from_pb(message: candidate_pb2.Candidate, path: str = "candidate") -> Candidate:
     """Return the candidate of `message`; limits are checked by `check_candidate`."""
     return Candidate(
         message.id,

@@ -1,13 +1,32 @@
-"""Collections and their settings to protobuf and back."""
+"""Collections and their settings to protobuf and back; changes of settings as field masks."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC
+from typing import Any, cast
 
-from mmesh.api.index.v1 import collection_pb2
-from mmesh.collections import Collection, CollectionLimits, CollectionSettings
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from mmesh.api.collection.v1 import collection_pb2
+from mmesh.collections import (
+    LIMITS,
+    Collection,
+    CollectionLimits,
+    CollectionSettings,
+    SettingsChange,
+    with_changes,
+)
 from mmesh.content import Modality
+from mmesh.errors import InvalidField
 from mmesh.wire.content import modality_from_pb, modality_to_pb
+
+_LIMITS, _EVERYTHING = "limits", "*"
+_PATH_OF = {
+    name: f"{_LIMITS}.{name}" if name in LIMITS else name for name in SettingsChange.__annotations__
+}
+"""Paths in a field mask by names of settings."""
+_SETTING_OF = {path: name for name, path in _PATH_OF.items()}
 
 
 def settings_to_pb(settings: CollectionSettings) -> collection_pb2.CollectionSettings:
@@ -42,6 +61,44 @@ def settings_from_pb(message: collection_pb2.CollectionSettings) -> CollectionSe
         ),
         message.mirror,
     )
+
+
+def change_to_pb(change: SettingsChange) -> tuple[collection_pb2.CollectionSettings, FieldMask]:
+    """Return the message that holds the new values, and the mask that names them."""
+    settings = settings_to_pb(with_changes(CollectionSettings(), change))
+    return settings, FieldMask(paths=[_PATH_OF[name] for name in change])
+
+
+def change_from_pb(message: collection_pb2.CollectionSettings, mask: FieldMask) -> SettingsChange:
+    """Return the change that a mask makes of `message`; bounds are checked by `check_change`.
+
+    Raises:
+        InvalidField: a path of the mask names no setting.
+    """
+    values = {path: _value_at(message, path) for path in _SETTING_OF}
+    are_set = [path for path, value in values.items() if value]
+    paths = list(_paths_of(mask, are_set)) if mask.paths else are_set
+    return cast("SettingsChange", {_SETTING_OF[path]: values[path] for path in paths})
+
+
+def _paths_of(mask: FieldMask, are_set: Iterable[str]) -> Iterable[str]:
+    for number, path in enumerate(mask.paths):
+        if path == _EVERYTHING:
+            yield from _SETTING_OF
+        elif path == _LIMITS:
+            yield from (one for one in are_set if one.startswith(f"{_LIMITS}."))
+        elif path in _SETTING_OF:
+            yield path
+        else:
+            known = ", ".join(_SETTING_OF)
+            problem = f"is {path[:80]!r}, which names no setting; these are {known}"
+            raise InvalidField(f"update_mask.paths[{number}]", problem)
+
+
+def _value_at(message: Any, path: str) -> Any:
+    for name in path.split("."):
+        message = getattr(message, name)
+    return message
 
 
 def collection_to_pb(collection: Collection) -> collection_pb2.Collection:

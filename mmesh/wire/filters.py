@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mmesh.api.index.v1 import filter_pb2
+from mmesh.api.filter.v1 import filter_pb2
 from mmesh.content import Attributes, AttributeValue
 from mmesh.errors import InvalidField, InvalidFilter
 from mmesh.filters import MAX_DEPTH, AllOf, AnyOf, Compare, Filter, In, Not, Operator

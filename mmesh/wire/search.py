@@ -8,6 +8,7 @@ from mmesh import wire
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.content import Modality
 from mmesh.search import (
+    MAX_RERANK_S,
     Coverage,
     Degradation,
     Hit,
@@ -20,6 +21,7 @@ from mmesh.search import (
     Stage,
     check_search,
 )
+from mmesh.wire.durations import duration_to_pb, seconds_from_pb
 
 _MERGES = {
     MergePolicy.SCORE: pb.MERGE_POLICY_SCORE,
@@ -80,13 +82,14 @@ def search_from_pb(message: pb.SearchRequest) -> Search:
 def _rerank_to_pb(rerank: Rerank) -> pb.RerankOptions:
     return pb.RerankOptions(
         candidates=rerank.candidates,
-        max_seconds=rerank.max_seconds,
+        max_duration=duration_to_pb(rerank.max_seconds, "rerank.max_seconds"),
         max_image_tokens=rerank.max_image_tokens,
     )
 
 
 def _rerank_from_pb(message: pb.RerankOptions) -> Rerank:
-    return Rerank(message.candidates, message.max_seconds, message.max_image_tokens)
+    max_seconds = seconds_from_pb(message.max_duration, "rerank.max_duration", MAX_RERANK_S)
+    return Rerank(message.candidates, max_seconds, message.max_image_tokens)
 
 
 def result_to_pb(result: SearchResult) -> pb.SearchResponse:

@@ -1,4 +1,4 @@
-"""Outgoing channels: balanced, kept alive, with retries of calls that may be repeated."""
+"""Outgoing channels: balanced, kept alive, with retries of idempotent calls."""
 
 from __future__ import annotations
 
@@ -8,24 +8,22 @@ import grpc
 
 REPEATABLE = (
     {"service": "mmesh.api.encoder.v1.EncoderService"},
-    {"service": "mmesh.api.reranker.v1.RerankerService"},
-    {"service": "mmesh.api.index.v1.IndexService"},
+    {"service": "mmesh.api.gateway.v1.RetrievalService"},
     {"service": "mmesh.api.index.v1.CollectionService"},
-    *(
-        {"service": "mmesh.api.gateway.v1.RetrievalService", "method": method}
-        for method in ("Search", "SearchBatch", "BatchGetCandidates", "ListCandidates")
-    ),
-    *(
-        {"service": "mmesh.api.gateway.v1.RetrievalService", "method": method}
-        for method in ("CreateCollection", "GetCollection", "ListCollections", "GetStatus")
-    ),
+    {"service": "mmesh.api.index.v1.IndexService"},
+    {"service": "mmesh.api.reranker.v1.RerankerService"},
 )
-"""Calls that do no harm when repeated (the gateway's writes to the index carry a request id)."""
-UNREPEATED = tuple(
-    {"service": "mmesh.api.index.v1.IndexService", "method": method}
-    for method in ("Search", "SearchStream", "GetShard")
+"""Services whose calls are idempotent: they only read, or carry a request id. So whoever opens a
+channel must send a `request_id` where there is one."""
+UNREPEATED = (
+    *(
+        {"service": "mmesh.api.index.v1.IndexService", "method": method}
+        for method in ("Search", "SearchStream", "GetShard", "CreateSnapshot")
+    ),
+    {"service": "mmesh.api.gateway.v1.RetrievalService", "method": "Ingest"},
 )
-"""Calls that go on to another replica instead, or to nobody."""
+"""Calls that go on to another replica instead, that their callers resume, or that do more when they
+are repeated."""
 _RETRY = {
     "maxAttempts": 3,
     "initialBackoff": "0.05s",
@@ -36,7 +34,7 @@ _RETRY = {
 
 
 def service_config() -> str:
-    """Return the gRPC service config: round robin, and retries of what may be repeated."""
+    """Return the gRPC service config: round robin, and retries of idempotent calls."""
     methods = [
         {"name": list(REPEATABLE), "retryPolicy": _RETRY},
         {"name": list(UNREPEATED)},

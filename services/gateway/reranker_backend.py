@@ -8,7 +8,7 @@ from mmesh import wire
 from mmesh.api.reranker.v1 import reranker_pb2, reranker_pb2_grpc
 from mmesh.content import Content, Modality
 from mmesh.errors import MmeshError
-from mmesh.mesh_status import ServiceStatus
+from mmesh.mesh_status import ServiceRole, ServiceState, ServiceStatus
 from mmesh.serving.deadline import Deadline
 from mmesh.wire.encoding import built, content_bytes, taking_bytes
 from mmesh.wire.transport import open_channel
@@ -20,6 +20,7 @@ class RerankerBackend:
     """The reranker."""
 
     def __init__(self, address: str) -> None:
+        self._address = address
         self._channel = open_channel(address)
         self._stub = reranker_pb2_grpc.RerankerServiceStub(taking_bytes(self._channel))
         self._judge: tuple[str, Judge] | None = None
@@ -68,8 +69,10 @@ class RerankerBackend:
         try:
             reply = await self._ask_model(deadline)
         except MmeshError as error:
-            return [ServiceStatus("reranker", False, error.message)]
-        return [ServiceStatus("reranker", True, f"{reply.name} {reply.template}".strip())]
+            state, detail = ServiceState.of(error), error.message
+        else:
+            state, detail = ServiceState.SERVING, f"{reply.name} {reply.template}".strip()
+        return [ServiceStatus(ServiceRole.RERANKER, state, self._address, detail=detail)]
 
     async def _ask_model(self, deadline: Deadline) -> reranker_pb2.GetModelResponse:
         request = reranker_pb2.GetModelRequest()

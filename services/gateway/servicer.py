@@ -11,11 +11,13 @@ from mmesh import wire
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
 from mmesh.candidates import Candidate, check_candidate
-from mmesh.collections import CollectionSettings, check_settings
+from mmesh.collections import check_change, check_settings
 from mmesh.errors import InvalidField, InvalidFilter, InvalidRequest, MmeshError
 from mmesh.filters import check_filter
+from mmesh.mesh_status import MeshStatus
 from mmesh.serving.deadline import Context, Deadline
 from mmesh.wire.search import result_to_pb, search_from_pb
+from mmesh.wire.status import status_to_pb
 from services.gateway.config import GatewaySettings
 from services.gateway.interfaces import Embeddings
 from services.gateway.mesh import Mesh
@@ -85,7 +87,7 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
         condition = wire.filter_from_pb(request.filter)
         check_filter(condition)
         deleted, token = await self._mesh.index.delete_by_filter(
-            request.collection, condition, self._deadline(context)
+            request.collection, condition, request.request_id, self._deadline(context)
         )
         return pb.DeleteCandidatesByFilterResponse(deleted=deleted, token=token)
 
@@ -146,9 +148,12 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
         self, request: pb.CreateCollectionRequest, context: Context
     ) -> pb.CreateCollectionResponse:
         deadline = self._deadline(context)
-        settings = _settings_of(request)
+        settings = wire.settings_from_pb(request.settings)
+        check_settings(settings)
         model = await self._mesh.encoders.find(request.model, deadline)
-        made = await self._mesh.index.create_collection(request.name, model, settings, deadline)
+        made = await self._mesh.index.create_collection(
+            request.name, model, settings, request.request_id, deadline
+        )
         return pb.CreateCollectionResponse(collection=wire.collection_to_pb(made))
 
     async def GetCollection(
@@ -171,8 +176,10 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
     async def UpdateCollection(
         self, request: pb.UpdateCollectionRequest, context: Context
     ) -> pb.UpdateCollectionResponse:
+        change = wire.change_from_pb(request.settings, request.update_mask)
+        check_change(change)
         updated = await self._mesh.index.update_collection(
-            request.name, _settings_of(request), self._deadline(context)
+            request.name, change, request.request_id, self._deadline(context)
         )
         self._mesh.catalog.forget()
         return pb.UpdateCollectionResponse(collection=wire.collection_to_pb(updated))
@@ -180,13 +187,15 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Context
     ) -> pb.DeleteCollectionResponse:
-        count = await self._mesh.index.delete_collection(request.name, self._deadline(context))
+        count = await self._mesh.index.delete_collection(
+            request.name, request.request_id, self._deadline(context)
+        )
         self._mesh.catalog.forget()
         return pb.DeleteCollectionResponse(deleted_candidates=count)
 
     async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
         previous = await self._mesh.index.set_alias(
-            request.alias, request.collection, self._deadline(context)
+            request.alias, request.collection, request.request_id, self._deadline(context)
         )
         self._mesh.catalog.forget()
         return pb.SetAliasResponse(previous_collection=previous)
@@ -194,7 +203,9 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
     async def DeleteAlias(
         self, request: pb.DeleteAliasRequest, context: Context
     ) -> pb.DeleteAliasResponse:
-        await self._mesh.index.delete_alias(request.alias, self._deadline(context))
+        await self._mesh.index.delete_alias(
+            request.alias, request.request_id, self._deadline(context)
+        )
         self._mesh.catalog.forget()
         return pb.DeleteAliasResponse()
 
@@ -202,10 +213,7 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
         self, request: pb.GetStatusRequest, context: Context
     ) -> pb.GetStatusResponse:
         services = await self._mesh.status(self._deadline(context))
-        messages = [
-            pb.ServiceStatus(name=s.name, serving=s.serving, detail=s.detail) for s in services
-        ]
-        return pb.GetStatusResponse(services=messages, version=VERSION)
+        return status_to_pb(MeshStatus(tuple(services), VERSION, self._mesh.index.shard_count))
 
 
 def _try(convert: Any, message: Any) -> Any:
@@ -242,14 +250,6 @@ def _candidate_of(message: Any, number: int, seen: dict[str, int]) -> Candidate 
     except InvalidField as error:
         return Refused(message.id, number, error)
     return candidate
-
-
-def _settings_of(
-    request: pb.CreateCollectionRequest | pb.UpdateCollectionRequest,
-) -> CollectionSettings:
-    settings = wire.settings_from_pb(request.settings)
-    check_settings(settings)
-    return settings
 
 
 def _embeddings_of(

@@ -15,7 +15,7 @@ from typing import NamedTuple, Self, TypeVar
 import numpy as np
 
 from mmesh.candidates import Candidate
-from mmesh.collections import Collection, CollectionSettings
+from mmesh.collections import Collection, CollectionSettings, SettingsChange
 from mmesh.content import Modality
 from mmesh.errors import (
     DimMismatch,
@@ -31,10 +31,11 @@ from mmesh.vectors import FloatMatrix, pack, unit_rows
 from services.index.build.tuning import check_factory
 from services.index.config import IndexSettings
 from services.index.description import ShardState, describe
+from services.index.filter_deletion import FilterDeletion
 from services.index.limits import check_candidates, check_depth, check_limit
 from services.index.log.attributes import attribute_types_with, check_types
 from services.index.log.committer import Committer
-from services.index.log.ledger import Delete, DeleteUnchanged, Fill, Mirrored, Upsert
+from services.index.log.ledger import Delete, Fill, Mirrored, Upsert
 from services.index.log.log import Log
 from services.index.log.rows import (
     CollectionRow,
@@ -44,7 +45,6 @@ from services.index.log.rows import (
     candidate_of,
     parts_to_json,
 )
-from services.index.segments.columns import Columns
 from services.index.slots import slot_of, slots_of
 from services.index.store.blobs import ContentBlobs
 from services.index.store.objects import open_objects
@@ -63,7 +63,6 @@ Result = TypeVar("Result")
 FRESH_SHARE = 0.9
 """Share of a search's time that may go by in waiting for a write."""
 START_PAUSE_S = 1.0
-PAGE_ROWS = 1000
 _SEQUENCE = re.compile("[0-9]{1,18}")
 
 
@@ -112,6 +111,8 @@ class IndexEngine:
         )
         self._stack = AsyncExitStack()
         self._parts: _Parts | None = None
+        self._dropping: set[asyncio.Task[None]] = set()
+        """Snapshots of deleted collections that are being removed."""
 
     async def __aenter__(self) -> Self:
         """Load the shard, from snapshots and the log, and begin to follow the log."""
@@ -163,6 +164,7 @@ class IndexEngine:
 
     async def __aexit__(self, *_: object) -> None:
         await self._searcher.close()
+        await asyncio.gather(*self._dropping, return_exceptions=True)
         for pool in (self._preparer, self._reader):
             await asyncio.to_thread(pool.shutdown)
         await self._stack.aclose()
@@ -170,21 +172,29 @@ class IndexEngine:
     # -- collections
 
     async def create_collection(
-        self, name: str, dim: int, model_fingerprint: str, settings: CollectionSettings
+        self,
+        name: str,
+        dim: int,
+        model_fingerprint: str,
+        settings: CollectionSettings,
+        request_id: str,
     ) -> Collection:
         """Create the collection, or return it if it exists for the same model."""
         check_factory(settings.index_factory, dim)
         row = await self._read(
-            self._open.log.create_collection, name, dim, model_fingerprint, settings
+            self._open.log.create_collection, name, dim, model_fingerprint, settings, request_id
         )
         self._open.follower.look()
         return self._describe(row)
 
-    async def update_collection(self, name: str, settings: CollectionSettings) -> Collection:
-        """Replace the collection's settings."""
+    async def update_collection(
+        self, name: str, change: SettingsChange, request_id: str
+    ) -> Collection:
+        """Change some of the collection's settings."""
         row = await self._read(self._open.log.collection, name)
-        check_factory(settings.index_factory, row.dim)
-        row = await self._read(self._open.log.update_collection, name, settings)
+        check_factory(change.get("index_factory", ""), row.dim)
+        update = self._open.log.update_collection
+        row = await self._read(update, name, change, request_id)
         self._open.follower.look(row.name)
         return self._describe(row)
 
@@ -197,23 +207,32 @@ class IndexEngine:
         rows = await self._read(self._open.log.collections, after, limit)
         return [self._describe(row) for row in rows]
 
-    async def delete_collection(self, name: str) -> int:
-        """Delete the collection and return how many candidates it had."""
-        row = await self._read(self._open.log.collection, name)
-        count = await self._read(self._open.log.delete_collection, name)
-        self._open.follower.look()
-        await self._open.maintainer.drop_snapshots(row.epoch)
-        return count
+    async def delete_collection(self, name: str, request_id: str) -> int:
+        """Delete the collection and return how many candidates it had.
 
-    async def set_alias(self, alias: str, collection: str) -> str:
+        Its snapshots go afterwards: there may be many, in a store that is slow.
+        """
+        gone = await self._read(self._open.log.delete_collection, name, request_id)
+        self._open.follower.look()
+        dropping = asyncio.create_task(self._open.maintainer.drop_snapshots(gone.epoch))
+        self._dropping.add(dropping)
+        dropping.add_done_callback(self._note_dropped)
+        return gone.candidates
+
+    def _note_dropped(self, dropping: asyncio.Task[None]) -> None:
+        self._dropping.discard(dropping)
+        if not dropping.cancelled() and (defect := dropping.exception()) is not None:
+            logger.error("snapshots could not be removed", exc_info=defect)
+
+    async def set_alias(self, alias: str, collection: str, request_id: str) -> str:
         """Let `alias` name the collection; return what it named before."""
-        previous = await self._read(self._open.log.set_alias, alias, collection)
+        previous = await self._read(self._open.log.set_alias, alias, collection, request_id)
         self._open.follower.look()
         return previous
 
-    async def delete_alias(self, alias: str) -> None:
+    async def delete_alias(self, alias: str, request_id: str) -> None:
         """Delete the alias."""
-        await self._read(self._open.log.delete_alias, alias)
+        await self._read(self._open.log.delete_alias, alias, request_id)
         self._open.follower.look()
 
     def _describe(self, row: CollectionRow) -> Collection:
@@ -297,25 +316,17 @@ class IndexEngine:
         self._open.follower.look(collection)
         return written.count, written.token
 
-    async def delete_by_filter(self, collection: str, condition: Filter) -> tuple[int, str]:
+    async def delete_by_filter(
+        self, collection: str, condition: Filter, request_id: str
+    ) -> tuple[int, str]:
         """Delete those for which the filter holds now; return how many, and the last token."""
-        row = await self._read(self._open.log.collection, collection)
+        parts = self._open
+        row = await self._read(parts.log.collection, collection)
         self._check_filter(condition, row)
-        count, token, after = 0, row.token, ""
-        while True:
-            page = await self._read(self._open.log.page, row.name, after, PAGE_ROWS)
-            old = [stored for stored in page if stored.seq <= row.seq]
-            holds = Columns.of(stored.attributes for stored in old).mask(condition)
-            seqs = {one.id: one.seq for one, held in zip(old, holds, strict=True) if held}
-            if seqs:
-                written = await self._open.committer.write(
-                    DeleteUnchanged(row.name, seqs), len(seqs)
-                )
-                count, token = count + written.count, written.token
-                self._open.follower.look(row.name)
-            if len(page) < PAGE_ROWS:
-                return count, token
-            after = page[-1].id
+        look = partial(parts.follower.look, row.name)
+        deletion = FilterDeletion(parts.log, parts.committer, self._read, look)
+        answer = await deletion.run(row, condition, request_id)
+        return answer.count, answer.text
 
     async def get(self, collection: str, ids: Sequence[str]) -> list[Candidate]:
         """Return those of `ids` that exist, in their order, with their pictures."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmesh.api.index.v1.collection_pb2_grpc import add_CollectionServiceServicer_to_server
+from mmesh.api.index.v1.collection_service_pb2_grpc import add_CollectionServiceServicer_to_server
 from mmesh.api.index.v1.index_pb2_grpc import add_IndexServiceServicer_to_server
 from mmesh.serving import logs
 from mmesh.serving.host import Host, run_service

@@ -9,10 +9,16 @@ from dataclasses import asdict
 from typing import Any
 
 from mmesh import wire
-from mmesh.api.index.v1 import collection_pb2, collection_pb2_grpc, index_pb2, index_pb2_grpc
+from mmesh.api.candidate.v1 import candidate_pb2
+from mmesh.api.index.v1 import (
+    collection_service_pb2,
+    collection_service_pb2_grpc,
+    index_pb2,
+    index_pb2_grpc,
+)
 from mmesh.api.vector.v1 import vector_pb2
 from mmesh.candidates import Candidate, check_candidate
-from mmesh.collections import CollectionSettings, check_settings
+from mmesh.collections import check_change, check_settings
 from mmesh.content import Modality, check_id
 from mmesh.errors import InvalidField
 from mmesh.search import Consistency
@@ -35,65 +41,80 @@ PAGE_SHARE = 0.9
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
-class CollectionServicer(collection_pb2_grpc.CollectionServiceServicer):
+class CollectionServicer(collection_service_pb2_grpc.CollectionServiceServicer):
     """Serves `mmesh.api.index.v1.CollectionService`."""
 
     def __init__(self, engine: IndexEngine) -> None:
         self._engine = engine
 
     async def CreateCollection(
-        self, request: collection_pb2.CreateCollectionRequest, context: Context
-    ) -> collection_pb2.CreateCollectionResponse:
+        self, request: collection_service_pb2.CreateCollectionRequest, context: Context
+    ) -> collection_service_pb2.CreateCollectionResponse:
         _check_name(request.name)
         if not 1 <= request.dim <= MAX_DIM:
             raise InvalidField("dim", f"is {request.dim}; 1 to {MAX_DIM} are allowed")
         if not 1 <= len(request.model_fingerprint.encode()) <= 512:
             raise InvalidField("model_fingerprint", "must have 1 to 512 bytes")
+        _check_request_id(request.request_id)
+        settings = wire.settings_from_pb(request.settings)
+        check_settings(settings)
         made = await self._engine.create_collection(
-            request.name, request.dim, request.model_fingerprint, _settings_of(request)
+            request.name, request.dim, request.model_fingerprint, settings, request.request_id
         )
-        return collection_pb2.CreateCollectionResponse(collection=wire.collection_to_pb(made))
+        return collection_service_pb2.CreateCollectionResponse(
+            collection=wire.collection_to_pb(made)
+        )
 
     async def GetCollection(
-        self, request: collection_pb2.GetCollectionRequest, context: Context
-    ) -> collection_pb2.GetCollectionResponse:
+        self, request: collection_service_pb2.GetCollectionRequest, context: Context
+    ) -> collection_service_pb2.GetCollectionResponse:
         found = await self._engine.get_collection(request.name)
-        return collection_pb2.GetCollectionResponse(collection=wire.collection_to_pb(found))
+        return collection_service_pb2.GetCollectionResponse(collection=wire.collection_to_pb(found))
 
     async def ListCollections(
-        self, request: collection_pb2.ListCollectionsRequest, context: Context
-    ) -> collection_pb2.ListCollectionsResponse:
+        self, request: collection_service_pb2.ListCollectionsRequest, context: Context
+    ) -> collection_service_pb2.ListCollectionsResponse:
         size = page_size_of(request.page_size)
         found = await self._engine.list_collections(request.page_token, size)
-        return collection_pb2.ListCollectionsResponse(
+        return collection_service_pb2.ListCollectionsResponse(
             collections=[wire.collection_to_pb(collection) for collection in found],
             next_page_token=found[-1].name if len(found) == size else "",
         )
 
     async def UpdateCollection(
-        self, request: collection_pb2.UpdateCollectionRequest, context: Context
-    ) -> collection_pb2.UpdateCollectionResponse:
-        changed = await self._engine.update_collection(request.name, _settings_of(request))
-        return collection_pb2.UpdateCollectionResponse(collection=wire.collection_to_pb(changed))
+        self, request: collection_service_pb2.UpdateCollectionRequest, context: Context
+    ) -> collection_service_pb2.UpdateCollectionResponse:
+        change = wire.change_from_pb(request.settings, request.update_mask)
+        check_change(change)
+        _check_request_id(request.request_id)
+        changed = await self._engine.update_collection(request.name, change, request.request_id)
+        return collection_service_pb2.UpdateCollectionResponse(
+            collection=wire.collection_to_pb(changed)
+        )
 
     async def DeleteCollection(
-        self, request: collection_pb2.DeleteCollectionRequest, context: Context
-    ) -> collection_pb2.DeleteCollectionResponse:
-        count = await self._engine.delete_collection(request.name)
-        return collection_pb2.DeleteCollectionResponse(deleted_candidates=count)
+        self, request: collection_service_pb2.DeleteCollectionRequest, context: Context
+    ) -> collection_service_pb2.DeleteCollectionResponse:
+        _check_request_id(request.request_id)
+        count = await self._engine.delete_collection(request.name, request.request_id)
+        return collection_service_pb2.DeleteCollectionResponse(deleted_candidates=count)
 
     async def SetAlias(
-        self, request: collection_pb2.SetAliasRequest, context: Context
-    ) -> collection_pb2.SetAliasResponse:
+        self, request: collection_service_pb2.SetAliasRequest, context: Context
+    ) -> collection_service_pb2.SetAliasResponse:
         _check_name(request.alias, "alias")
-        previous = await self._engine.set_alias(request.alias, request.collection)
-        return collection_pb2.SetAliasResponse(previous_collection=previous)
+        _check_request_id(request.request_id)
+        previous = await self._engine.set_alias(
+            request.alias, request.collection, request.request_id
+        )
+        return collection_service_pb2.SetAliasResponse(previous_collection=previous)
 
     async def DeleteAlias(
-        self, request: collection_pb2.DeleteAliasRequest, context: Context
-    ) -> collection_pb2.DeleteAliasResponse:
-        await self._engine.delete_alias(request.alias)
-        return collection_pb2.DeleteAliasResponse()
+        self, request: collection_service_pb2.DeleteAliasRequest, context: Context
+    ) -> collection_service_pb2.DeleteAliasResponse:
+        _check_request_id(request.request_id)
+        await self._engine.delete_alias(request.alias, request.request_id)
+        return collection_service_pb2.DeleteAliasResponse()
 
 
 class IndexServicer(index_pb2_grpc.IndexServiceServicer):
@@ -137,8 +158,11 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
     ) -> index_pb2.DeleteCandidatesByFilterResponse:
         if not request.HasField("filter"):
             raise InvalidField("filter", "is not set; `all_of` without filters deletes everything")
+        _check_request_id(request.request_id)
         condition = wire.filter_from_pb(request.filter)
-        count, token = await self._engine.delete_by_filter(request.collection, condition)
+        count, token = await self._engine.delete_by_filter(
+            request.collection, condition, request.request_id
+        )
         return index_pb2.DeleteCandidatesByFilterResponse(deleted=count, token=token)
 
     async def BatchGetCandidates(
@@ -157,7 +181,7 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
             request.collection, request.page_token, size + 1, vectors=request.include_vectors
         )
         room = int(PAGE_SHARE * self._settings.max_message_bytes)
-        messages: list[index_pb2.Candidate] = []
+        messages: list[candidate_pb2.Candidate] = []
         for one in stored[:size]:
             candidate = await self._engine.candidate(one, images=request.include_images)
             message = wire.candidate_to_pb(candidate)
@@ -230,12 +254,6 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
         deadline = Deadline.of(context, LONG_DEADLINE_S)
         number, token = await self._engine.snapshot(request.collection, deadline)
         return index_pb2.CreateSnapshotResponse(number=number, token=token)
-
-
-def _settings_of(request: Any) -> CollectionSettings:
-    settings = wire.settings_from_pb(request.settings)
-    check_settings(settings)
-    return settings
 
 
 def _mirror_vectors_of(request: index_pb2.UpsertCandidatesRequest) -> MirrorVectors | None:

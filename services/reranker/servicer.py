@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from mmesh import wire
 from mmesh.api.reranker.v1 import reranker_pb2 as pb
 from mmesh.api.reranker.v1 import reranker_pb2_grpc as rpc
@@ -11,6 +9,7 @@ from mmesh.content import Content, Modality, check_content, check_instruction
 from mmesh.errors import InvalidField
 from mmesh.models.protocol import JudgeInfo
 from mmesh.serving.deadline import Context, Deadline
+from mmesh.wire.durations import seconds_from_pb
 from services.reranker.budget import Budget
 from services.reranker.engine import Question, RerankerEngine
 
@@ -67,11 +66,12 @@ def _content_of(message: object, path: str) -> Content:
 
 
 def _budget_of(message: pb.Budget) -> Budget:
-    for name in ("candidates", "seconds", "image_tokens"):
+    for name in ("candidates", "image_tokens"):
         value = getattr(message, name)
-        if not 0 <= value < math.inf:  # also refuses NaN
+        if value < 0:
             raise InvalidField(f"budget.{name}", f"is {value}; 0 or more is allowed")
-    return Budget(message.candidates, message.seconds, message.image_tokens)
+    seconds = seconds_from_pb(message.max_duration, "budget.max_duration")
+    return Budget(message.candidates, seconds, message.image_tokens)
 
 
 def _score_to_pb(score: float | str) -> pb.JudgedScore:

@@ -25,7 +25,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image as Pillow
 
 from mmesh import wire
-from mmesh.api.index.v1 import collection_pb2, collection_pb2_grpc, index_pb2, index_pb2_grpc
+from mmesh.api.collection.v1 import collection_pb2
+from mmesh.api.index.v1 import (
+    collection_service_pb2,
+    collection_service_pb2_grpc,
+    index_pb2,
+    index_pb2_grpc,
+)
 from mmesh.candidates import Candidate
 from mmesh.content import Attributes, Content, Modality
 from mmesh.filters import AllOf, AnyOf, Compare, Filter, In, Not, Operator
@@ -169,7 +175,7 @@ class IndexProcess:
         self.pid = self._said = 0
         self._channel = grpc.insecure_channel(f"127.0.0.1:{self.port}", CHANNEL)
         self.index = index_pb2_grpc.IndexServiceStub(self._channel)
-        self.collections = collection_pb2_grpc.CollectionServiceStub(self._channel)
+        self.collections = collection_service_pb2_grpc.CollectionServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     # -- life and death
@@ -256,14 +262,14 @@ class IndexProcess:
 
     def create(self, collection: str, dim: int) -> None:
         self.collections.CreateCollection(
-            collection_pb2.CreateCollectionRequest(
+            collection_service_pb2.CreateCollectionRequest(
                 name=collection, dim=dim, model_fingerprint=MODEL
             ),
             timeout=CALL_S,
         )
 
     def describe(self, collection: str) -> collection_pb2.Collection:
-        request = collection_pb2.GetCollectionRequest(name=collection)
+        request = collection_service_pb2.GetCollectionRequest(name=collection)
         return self.collections.GetCollection(request, timeout=CALL_S).collection
 
     def upsert(

@@ -24,10 +24,13 @@ import numpy as np
 import pytest
 
 from mmesh import Client, Content, Rerank, Search, wire
+from mmesh.api.candidate.v1 import candidate_pb2
+from mmesh.api.collection.v1 import collection_pb2
 from mmesh.api.content.v1 import content_pb2
+from mmesh.api.filter.v1 import filter_pb2
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
-from mmesh.api.index.v1 import filter_pb2, index_pb2, index_pb2_grpc
+from mmesh.api.index.v1 import index_pb2, index_pb2_grpc
 from mmesh.candidates import Candidate
 from mmesh.errors import (
     CollectionNotFound,
@@ -80,23 +83,23 @@ def image_of(data: bytes, media_type: str = "image/png") -> content_pb2.Content:
     return content_pb2.Content(parts=[content_pb2.Part(image=image)])
 
 
-def candidate(candidate_id: str, content: content_pb2.Content) -> index_pb2.Candidate:
-    return index_pb2.Candidate(id=candidate_id, content=content)
+def candidate(candidate_id: str, content: content_pb2.Content) -> candidate_pb2.Candidate:
+    return candidate_pb2.Candidate(id=candidate_id, content=content)
 
 
-def with_attribute(name: str, **value: object) -> index_pb2.Candidate:
+def with_attribute(name: str, **value: object) -> candidate_pb2.Candidate:
     found = candidate("bad", text_of("a text with an attribute"))
     found.attributes[name].CopyFrom(filter_pb2.AttributeValue(**value))
     return found
 
 
-def upsert(stub, collection: str, *candidates: index_pb2.Candidate) -> str:
+def upsert(stub, collection: str, *candidates: candidate_pb2.Candidate) -> str:
     request = pb.UpsertCandidatesRequest(collection=collection, candidates=candidates)
     return stub.UpsertCandidates(request, timeout=30).token
 
 
 def ingest(
-    stub, collection: str, *batches: list[index_pb2.Candidate], ingest_id: str = ""
+    stub, collection: str, *batches: list[candidate_pb2.Candidate], ingest_id: str = ""
 ) -> tuple[dict[tuple[int, str], pb.RejectedCandidate], list[pb.IngestAck]]:
     """Send batches in one stream; return what was refused by batch and id, and what was acked."""
     opening = pb.IngestOpen(collection=collection, ingest_id=ingest_id or uuid.uuid4().hex)
@@ -143,7 +146,7 @@ BAD_CONTENT: dict[str, tuple[Callable[..., content_pb2.Content], str, str]] = {
 }  # fmt: skip
 
 # What is wrong with the candidate -> candidate, reason, path of the field inside the candidate.
-BAD_CANDIDATES: dict[str, tuple[Callable[..., index_pb2.Candidate], str, str]] = {
+BAD_CANDIDATES: dict[str, tuple[Callable[..., candidate_pb2.Candidate], str, str]] = {
     name: (lambda p, make=make: candidate("bad", make(p)), reason, f"content{path}")
     for name, (make, reason, path) in BAD_CONTENT.items()
 } | {
@@ -518,7 +521,7 @@ def test_a_shard_refuses_a_query_vector_without_direction(stub, shard, collectio
         ({"rerank": pb.RerankOptions(candidates=257)}, "rerank.candidates"),
         ({"instruction": "a\0b"}, "instruction"),
         ({"token": "nonsense"}, "token"),
-        ({"consistency": index_pb2.CONSISTENCY_SESSION}, "token"),
+        ({"consistency": collection_pb2.CONSISTENCY_SESSION}, "token"),
     ],
     ids=["limit", "rerank 257", "NUL in the instruction", "token", "session without token"],
 )
@@ -573,7 +576,7 @@ def test_a_filter_that_makes_no_sense_is_refused(stub, collection, refusal, make
     typed = with_attribute("year", integer_value=1969)
     upsert(stub, collection, typed)
     request = pb.SearchRequest(collection=collection, query=text_of("word"), filter=make())
-    request.consistency = index_pb2.CONSISTENCY_STRONG  # so that the shards know the type
+    request.consistency = collection_pb2.CONSISTENCY_STRONG  # so that the shards know the type
     refused = refusal(lambda: stub.Search(request, timeout=10))
     assert (refused.code, refused.reason) == (INVALID, "INVALID_FILTER")
     assert refused.fields == [field]

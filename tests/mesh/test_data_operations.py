@@ -72,15 +72,15 @@ def ids_found(client: Client, collection: str, query: str, **options: object) ->
 # -- settings
 
 
-def test_settings_are_kept_and_replaced(client):
+def test_settings_are_kept_until_they_are_changed(client):
     name = f"settings-{uuid.uuid4().hex[:8]}"
     settings = CollectionSettings("Flat", 0.9, CollectionLimits(1000, 10_000, 8, 4, 100))
     try:
         assert client.create_collection(name, settings).settings == settings
         again = client.create_collection(name, CollectionSettings("IVF8,Flat"))
         assert again.settings == settings  # as it was
-        changed = CollectionSettings(limits=CollectionLimits(max_limit=7))
-        assert client.update_collection(name, changed).settings == changed
+        changed = CollectionSettings("", 0.9, CollectionLimits(1000, 10_000, 8, 4, 7))
+        assert client.update_collection(name, index_factory="", max_limit=7).settings == changed
         assert client.get_collection(name).settings == changed
         assert {c.name: c for c in client.list_collections()}[name].settings == changed
     finally:
@@ -89,7 +89,15 @@ def test_settings_are_kept_and_replaced(client):
 
 def test_settings_of_a_collection_that_is_not_there_cannot_change(client):
     with pytest.raises(CollectionNotFound):
-        client.update_collection("not-there", CollectionSettings())
+        client.update_collection("not-there", max_limit=7)
+
+
+def test_a_mask_that_names_no_setting_is_refused_by_name(stub, refusal, collection):
+    request = pb.UpdateCollectionRequest(name=collection)
+    request.update_mask.paths.extend(["recall_target", "name"])
+    refused = refusal(lambda: stub.UpdateCollection(request, timeout=10))
+    assert (refused.code, refused.reason) == (INVALID, "INVALID_FIELD")
+    assert refused.fields == ["update_mask.paths[1]"]
 
 
 @pytest.mark.parametrize(

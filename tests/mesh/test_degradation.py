@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mmesh import Client, Rerank, wire
+from mmesh import Client, Rerank, ServiceRole, ServiceState, wire
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
 from mmesh.errors import DeadlineExceeded, MmeshError, ShardUnavailable, Unavailable
@@ -169,11 +169,12 @@ def test_an_encoder_that_hangs_fails_new_queries_in_time_and_answers_known_ones(
 
 
 def test_the_status_names_what_hangs(own_mesh, own_client):
-    assert all(service.serving for service in own_client.get_status().services)
+    assert own_client.get_status().is_serving
     with own_mesh.frozen("reranker"):
         status, took = timed(lambda: own_client.get_status(timeout=TIMEOUT_S))
     assert took < TIMEOUT_S
-    assert [s.name for s in status.services if not s.serving] == ["reranker"]
+    stopped = [(s.role, s.state) for s in status.services if not s.is_serving]
+    assert stopped == [(ServiceRole.RERANKER, ServiceState.UNREACHABLE)]
 
 
 def is_back(client) -> bool:

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 )
 
 from mmesh import wire
-from mmesh.api.index.v1 import collection_pb2, index_pb2
+from mmesh.api.index.v1 import collection_service_pb2, index_pb2
 from mmesh.content import Modality
 from mmesh.filter_language import parse_filter
 from mmesh.search import Consistency
@@ -258,8 +258,9 @@ class Machine(RuleBasedStateMachine):
     @step
     def reconfigure(self, index_factory: str) -> None:
         """Let later segments be of another kind, exact enough all the same."""
-        request = collection_pb2.UpdateCollectionRequest(name=self._called)
+        request = collection_service_pb2.UpdateCollectionRequest(name=self._called)
         request.settings.index_factory = index_factory
+        request.update_mask.paths.append("index_factory")
         self._process.collections.UpdateCollection(request, timeout=CALL_S)
 
     @precondition(lambda self: self._called == self._name)
@@ -268,11 +269,11 @@ class Machine(RuleBasedStateMachine):
     def take_alias(self) -> None:
         """Use another name from now on."""
         self._called = f"{self._name}-alias"
-        request = collection_pb2.SetAliasRequest(alias=self._called, collection=self._name)
+        request = collection_service_pb2.SetAliasRequest(alias=self._called, collection=self._name)
         self._process.collections.SetAlias(request, timeout=CALL_S)
 
     def teardown(self) -> None:
-        request = collection_pb2.DeleteCollectionRequest(name=self._name)
+        request = collection_service_pb2.DeleteCollectionRequest(name=self._name)
         if self.trace in traces:
             with contextlib.suppress(grpc.RpcError):
                 self._process.collections.DeleteCollection(request, timeout=CALL_S)

@@ -1,6 +1,6 @@
 """What segments leave on the disk: nothing, once nobody needs them."""
 
-from mmesh.api.index.v1 import collection_pb2
+from mmesh.api.index.v1 import collection_service_pb2
 
 DIM = 16
 
@@ -20,6 +20,6 @@ def test_the_segments_of_a_deleted_collection_leave_the_disk(
 
     eventually(lambda: folders(), "segments are built")
     process.collections.DeleteCollection(
-        collection_pb2.DeleteCollectionRequest(name="c"), timeout=10
+        collection_service_pb2.DeleteCollectionRequest(name="c"), timeout=10
     )
     eventually(lambda: not folders(), "their folders are removed")

@@ -118,7 +118,7 @@ def test_an_acknowledged_upsert_outlives_the_death_of_every_index_process(
             own_mesh.kill(shard)
         own_mesh.wait_serving("index-0", "index-1")
         eventually(
-            lambda: all(service.serving for service in client.get_status().services),
+            lambda: client.get_status().is_serving,
             "the gateway has noticed",
         )
         assert ids_in(client, name) == sorted(candidate.id for candidate in candidates)

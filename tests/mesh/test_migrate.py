@@ -19,7 +19,6 @@ from mmesh import Client, Content, Rerank, wire
 from mmesh.api.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from mmesh.candidates import Candidate
 from mmesh.cli.main import cli
-from mmesh.collections import CollectionSettings
 from mmesh.errors import FailedPrecondition, MmeshError, ModelMismatch
 from mmesh.filter_language import parse_filter
 from mmesh.search import Consistency
@@ -327,7 +326,9 @@ def test_what_cannot_be_migrated_is_refused_in_words(filled, new_model, migrate)
 
 def test_a_pair_that_was_cut_apart_is_never_switched_to(filled, new_model, migrate):
     migrate(ALIAS, "--model", new_model, "--no-switch")
-    filled.update_collection(OLD, CollectionSettings())
+    filled.update_collection(OLD, recall_target=0.9)
+    assert f"{ALIAS} is {OLD}" in migrate("status", ALIAS)
+    filled.update_collection(OLD, mirror="")
     filled.upsert_candidates(ALIAS, [candidate("kept-0000", 1)])
     assert "not being migrated" in migrate("switch", ALIAS, fails=True)
     assert "no longer in step" in migrate(ALIAS, "--model", new_model, fails=True)
@@ -345,8 +346,8 @@ def test_collections_of_two_models_are_served_side_by_side(client, stubs):
         found = client.search(made.name, QUERY, consistency=Consistency.STRONG)
         assert found.receipt.encoder_fingerprint == model
         check_collection(client, stubs, made.name, dict.fromkeys(KEPT[:20], 0))
-    names = [one.name for one in client.get_status().services]
-    assert names == ["encoder", "encoder-1", "index-0", "index-1"]
+    roles = [one.role.value for one in client.get_status().services]
+    assert roles == ["encoder", "encoder", "index", "index"]
     with pytest.raises(ModelMismatch, match="they serve lite"):
         client.create_collection("of-none", model="unheard-of")
     with pytest.raises(FailedPrecondition, match="no mirror"):

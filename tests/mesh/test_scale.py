@@ -167,7 +167,7 @@ def test_a_replica_that_is_killed_costs_no_search_and_no_coverage(
 
 def is_whole(client: Client) -> bool:
     status = client.get_status(timeout=TIMEOUT_S)
-    return len(status.services) == 5 and all(service.serving for service in status.services)
+    return len(status.services) == 5 and status.is_serving
 
 
 def test_a_process_of_a_new_set_that_is_killed_takes_no_search_with_it(
@@ -255,8 +255,10 @@ def test_the_command_scales_the_mesh_that_runs_on_a_folder(tmp_path):
         lines = done.stdout.splitlines()
         assert lines[0] == "loading index-0-of-2, index-1-of-2"
         assert lines[-1] == "the mesh has 2 shards, 1 process each"
-        names = [one.name for one in client.get_status().services]
-        assert names == ["encoder", "index-0", "index-1"]
+        status = client.get_status()
+        places = [(one.role.value, one.shard, one.shard_count) for one in status.services]
+        assert places == [("encoder", 0, 0), ("index", 0, 2), ("index", 1, 2)]
+        assert status.shard_count == 2
         assert not (data / "scale.json").exists()
         wrong = scale_command(data, "--shards", "0")
         assert wrong.returncode == 2

@@ -13,7 +13,10 @@ import pytest
 
 import mmesh
 from mmesh import AsyncClient, Client
+from mmesh.api.collection.v1 import collection_pb2
+from mmesh.api.content.v1 import content_pb2
 from mmesh.api.gateway.v1 import gateway_pb2
+from mmesh.api.vector.v1 import vector_pb2
 
 SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["RetrievalService"]
 CALLS = sorted(re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower() for method in SERVICE.methods)
@@ -85,10 +88,16 @@ def test_every_enum_of_the_public_api_has_a_value_for_each_of_the_wire():
     for exported, wire_enum in (
         (mmesh.MergePolicy, gateway_pb2.MergePolicy),
         (mmesh.RerankOutcome, gateway_pb2.RerankOutcome),
+        (mmesh.ServiceRole, gateway_pb2.ServiceRole),
+        (mmesh.ServiceState, gateway_pb2.ServiceState),
+        (mmesh.Consistency, collection_pb2.Consistency),
+        (mmesh.Modality, content_pb2.Modality),
+        (mmesh.DataType, vector_pb2.DataType),
     ):
         assert issubclass(exported, enum.Enum)
+        prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", exported.__name__).upper()
         on_the_wire = {
-            re.sub("^(MERGE_POLICY|RERANK_OUTCOME)_", "", name)
+            name.removeprefix(f"{prefix}_")
             for name in wire_enum.keys()  # noqa: SIM118  # no mapping
         }
         assert {value.name for value in exported} == on_the_wire - {"UNSPECIFIED"}

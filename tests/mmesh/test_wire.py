@@ -1,19 +1,32 @@
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mmesh import wire
+from mmesh.api.collection.v1 import collection_pb2
 from mmesh.api.index.v1 import index_pb2
 from mmesh.candidates import Candidate, check_vectors
-from mmesh.collections import Collection, CollectionLimits, CollectionSettings, check_settings
+from mmesh.collections import (
+    LIMITS,
+    Collection,
+    CollectionLimits,
+    CollectionSettings,
+    check_settings,
+)
 from mmesh.content import Content, Image, Modality
-from mmesh.errors import InvalidField, InvalidVector
+from mmesh.errors import DeadlineExceeded, Draining, InvalidField, InvalidVector, Unavailable
 from mmesh.filters import AllOf, AnyOf, Compare, In, Not, Operator
+from mmesh.mesh_status import MeshStatus, ServiceRole, ServiceState, ServiceStatus
 from mmesh.search import MergePolicy, Rerank, Search
 from mmesh.vectors import DataType
+from mmesh.wire.durations import NANOS, duration_to_pb, seconds_from_pb
+from mmesh.wire.errors import status_from_pb, status_to_pb
 from mmesh.wire.search import search_from_pb, search_to_pb
 
 words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip)
@@ -43,6 +56,9 @@ filters = st.recursive(
 )
 
 
+seconds = st.integers(0, 3600 * NANOS).map(lambda nanos: nanos / NANOS)
+
+
 @given(st.builds(Candidate, words, contents, attributes))
 def test_a_candidate_survives_the_wire(candidate):
     assert wire.candidate_from_pb(wire.candidate_to_pb(candidate)) == candidate
@@ -63,7 +79,7 @@ def test_a_filter_survives_the_wire(condition):
         filter=st.none() | filters,
         merge=st.sampled_from([None, *MergePolicy]),
         rerank=st.none()
-        | st.builds(Rerank, st.integers(0, 256), st.floats(0, 3600), st.integers(0, 2**31 - 1)),
+        | st.builds(Rerank, st.integers(0, 256), seconds, st.integers(0, 2**31 - 1)),
         include_content=st.booleans(),
     )
 )
@@ -99,6 +115,46 @@ settings = st.builds(
 def test_settings_within_bounds_survive_the_wire(settings):
     check_settings(settings)
     assert wire.settings_from_pb(wire.settings_to_pb(settings)) == settings
+
+
+changes = st.fixed_dictionaries(
+    {},
+    optional={
+        "index_factory": st.sampled_from(["", "Flat"]),
+        "recall_target": st.sampled_from([0.0, 0.9]),
+        "mirror": st.sampled_from(["", "photos-2"]),
+        **{limit: st.integers(0, 9) for limit in LIMITS},
+    },
+)
+
+
+@given(changes)
+def test_a_change_of_settings_survives_the_wire(change):
+    assert wire.change_from_pb(*wire.change_to_pb(change)) == change
+
+
+@pytest.mark.parametrize(
+    ("paths", "change"),
+    [
+        ([], {"recall_target": 0.9, "max_limit": 5}),
+        (["recall_target", "mirror"], {"recall_target": 0.9, "mirror": ""}),
+        (["limits"], {"max_limit": 5}),
+        (["limits.max_limit", "limits.max_attributes"], {"max_limit": 5, "max_attributes": 0}),
+        (["*"], dict.fromkeys(("index_factory", "mirror"), "") | dict.fromkeys(LIMITS, 0)
+         | {"recall_target": 0.9, "max_limit": 5}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_mask_says_which_settings_change(paths, change):
+    message = collection_pb2.CollectionSettings(recall_target=0.9, limits={"max_limit": 5})
+    assert wire.change_from_pb(message, FieldMask(paths=paths)) == change
+
+
+def test_a_mask_that_names_no_setting_is_refused_by_name():
+    mask = FieldMask(paths=["recall_target", "limits.most"])
+    with pytest.raises(InvalidField, match=r"'limits\.most'") as refused:
+        wire.change_from_pb(collection_pb2.CollectionSettings(), mask)
+    assert refused.value.field == "update_mask.paths[1]"
 
 
 @pytest.mark.parametrize(
@@ -158,6 +214,44 @@ def test_vectors_that_do_not_fit_their_candidates_are_named():
     with pytest.raises(InvalidVector) as refused:
         check_vectors(rows, 3)
     assert refused.value.field == "vectors[1]"
+
+
+@pytest.mark.parametrize("wrong", [(-1, 0), (0, -1), (11, 0), (10, 1), (1, NANOS), (1, -1)])
+def test_a_duration_out_of_its_limits_is_named(wrong):
+    with pytest.raises(InvalidField) as refused:
+        seconds_from_pb(Duration(seconds=wrong[0], nanos=wrong[1]), "wait", 10)
+    assert refused.value.field == "wait"
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1e12])
+def test_what_is_no_duration_is_not_sent(wrong):
+    with pytest.raises(InvalidField, match="is no duration"):
+        duration_to_pb(wrong, "wait")
+    assert duration_to_pb(-1.25, "wait") == Duration(seconds=-1, nanos=-(NANOS // 4))
+
+
+def test_a_status_survives_the_wire_and_states_of_a_later_release_are_failures():
+    index = ServiceStatus(ServiceRole.INDEX, ServiceState.LOADING, "h:1", 1, 2, 3, "7 candidates")
+    status = MeshStatus((index, ServiceStatus(ServiceRole.ENCODER, ServiceState.SERVING)), "1", 2)
+    message = status_to_pb(status)
+    assert status_from_pb(message) == status
+    message.services[0].state = 99
+    message.services[1].role = 99
+    assert status_from_pb(message).services == (replace(index, state=ServiceState.FAILING),)
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (Draining("it shuts down"), ServiceState.DRAINING),
+        (Unavailable("no connection"), ServiceState.UNREACHABLE),
+        (DeadlineExceeded("too late"), ServiceState.UNREACHABLE),
+        (InvalidField("shard", "is odd"), ServiceState.FAILING),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_says_which_state_its_process_is_in(error, state):
+    assert ServiceState.of(error) is state
 
 
 def test_a_page_has_vectors_only_when_they_were_sent():

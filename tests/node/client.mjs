@@ -140,9 +140,20 @@ const byText = await call("Search", {
 });
 // [end]
 const again = await call("UpsertCandidates", write);
+const reused = await call("DeleteCandidates", { ...write, ids: ["words"] }).catch((error) => error);
+const { collection: changed } = await call("UpdateCollection", {
+  name: collection,
+  settings: { limits: { max_limit: 50 } },
+  update_mask: { paths: ["limits.max_limit"] },
+  request_id: randomUUID(),
+});
+const status = await call("GetStatus", {});
 
 const find = (query, more) => call("Search", { collection, query, token, limit: 3, ...more });
-const byPicture = await find(image(data), { target: "MODALITY_IMAGE" });
+const byPicture = await find(image(data), {
+  target: "MODALITY_IMAGE",
+  rerank: { candidates: 1, max_duration: { seconds: 1, nanos: 500_000_000 } },
+});
 const filtered = await find(text("a young cat"), {
   filter: { compare: { attribute: "year", operator: "OPERATOR_LESS", value: { integer_value: 2000 } } },
 });
@@ -162,6 +173,11 @@ console.log(
     byText: byText.hits.map((hit) => [hit.id, hit.modality, hit.rank]),
     year: byText.hits[0].attributes.year.integer_value,
     isRepeated: again.token === token,
+    reused: [reused.code, problemOf(reused).reason],
+    maxLimit: changed.settings.limits.max_limit,
+    index: status.services
+      .filter((one) => one.role === "SERVICE_ROLE_INDEX")
+      .map((one) => [one.state, one.shard, one.shard_count, one.replica]),
     byPicture: byPicture.hits.map((hit) => hit.id),
     pictureScore: byPicture.hits[0].retrieval_score,
     filtered: filtered.hits.length,

@@ -37,6 +37,9 @@ def test_a_node_client_ingests_and_searches_with_text_and_picture(
     assert answer["filtered"] == 0
     assert answer["coverage"] == {"shards_answered": 2, "shards_total": 2}
     assert answer["isRepeated"]
+    assert answer["reused"] == [9, "REQUEST_ID_REUSED"]
+    assert answer["maxLimit"] == 50
+    assert answer["index"] == [["SERVICE_STATE_SERVING", shard, 2, 0] for shard in range(2)]
     assert answer["requestId"] == "from-node"
     nothing = {"fields": []}
     assert answer["nowhere"] == [

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from mmesh.cli.commands.settings import settings_options, settings_rows, with_options
+from mmesh.cli.commands.settings import given, settings_options, settings_rows
 from mmesh.cli.options import address_option, json_option
 from mmesh.cli.output.rows import collection_row
 from mmesh.cli.output.tables import console, table
 from mmesh.client import Client
-from mmesh.collections import Collection, CollectionSettings
+from mmesh.collections import Collection, CollectionSettings, with_changes
 from mmesh.content import Modality
 
 
@@ -30,7 +30,7 @@ def collection() -> None:
 @address_option
 def create(name: str, model: str, address: str, **settings: Any) -> None:
     """Create the collection NAME; it is no error if it exists, and is left as it is then."""
-    chosen = with_options(CollectionSettings(), settings)
+    chosen = with_changes(CollectionSettings(), given(settings))
     with Client(address) as client:
         made = client.create_collection(name, chosen, model=model)
     click.echo(f"collection {made.name} for model {made.model_fingerprint}")
@@ -45,11 +45,11 @@ def set_(name: str, address: str, **settings: Any) -> None:
 
     They hold for later calls and for segments that are built from now on.
     """
-    if all(value is None for value in settings.values()):
+    change = given(settings)
+    if not change:
         raise click.UsageError("give at least one setting; --help lists them")
     with Client(address) as client:
-        before = client.get_collection(name)
-        changed = client.update_collection(name, with_options(before.settings, settings))
+        changed = client.update_collection(name, **change)
     console.print(table(["setting", "value"], settings_rows(changed.settings)))
 
 

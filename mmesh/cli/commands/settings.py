@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import click
 
-from mmesh.collections import CollectionSettings
+from mmesh.collections import CollectionSettings, SettingsChange
 
 _OPTIONS = (
     click.option("--index-factory", metavar="FACTORY",
@@ -36,12 +35,10 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def with_options(settings: CollectionSettings, given: dict[str, Any]) -> CollectionSettings:
-    """Return the settings with the options that were given in their place."""
-    changed = {name: value for name, value in given.items() if value is not None}
-    own = {n: v for n, v in changed.items() if n in ("index_factory", "recall_target")}
-    limits = {n: v for n, v in changed.items() if n not in own}
-    return replace(settings, **own, limits=replace(settings.limits, **limits))
+def given(options: dict[str, Any]) -> SettingsChange:
+    """Return the change that the options ask for; those that were not given are no part of it."""
+    chosen = {name: value for name, value in options.items() if value is not None}
+    return cast("SettingsChange", chosen)
 
 
 def settings_rows(settings: CollectionSettings) -> list[tuple[str, str]]:

@@ -13,7 +13,12 @@ import click
 import grpc
 
 from mmesh import wire
-from mmesh.api.index.v1 import collection_pb2, collection_pb2_grpc, index_pb2, index_pb2_grpc
+from mmesh.api.index.v1 import (
+    collection_service_pb2,
+    collection_service_pb2_grpc,
+    index_pb2,
+    index_pb2_grpc,
+)
 from mmesh.errors import MmeshError
 from mmesh.wire.errors import error_of
 from mmesh.wire.transport import open_channel
@@ -144,8 +149,8 @@ def get_name(name_or_alias: str) -> Callable[[grpc.aio.Channel], Awaitable[str]]
     """Ask a process for the name of a collection that may be given by an alias."""
 
     async def ask(channel: grpc.aio.Channel) -> str:
-        stub = collection_pb2_grpc.CollectionServiceStub(channel)
-        request = collection_pb2.GetCollectionRequest(name=name_or_alias)
+        stub = collection_service_pb2_grpc.CollectionServiceStub(channel)
+        request = collection_service_pb2.GetCollectionRequest(name=name_or_alias)
         return (await stub.GetCollection(request, timeout=LOOK_S)).collection.name
 
     return ask

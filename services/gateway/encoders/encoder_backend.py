@@ -24,7 +24,7 @@ class EncoderBackend:
     """One encoder."""
 
     def __init__(self, address: str) -> None:
-        self._address = address
+        self.address = address
         self._channel = open_channel(address)
         self._stub = encoder_pb2_grpc.EncoderServiceStub(taking_bytes(self._channel))
         self._circuit = CircuitBreaker(open_s=DISTRUST_S, least_s=LEAST_S)
@@ -80,7 +80,7 @@ class EncoderBackend:
         if reply.model_fingerprint != fingerprint:
             self.model = None
             raise ModelMismatch(
-                f"the encoder at {self._address} has the model {reply.model_fingerprint!r} by now",
+                f"the encoder at {self.address} has the model {reply.model_fingerprint!r} by now",
                 {"model_fingerprint": fingerprint},
             )
         timing = reply.timing

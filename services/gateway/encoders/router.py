@@ -23,7 +23,7 @@ from mmesh.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from mmesh.mesh_status import ServiceStatus
+from mmesh.mesh_status import ServiceRole, ServiceState, ServiceStatus
 from mmesh.serving.deadline import Deadline
 from mmesh.serving.supervision import Supervised
 from services.gateway.encoders.encoder_backend import EncoderBackend
@@ -65,8 +65,7 @@ class Encoders:
     async def status(self, deadline: Deadline) -> list[ServiceStatus]:
         """Return the state of every encoder: what it serves, or why it does not answer."""
         answers = await _ask(self._backends, deadline)
-        names = ["encoder", *(f"encoder-{n}" for n in range(1, len(answers)))]
-        return [_status(name, answer) for name, answer in zip(names, answers, strict=True)]
+        return [_status(b.address, one) for b, one in zip(self._backends, answers, strict=True)]
 
     # -- models
 
@@ -228,10 +227,12 @@ async def _ask(
     return await asyncio.gather(*(_model_of(backend, deadline) for backend in backends))
 
 
-def _status(name: str, answer: EncoderModel | MmeshError) -> ServiceStatus:
+def _status(address: str, answer: EncoderModel | MmeshError) -> ServiceStatus:
     if isinstance(answer, MmeshError):
-        return ServiceStatus(name, False, answer.message)
-    return ServiceStatus(name, True, f"{answer.name} ({answer.dim} wide)")
+        state, detail = ServiceState.of(answer), answer.message
+    else:
+        state, detail = ServiceState.SERVING, f"{answer.name} ({answer.dim} wide)"
+    return ServiceStatus(ServiceRole.ENCODER, state, address, detail=detail)
 
 
 async def _model_of(backend: EncoderBackend, deadline: Deadline) -> EncoderModel | MmeshError:

@@ -8,9 +8,9 @@ from itertools import count
 from typing import Any
 
 from mmesh import wire
-from mmesh.api.index.v1 import collection_pb2, index_pb2
+from mmesh.api.index.v1 import collection_service_pb2, index_pb2
 from mmesh.candidates import Candidate, Page
-from mmesh.collections import Collection, CollectionSettings
+from mmesh.collections import Collection, CollectionSettings, SettingsChange
 from mmesh.errors import DeadlineExceeded, LogUnavailable, MmeshError, Unavailable
 from mmesh.filters import Filter
 from mmesh.mesh_status import ServiceStatus
@@ -50,13 +50,21 @@ class IndexBackend:
         delay = self._delays.of(order.collection)
         return ReplicatedSearch(self._topology, shards, order, next(self._turn), delay)
 
+    @property
+    def shard_count(self) -> int:
+        """Shards of the set in use."""
+        return self._topology.current.shard_count
+
     async def status(self, deadline: Deadline) -> list[ServiceStatus]:
         """Return the state of every process that is known, and of shards that none holds."""
         await self._topology.ask_all(deadline)
         return self._topology.status()
 
     async def _any(self, service: str, method: str, request: Any, deadline: Deadline) -> Any:
-        """Call one process, and the next when it does not answer; the calls are safe to repeat.
+        """Call one process, and the next when it does not answer.
+
+        Calls are safe to repeat: those that change something carry a request id, under which the
+        next process gives the answer of the first, should that have done it after all.
 
         Processes that are not trusted come last.
         """
@@ -73,21 +81,27 @@ class IndexBackend:
         return sorted(replicas[first:] + replicas[:first], key=lambda r: not r.is_usable)
 
     async def create_collection(
-        self, name: str, model: EncoderModel, settings: CollectionSettings, deadline: Deadline
+        self,
+        name: str,
+        model: EncoderModel,
+        settings: CollectionSettings,
+        request_id: str,
+        deadline: Deadline,
     ) -> Collection:
         """Create a collection for `model`, or return it as it is if it exists."""
-        request = collection_pb2.CreateCollectionRequest(
+        request = collection_service_pb2.CreateCollectionRequest(
             name=name,
             dim=model.dim,
             model_fingerprint=model.fingerprint,
             settings=wire.settings_to_pb(settings),
+            request_id=request_id or _new_id(),
         )
         reply = await self._any(_COLLECTIONS, "CreateCollection", request, deadline)
         return wire.collection_from_pb(reply.collection)
 
     async def get_collection(self, name: str, deadline: Deadline) -> Collection:
         """Return the collection."""
-        request = collection_pb2.GetCollectionRequest(name=name)
+        request = collection_service_pb2.GetCollectionRequest(name=name)
         reply = await self._any(_COLLECTIONS, "GetCollection", request, deadline)
         return wire.collection_from_pb(reply.collection)
 
@@ -95,34 +109,45 @@ class IndexBackend:
         self, page_size: int, page_token: str, deadline: Deadline
     ) -> tuple[list[Collection], str]:
         """Return a page of collections and the token of the next."""
-        request = collection_pb2.ListCollectionsRequest(page_size=page_size, page_token=page_token)
+        request = collection_service_pb2.ListCollectionsRequest(
+            page_size=page_size, page_token=page_token
+        )
         reply = await self._any(_COLLECTIONS, "ListCollections", request, deadline)
         return [wire.collection_from_pb(c) for c in reply.collections], reply.next_page_token
 
     async def update_collection(
-        self, name: str, settings: CollectionSettings, deadline: Deadline
+        self, name: str, change: SettingsChange, request_id: str, deadline: Deadline
     ) -> Collection:
-        """Replace all settings of a collection; return it."""
-        request = collection_pb2.UpdateCollectionRequest(
-            name=name, settings=wire.settings_to_pb(settings)
+        """Change some settings of a collection; return it."""
+        settings, mask = wire.change_to_pb(change)
+        request = collection_service_pb2.UpdateCollectionRequest(
+            name=name, settings=settings, update_mask=mask, request_id=request_id or _new_id()
         )
         reply = await self._any(_COLLECTIONS, "UpdateCollection", request, deadline)
         return wire.collection_from_pb(reply.collection)
 
-    async def set_alias(self, alias: str, collection: str, deadline: Deadline) -> str:
+    async def set_alias(
+        self, alias: str, collection: str, request_id: str, deadline: Deadline
+    ) -> str:
         """Let an alias name a collection; return the name of the one before, or ""."""
-        request = collection_pb2.SetAliasRequest(alias=alias, collection=collection)
+        request = collection_service_pb2.SetAliasRequest(
+            alias=alias, collection=collection, request_id=request_id or _new_id()
+        )
         reply = await self._any(_COLLECTIONS, "SetAlias", request, deadline)
         return str(reply.previous_collection)
 
-    async def delete_alias(self, alias: str, deadline: Deadline) -> None:
+    async def delete_alias(self, alias: str, request_id: str, deadline: Deadline) -> None:
         """Delete an alias."""
-        request = collection_pb2.DeleteAliasRequest(alias=alias)
+        request = collection_service_pb2.DeleteAliasRequest(
+            alias=alias, request_id=request_id or _new_id()
+        )
         await self._any(_COLLECTIONS, "DeleteAlias", request, deadline)
 
-    async def delete_collection(self, name: str, deadline: Deadline) -> int:
+    async def delete_collection(self, name: str, request_id: str, deadline: Deadline) -> int:
         """Delete the collection; return how many candidates it had."""
-        request = collection_pb2.DeleteCollectionRequest(name=name)
+        request = collection_service_pb2.DeleteCollectionRequest(
+            name=name, request_id=request_id or _new_id()
+        )
         reply = await self._any(_COLLECTIONS, "DeleteCollection", request, deadline)
         return int(reply.deleted_candidates)
 
@@ -143,7 +168,7 @@ class IndexBackend:
             candidates=[wire.candidate_to_pb(candidate) for candidate in candidates],
             vectors=wire.vectors_to_pb(vectors.rows),
             model_fingerprint=vectors.fingerprint,
-            request_id=request_id or uuid.uuid4().hex,
+            request_id=request_id or _new_id(),
             mirror_vectors=wire.vectors_to_pb(mirror.rows) if mirror else None,
             mirror_fingerprint=mirror.fingerprint if mirror else "",
             fill=fill,
@@ -156,17 +181,19 @@ class IndexBackend:
     ) -> tuple[int, str]:
         """Delete candidates durably; return how many existed, and the token."""
         request = index_pb2.DeleteCandidatesRequest(
-            collection=collection, ids=ids, request_id=request_id or uuid.uuid4().hex
+            collection=collection, ids=ids, request_id=request_id or _new_id()
         )
         reply = await self._any(_INDEX, "DeleteCandidates", request, deadline)
         return int(reply.deleted), str(reply.token)
 
     async def delete_by_filter(
-        self, collection: str, condition: Filter, deadline: Deadline
+        self, collection: str, condition: Filter, request_id: str, deadline: Deadline
     ) -> tuple[int, str]:
         """Delete the candidates for which a filter holds; return how many, and the token."""
         request = index_pb2.DeleteCandidatesByFilterRequest(
-            collection=collection, filter=wire.filter_to_pb(condition)
+            collection=collection,
+            filter=wire.filter_to_pb(condition),
+            request_id=request_id or _new_id(),
         )
         reply = await self._any(_INDEX, "DeleteCandidatesByFilter", request, deadline)
         return int(reply.deleted), str(reply.token)
@@ -206,3 +233,8 @@ def _another_may_answer(replica: Replica, error: MmeshError) -> bool:
     # Time may run out because the log is slow, so that alone takes no trust away.
     replica.blame(error, 0.0)
     return not (isinstance(error, LogUnavailable) and replica.is_usable)
+
+
+def _new_id() -> str:
+    """Return a request id for a caller who gave none."""
+    return uuid.uuid4().hex

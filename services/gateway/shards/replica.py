@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from mmesh.api.index.v1 import collection_pb2_grpc, index_pb2, index_pb2_grpc
+from mmesh.api.index.v1 import collection_service_pb2_grpc, index_pb2, index_pb2_grpc
 from mmesh.errors import MmeshError, Unavailable
 from mmesh.serving import telemetry
 from mmesh.serving.backoff import Pauses
@@ -62,7 +62,7 @@ class Replica:
         self.address = address
         self._channel = open_channel(address)
         self.index = index_pb2_grpc.IndexServiceStub(self._channel)
-        self.collections = collection_pb2_grpc.CollectionServiceStub(self._channel)
+        self.collections = collection_service_pb2_grpc.CollectionServiceStub(self._channel)
         self._searches = SearchChannel(self.index)
         self.facts: Facts | None = None
         """What it said last, even if it is silent by now."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from mmesh.mesh_status import ServiceStatus
+from mmesh.mesh_status import ServiceRole, ServiceState, ServiceStatus
 from mmesh.serving.deadline import Deadline
 from mmesh.serving.supervision import Supervised
 from services.gateway import metrics
@@ -149,24 +149,19 @@ class Topology:
         return [r for r in self.replicas if r.is_usable and r.place == place][:1]
 
     def status(self) -> list[ServiceStatus]:
-        """Return the state of every process, and of the shards in use that no process holds.
-
-        The first replica of shard 1 is "index-1" if its set is in use, or else "index-1-of-3", the
-        next one "index-1-r1". A process that has never answered goes by its address.
-        """
-        in_use = self.current.shard_count
-        found: list[ServiceStatus] = []
-        numbers: Counter[tuple[int, int]] = Counter()
+        """Return the state of every process, and of the shards in use that no process holds."""
+        numbers: Counter[tuple[int, int] | None] = Counter()
+        found = []
         for replica in self.replicas:
-            name = f"index-{replica.address}"
-            if replica.place is not None:
-                name = _name(replica.place, numbers[replica.place], in_use)
-                numbers[replica.place] += 1
-            found.append(ServiceStatus(name, replica.is_usable, _sentence(replica)))
-        for shard in range(in_use):
-            if not numbers[shard, in_use]:
-                detail = f"no process is known that holds shard {shard} of {in_use}"
-                found.append(ServiceStatus(_name((shard, in_use), 0, in_use), False, detail))
+            found.append(_status_of(replica, numbers[replica.place]))
+            numbers[replica.place] += 1
+        in_use = self.current.shard_count
+        for shard in (shard for shard in range(in_use) if not numbers[shard, in_use]):
+            detail = f"no process is known that holds shard {shard} of {in_use}"
+            found.append(ServiceStatus(
+                ServiceRole.INDEX, ServiceState.MISSING,
+                shard=shard, shard_count=in_use, detail=detail,
+            ))  # fmt: skip
         return found
 
     def _renew(self) -> None:
@@ -227,20 +222,17 @@ def choose(sets: Mapping[int, ShardSet], ages: Mapping[int, int], current: int) 
     return max(sets.values(), key=worth, default=NO_SET)
 
 
-def _name(place: tuple[int, int], number: int, in_use: int) -> str:
-    shard, shard_count = place
-    name = f"index-{shard}" if shard_count == in_use else f"index-{shard}-of-{shard_count}"
-    return f"{name}-r{number}" if number else name
-
-
-def _sentence(replica: Replica) -> str:
-    facts = replica.facts
-    if replica.error is not None:
-        place = f"; it held shard {facts.shard} of {facts.shard_count}" if facts else ""
-        return f"{replica.error.message}{place}"
-    assert facts is not None
-    state = "" if facts.ready else "loading, "
-    return (
-        f"{state}{facts.candidates} candidates, {facts.lag} writes behind, "
-        f"shard {facts.shard} of {facts.shard_count}, replica {facts.replica}"
+def _status_of(replica: Replica, number: int) -> ServiceStatus:
+    """Return the state of a process, the `number`th that holds its shard."""
+    facts, error = replica.facts, replica.error
+    shard, shard_count = replica.place or (0, 0)
+    if error is not None:
+        state, detail = ServiceState.of(error), error.message
+    else:
+        assert facts is not None
+        state = ServiceState.SERVING if facts.ready else ServiceState.LOADING
+        detail = f"{facts.candidates} candidates, {facts.lag} writes behind, id {facts.replica}"
+    number = number if shard_count else 0
+    return ServiceStatus(
+        ServiceRole.INDEX, state, replica.address, shard, shard_count, number, detail
     )

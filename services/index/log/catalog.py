@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -38,6 +38,16 @@ _BY_NAME = ROWS.where(
         ),
     )
 )
+
+
+class Dropped(NamedTuple):
+    """A collection that is gone."""
+
+    epoch: str
+    candidates: int
+    """How many went with it."""
+
+
 _RESERVED = ",\0"
 """Characters that no name has: one of them separates aliases, the other PostgreSQL refuses."""
 
@@ -127,6 +137,18 @@ def must_find(connection: sa.Connection, name: str) -> CollectionRow:
     return row
 
 
+def must_find_again(connection: sa.Connection, name: str, epoch: str) -> CollectionRow:
+    """Return the collection of an epoch, of which a request by this name was answered before.
+
+    Raises:
+        CollectionNotFound: it was deleted since, whatever has the name now.
+    """
+    row = connection.execute(ROWS.where(collections.c.epoch == epoch)).one_or_none()
+    if row is None:
+        raise CollectionNotFound(name)
+    return row_of(row)
+
+
 def create(
     connection: sa.Connection,
     name: str,
@@ -169,15 +191,20 @@ def update(connection: sa.Connection, key: int, **values: Any) -> None:
     connection.execute(collections.update().where(collections.c.key == key).values(**values))
 
 
-def drop(connection: sa.Connection, name: str) -> int:
-    """Delete a collection and its aliases, leave its rows to `Log.purge`; return their number."""
+def set_settings(connection: sa.Connection, key: int, settings: CollectionSettings) -> None:
+    """Set all settings of a collection."""
+    update(connection, key, settings=settings_to_json(settings))
+
+
+def drop(connection: sa.Connection, name: str) -> Dropped:
+    """Delete a collection and its aliases; leave its rows to `Log.purge`."""
     row = must_find(connection, name)
     if row.name != name:
         raise CollectionNotFound(name)
     connection.execute(aliases.delete().where(aliases.c.key == row.key))
     connection.execute(collections.delete().where(collections.c.key == row.key))
     connection.execute(dropped.insert().values(key=row.key))
-    return sum(row.counts.values())
+    return Dropped(row.epoch, sum(row.counts.values()))
 
 
 def set_alias(connection: sa.Connection, alias: str, collection: str) -> str:

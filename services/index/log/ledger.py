@@ -12,10 +12,10 @@ from mmesh.errors import (
     CollectionNotFound,
     DimMismatch,
     FailedPrecondition,
-    InvalidField,
     MmeshError,
     ModelMismatch,
 )
+from services.index.log.answers import Answer, check_request_id, check_same, digest_of
 from services.index.log.rows import CollectionRow, NewCandidate
 from services.index.log.tables import MODALITIES, NUMBERS
 from services.index.slots import slot_of
@@ -68,11 +68,20 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class DeleteUnchanged:
-    """Delete those candidates whose newest write still is the given one."""
+    """Delete those candidates whose newest write still is the given one.
+
+    Several of these are the steps of one request when they have its id: its answer counts what they
+    all deleted, and is final after the last.
+    """
 
     collection: str
     seqs: Mapping[str, int]
     request_id: str = ""
+    digest: str = ""
+    """Of the content of the request; see `answers.digest_of`."""
+    until_seq: int = 0
+    """The newest write that the request looks at."""
+    is_last: bool = True
 
 
 Write = Upsert | Delete | DeleteUnchanged
@@ -106,7 +115,7 @@ class Ledger:
     row: CollectionRow
     states: dict[str, RowState]
     """Of all ids in the group that the log has; later, of those written too."""
-    answers: dict[str, Written]
+    answers: dict[str, Answer]
     """By request id: what is remembered, and what is new."""
     mirror: Ledger | None = None
     """That of the collection which gets every write of this one."""
@@ -115,8 +124,8 @@ class Ledger:
     counts: dict[Modality, int] = field(init=False)
     stored: frozenset[str] = field(init=False)
     """Ids that the log had a row of."""
-    remembered: frozenset[str] = field(init=False)
-    """Request ids that were answered before this group."""
+    remembered: Mapping[str, Answer] = field(init=False)
+    """By request id: what was answered before this group."""
     rows: dict[str, Row] = field(init=False, default_factory=dict)
     """New rows by id, in order of sequence."""
 
@@ -124,7 +133,7 @@ class Ledger:
         self.seq, self.attribute_types = self.row.seq, self.row.attribute_types
         self.counts = dict(self.row.counts)
         self.stored = frozenset(self.states)
-        self.remembered = frozenset(self.answers)
+        self.remembered = dict(self.answers)
 
     @property
     def has_changed(self) -> bool:
@@ -133,30 +142,44 @@ class Ledger:
 
     def decide(self, write: Write, now_s: int) -> Written:
         """Take the write into the ledger, or raise and leave the ledger as it was."""
-        if "\0" in write.request_id:
-            raise InvalidField("request_id", "holds a NUL character; remove it")
+        check_request_id(write.request_id)
+        digest = _digest_of(write) if write.request_id else ""
         known = self.answers.get(write.request_id) if write.request_id else None
         if known is not None:
-            return known
+            check_same(write.request_id, known, digest)
+            if known.is_final:
+                return Written(known.text, known.count)
         if isinstance(write, Fill):
             count = self._fill(write)
         elif isinstance(write, Upsert):
             count = self._upsert(write, now_s)
         else:
             count = self._delete(write, now_s)
-        self._remember(write.request_id, count)
-        if self.mirror is not None:
-            self.mirror._remember(write.request_id, count)
+        if write.request_id:
+            self._remember(write, count, digest)
         return Written(self._token, count)
 
     @property
     def _token(self) -> str:
         return f"{self.row.epoch}:{self.seq}"
 
-    def _remember(self, request_id: str, count: int) -> None:
-        """Answer a repetition; in the mirror too, which the same name may stand for by then."""
-        if request_id:
-            self.answers.setdefault(request_id, Written(self._token, count))
+    def _remember(self, write: Write, count: int, digest: str) -> None:
+        """Keep the answer; in the mirror too, which the same name may stand for the next time."""
+        goes_on = isinstance(write, DeleteUnchanged) and not write.is_last
+        own = write.until_seq if isinstance(write, DeleteUnchanged) else 0
+        self._answer(write.request_id, count, digest, own if goes_on else None)
+        if self.mirror is not None:
+            until_seq = self.mirror.row.seq if goes_on else None
+            self.mirror._answer(write.request_id, count, digest, until_seq)
+
+    def _answer(self, request_id: str, count: int, digest: str, until_seq: int | None) -> None:
+        known = self.answers.get(request_id)
+        if known is not None and known.is_final:
+            return
+        if known is not None:  # one more step
+            count += known.count
+            until_seq = None if until_seq is None else known.until_seq
+        self.answers[request_id] = Answer(self._token, count, digest, until_seq)
 
     def _upsert(self, write: Upsert, now_s: int) -> int:
         types = self._accept(write.candidates, write.model_fingerprint, write.attribute_types)
@@ -278,6 +301,19 @@ class Ledger:
     def _write_row(self, row: Row) -> None:
         self.rows.pop(row[1], None)  # so that the newest is at the end
         self.rows[row[1]] = row
+
+
+def _digest_of(write: Write) -> str:
+    """Return a digest of what a write asks for, in whatever collection.
+
+    Vectors are left out: whoever encodes the same content again gets other last bits.
+    """
+    if isinstance(write, DeleteUnchanged):
+        return write.digest or digest_of("delete_unchanged", sorted(write.seqs.items()))
+    if isinstance(write, Delete):
+        return digest_of("delete", list(write.ids))
+    content = [(one.id, one.parts, one.attributes) for one in write.candidates]
+    return digest_of("fill" if isinstance(write, Fill) else "upsert", content)
 
 
 def decide(

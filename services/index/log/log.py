@@ -15,16 +15,19 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mmesh.collections import CollectionSettings
+from mmesh.collections import CollectionSettings, SettingsChange, with_changes
 from mmesh.errors import CollectionNotFound, InvalidField, MmeshError
 from services.index.log import catalog, tail
+from services.index.log.answers import Answer, check_request_id, check_same, digest_of
+from services.index.log.catalog import Dropped
 from services.index.log.engines import open_database
 from services.index.log.ledger import Ledger, RowState, Write, Written, decide, ids_of
 from services.index.log.purge import purge
+from services.index.log.requests import Once, Requests, find
 from services.index.log.rows import CollectionRow, Rows, StoredCandidate
 from services.index.log.schema import ensure_schema
 from services.index.log.tables import aliases as alias_table
-from services.index.log.tables import candidates, collections, requests
+from services.index.log.tables import candidates, collections
 
 
 class Log:
@@ -58,9 +61,7 @@ class Log:
         self._states = sa.select(
             columns.id, columns.modality, columns.seq, columns.deleted_s
         ).where(of_key, is_one_of(columns.id, "ids"))
-        self._answers = sa.select(requests.c.request_id, requests.c.token, requests.c.count).where(
-            requests.c.key == sa.bindparam("key"), is_one_of(requests.c.request_id, "ids")
-        )
+        self._requests = Requests(self._database)
         self._living = of_key & columns.deleted_s.is_(None)
         self._by_ids = self._living & is_one_of(columns.id, "ids")
 
@@ -71,30 +72,47 @@ class Log:
     # -- collections
 
     def create_collection(
-        self, name: str, dim: int, model_fingerprint: str, settings: CollectionSettings
+        self,
+        name: str,
+        dim: int,
+        model_fingerprint: str,
+        settings: CollectionSettings,
+        request_id: str = "",
     ) -> CollectionRow:
         """Return the collection, made unless it exists with the same dim and model.
 
         Raises:
             CollectionExists: it exists with others, or an alias has its name.
+            CollectionNotFound: the same request made it, and it was deleted since.
         """
         catalog.check_name("name", name)
         _check_text("model_fingerprint", model_fingerprint)
-        with self._names() as connection:
-            return catalog.create(connection, name, dim, model_fingerprint, settings)
+        content = (name, dim, model_fingerprint, catalog.settings_to_json(settings))
+        with self._once(request_id, "create_collection", *content) as once:
+            if once.answer is not None:
+                return catalog.must_find_again(once.connection, name, once.answer.text)
+            row = catalog.create(once.connection, name, dim, model_fingerprint, settings)
+            once.remember(row.epoch)
+            return row
 
-    def update_collection(self, name: str, settings: CollectionSettings) -> CollectionRow:
-        """Replace the settings of a collection and return it.
+    def update_collection(
+        self, name: str, change: SettingsChange, request_id: str = ""
+    ) -> CollectionRow:
+        """Change some settings of a collection and return it.
 
         Raises:
             CollectionNotFound: there is none of this name or alias, or no such mirror.
             FailedPrecondition: it has another mirror.
         """
-        with self._names() as connection:
-            row = self._lock_one(connection, name)
-            catalog.check_mirror(connection, row.name, row.settings.mirror, settings.mirror)
-            catalog.update(connection, row.key, settings=catalog.settings_to_json(settings))
-            return catalog.must_find(connection, name)
+        with self._once(request_id, "update_collection", name, sorted(change.items())) as once:
+            if once.answer is not None:
+                return catalog.must_find_again(once.connection, name, once.answer.text)
+            row = self._lock_one(once.connection, name)
+            settings = with_changes(row.settings, change)
+            catalog.check_mirror(once.connection, row.name, row.settings.mirror, settings.mirror)
+            catalog.set_settings(once.connection, row.key, settings)
+            once.remember(row.epoch)
+            return catalog.must_find(once.connection, name)
 
     def collection(self, name: str) -> CollectionRow:
         """Return the collection of a name or an alias.
@@ -120,23 +138,26 @@ class Log:
         """
         return self._database.version()
 
-    def delete_collection(self, name: str) -> int:
-        """Delete the collection and return how many candidates went with it; not by alias.
+    def delete_collection(self, name: str, request_id: str = "") -> Dropped:
+        """Delete the collection and return what went with it; not by alias.
 
         It is gone at once, and no mirror any more; `purge` removes its rows.
 
         Raises:
             CollectionNotFound: there is none.
         """
-        with self._names() as connection:
-            mirrored = catalog.mirrored_by(connection, name)
-            self._lock(connection, {name, *(row.name for row in mirrored)})
+        with self._once(request_id, "delete_collection", name) as once:
+            if once.answer is not None:
+                return Dropped(once.answer.text, once.answer.count)
+            mirrored = catalog.mirrored_by(once.connection, name)
+            self._lock(once.connection, {name, *(row.name for row in mirrored)})
             for row in mirrored:
-                settings = replace(row.settings, mirror="")
-                catalog.update(connection, row.key, settings=catalog.settings_to_json(settings))
-            return catalog.drop(connection, name)
+                catalog.set_settings(once.connection, row.key, replace(row.settings, mirror=""))
+            gone = catalog.drop(once.connection, name)
+            once.remember(gone.epoch, gone.candidates)
+            return gone
 
-    def set_alias(self, alias: str, collection: str) -> str:
+    def set_alias(self, alias: str, collection: str, request_id: str = "") -> str:
         """Let an alias name a collection; return which it named before, or an empty string.
 
         Raises:
@@ -144,17 +165,34 @@ class Log:
             CollectionExists: a collection has this name.
         """
         catalog.check_name("alias", alias)
-        with self._names() as connection:
-            return catalog.set_alias(connection, alias, collection)
+        with self._once(request_id, "set_alias", alias, collection) as once:
+            if once.answer is not None:
+                return once.answer.text
+            previous = catalog.set_alias(once.connection, alias, collection)
+            once.remember(previous)
+            return previous
 
-    def delete_alias(self, alias: str) -> None:
+    def delete_alias(self, alias: str, request_id: str = "") -> None:
         """Delete an alias.
 
         Raises:
             AliasNotFound: there is none.
         """
-        with self._names() as connection:
-            catalog.delete_alias(connection, alias)
+        with self._once(request_id, "delete_alias", alias) as once:
+            if once.answer is None:
+                catalog.delete_alias(once.connection, alias)
+                once.remember("")
+
+    @contextmanager
+    def _once(self, request_id: str, kind: str, *content: object) -> Iterator[Once]:
+        """Begin a transaction that nobody else changes names beside, for a request to do so.
+
+        Raises:
+            RequestIdReused: the request id was that of another request.
+        """
+        with self._database.write() as connection:
+            self._database.lock_names(connection)
+            yield Once(connection, request_id, digest_of(kind, *content))
 
     # -- writes
 
@@ -176,6 +214,19 @@ class Log:
                     return outcomes
             names |= mirrors  # all are locked at once, in order, or two writers wait for each other
 
+    def answer(self, key: int, request_id: str, digest: str) -> Answer | None:
+        """Return the answer to a request to write to the collection `key`; None if it is new.
+
+        Raises:
+            RequestIdReused: the request id was that of another request.
+        """
+        check_request_id(request_id)
+        with self._database.statement() as connection:
+            known = find(connection, key, request_id)
+        if known is not None:
+            check_same(request_id, known, digest)
+        return known
+
     def _open_ledgers(
         self,
         connection: sa.Connection,
@@ -193,7 +244,7 @@ class Log:
             row.key: Ledger(
                 row,
                 self._read_states(connection, row.key, mine[row.key]),
-                self._read_answers(connection, row.key, mine[row.key]),
+                self._requests.read(connection, row.key, (w.request_id for w in mine[row.key])),
             )
             for row in rows.values()
         }
@@ -223,17 +274,6 @@ class Log:
         found = connection.execute(self._states, values)
         return {i: RowState(modality, seq, gone is None) for i, modality, seq, gone in found}
 
-    def _read_answers(
-        self, connection: sa.Connection, key: int, writes: Sequence[Write]
-    ) -> dict[str, Written]:
-        ids = [write.request_id for write in writes if write.request_id]
-        ids = [request_id for request_id in ids if "\0" not in request_id]
-        if not ids:
-            return {}
-        values = {"key": key, "ids": self._database.many(ids)}
-        found = connection.execute(self._answers, values)
-        return {request_id: Written(token, count) for request_id, token, count in found}
-
     def _save(self, connection: sa.Connection, ledgers: dict[int, Ledger]) -> None:
         rows = [row for ledger in ledgers.values() for row in ledger.rows.values()]
         if rows:
@@ -245,15 +285,8 @@ class Log:
         for ledger in ledgers.values():
             if ledger.has_changed:
                 self._save_collection(connection, ledger)
-        now_s = int(time.time())
-        answers = [
-            {"key": key, "request_id": i, "token": w.token, "count": w.count, "time_s": now_s}
-            for key, ledger in ledgers.items()
-            for i, w in ledger.answers.items()
-            if i not in ledger.remembered
-        ]
-        if answers:
-            connection.execute(requests.insert(), answers)
+        for key, ledger in ledgers.items():
+            self._requests.save(connection, key, ledger.answers, ledger.remembered)
 
     def _save_collection(self, connection: sa.Connection, ledger: Ledger) -> None:
         values: dict[str, Any] = {f"{m.value}_count": n for m, n in ledger.counts.items()}
@@ -335,13 +368,6 @@ class Log:
         processes may purge at once, beside writers.
         """
         return purge(self._database, horizon_s)
-
-    @contextmanager
-    def _names(self) -> Iterator[sa.Connection]:
-        """Begin a transaction that nobody else changes names beside."""
-        with self._database.write() as connection:
-            self._database.lock_names(connection)
-            yield connection
 
 
 _COLLECTIONS = catalog.ROWS.order_by(collections.c.name)

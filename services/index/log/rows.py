@@ -114,8 +114,10 @@ def parts_from_json(text: str, blobs: Blobs | None) -> Content:
 
 
 def attributes_to_json(attributes: Attributes) -> str:
-    """Return attributes as JSON; floats keep their point, so types survive."""
-    return json.dumps(dict(attributes), ensure_ascii=False) if attributes else ""
+    """Return attributes as JSON, by name; floats keep their point, so types survive."""
+    if not attributes:
+        return ""
+    return json.dumps(dict(attributes), ensure_ascii=False, sort_keys=True)
 
 
 def attributes_from_json(text: str) -> dict[str, AttributeValue]:

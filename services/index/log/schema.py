@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from mmesh.errors import FailedPrecondition
 from services.index.log.database import Database
 
-VERSION = "0002"
+VERSION = "0003"
 """The newest migration of this release."""
 FIRST = "0001"
 """What databases are that are older than the table of versions."""

@@ -69,5 +69,7 @@ requests = sa.Table(
     sa.Column("count", sa.Integer, nullable=False),
     sa.Column("token", Text, nullable=False),
     sa.Column("time_s", sa.BigInteger, nullable=False, index=True),
+    sa.Column("digest", Text, nullable=False, server_default=""),
+    sa.Column("until_seq", sa.BigInteger),  # null once the request is done
     sqlite_with_rowid=False,
 )

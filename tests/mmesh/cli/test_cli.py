@@ -260,11 +260,22 @@ def test_a_mesh_that_is_not_there_is_said(run):
     assert "mmesh up" in errors
 
 
-def test_status_shows_every_service(run):
+def test_status_shows_every_process_with_its_place(run):
     code, output, _ = run("status")
     assert code == 0
-    for name in ("encoder", "index-0", "index-1", "reranker"):
-        assert name in output
+    title, _, *lines = output.splitlines()
+    assert "2 shards" in title
+    rows = [line.split()[:2] for line in lines]
+    assert [row for row in rows if row[0] == "index"] == [["index", "0/2"], ["index", "1/2"]]
+    assert ["encoder", "serving"] in rows
+
+
+def test_status_as_json_has_the_fields_of_the_api(run):
+    code, output, _ = run("status", "--json")
+    found = json.loads(output)
+    assert (code, found["shard_count"]) == (0, 2)
+    last = [one for one in found["services"] if one["role"] == "index"][-1]
+    assert last.items() >= {"state": "serving", "shard": 1, "shard_count": 2, "replica": 0}.items()
 
 
 @pytest.mark.parametrize(

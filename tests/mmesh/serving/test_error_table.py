@@ -40,7 +40,7 @@ class Raising(rpc.RetrievalServiceServicer):
 
     error: Exception
 
-    async def UpsertCandidates(self, request, context):  # gRPC names it; not retried
+    async def UpsertCandidates(self, request, context):  # gRPC names it
         raise self.error
 
     async def Ingest(self, request_iterator, context):  # gRPC names it

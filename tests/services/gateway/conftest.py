@@ -24,7 +24,7 @@ from mmesh.candidates import Candidate
 from mmesh.collections import Collection
 from mmesh.content import Content, Modality
 from mmesh.errors import CollectionNotFound, InvalidField, MmeshError
-from mmesh.mesh_status import ServiceStatus
+from mmesh.mesh_status import ServiceRole, ServiceState, ServiceStatus
 from mmesh.models.images import decode
 from mmesh.serving.host import Host
 from mmesh.tokens import Token
@@ -104,7 +104,7 @@ class FakeEncoder(Faulty):
 
     async def status(self, deadline):
         await self.note("status")
-        return [ServiceStatus("encoder", True, "lite (4 wide)")]
+        return [ServiceStatus(ServiceRole.ENCODER, ServiceState.SERVING)]
 
     async def encode(self, fingerprint, inputs, role, deadline):
         await self.note("encode")
@@ -149,7 +149,7 @@ class FakeIndex(Faulty):
     # -- what `interfaces.Index` says
 
     async def status(self, deadline):
-        return [ServiceStatus("index-0", True, "0 candidates")]
+        return [ServiceStatus(ServiceRole.INDEX, ServiceState.SERVING)]
 
     async def prepare(self, order, deadline):
         await self.note("prepare")
@@ -216,7 +216,7 @@ class FakeReranker(Faulty):
     compares_modalities: bool = True
 
     async def status(self, deadline):
-        return [ServiceStatus("reranker", True, "judge-1 template")]
+        return [ServiceStatus(ServiceRole.RERANKER, ServiceState.SERVING)]
 
     async def judge(self, deadline):
         await self.note("judge")

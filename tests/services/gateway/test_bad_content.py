@@ -13,9 +13,10 @@ from collections.abc import Callable
 import grpc
 import pytest
 
+from mmesh.api.candidate.v1 import candidate_pb2
 from mmesh.api.content.v1 import content_pb2
+from mmesh.api.filter.v1 import filter_pb2
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
-from mmesh.api.index.v1 import filter_pb2, index_pb2
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 MIB = 1 << 20
@@ -39,11 +40,11 @@ def image_of(data: bytes, media_type: str = "image/png") -> content_pb2.Content:
     return content_pb2.Content(parts=[content_pb2.Part(image=image)])
 
 
-def candidate(candidate_id: str, content: content_pb2.Content) -> index_pb2.Candidate:
-    return index_pb2.Candidate(id=candidate_id, content=content)
+def candidate(candidate_id: str, content: content_pb2.Content) -> candidate_pb2.Candidate:
+    return candidate_pb2.Candidate(id=candidate_id, content=content)
 
 
-def with_attribute(name: str, **value: object) -> index_pb2.Candidate:
+def with_attribute(name: str, **value: object) -> candidate_pb2.Candidate:
     found = candidate("bad", text_of("a text with an attribute"))
     found.attributes[name].CopyFrom(filter_pb2.AttributeValue(**value))
     return found
@@ -120,7 +121,7 @@ BAD_CONTENT: dict[str, tuple[Callable[..., content_pb2.Content], str, str]] = {
 }  # fmt: skip
 
 # What is wrong with the candidate -> candidate, reason, path of the field inside the candidate.
-BAD_CANDIDATES: dict[str, tuple[Callable[..., index_pb2.Candidate], str, str]] = {
+BAD_CANDIDATES: dict[str, tuple[Callable[..., candidate_pb2.Candidate], str, str]] = {
     name: (lambda p, make=make: candidate("bad", make(p)), reason, f"content{path}")
     for name, (make, reason, path) in BAD_CONTENT.items()
 } | {
@@ -156,7 +157,7 @@ bad_candidates = pytest.mark.parametrize(
 # -- upserts
 
 
-async def upsert(stub, collection: str, *candidates: index_pb2.Candidate) -> None:
+async def upsert(stub, collection: str, *candidates: candidate_pb2.Candidate) -> None:
     request = pb.UpsertCandidatesRequest(collection=collection, candidates=candidates)
     await stub.UpsertCandidates(request, timeout=30)
 
@@ -194,7 +195,7 @@ async def test_an_upsert_takes_1_to_256_candidates(stub, index, collection, refu
 
 
 async def ingest(
-    stub, collection: str, *batches: list[index_pb2.Candidate]
+    stub, collection: str, *batches: list[candidate_pb2.Candidate]
 ) -> tuple[dict[tuple[int, str], pb.RejectedCandidate], list[pb.IngestAck]]:
     """Send batches in one stream; return what was refused by batch and id, and what was acked."""
     opening = pb.IngestOpen(collection=collection, ingest_id=uuid.uuid4().hex)

@@ -6,8 +6,8 @@ import grpc
 import pytest
 
 from mmesh.api.content.v1 import content_pb2
+from mmesh.api.filter.v1 import filter_pb2
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
-from mmesh.api.index.v1 import filter_pb2
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 SERVICE = "/mmesh.api.gateway.v1.RetrievalService/"
@@ -40,8 +40,8 @@ async def test_a_limit_out_of_1_to_1000_is_refused(stub, collection, refusal, li
     [
         ({"rerank": pb.RerankOptions(candidates=-1)}, "rerank.candidates"),
         ({"rerank": pb.RerankOptions(candidates=257)}, "rerank.candidates"),
-        ({"rerank": pb.RerankOptions(max_seconds=float("nan"))}, "rerank.max_seconds"),
-        ({"rerank": pb.RerankOptions(max_seconds=-1)}, "rerank.max_seconds"),
+        ({"rerank": {"max_duration": {"seconds": 3601}}}, "rerank.max_duration"),
+        ({"rerank": {"max_duration": {"seconds": -1}}}, "rerank.max_duration"),
         ({"rerank": pb.RerankOptions(max_image_tokens=-1)}, "rerank.max_image_tokens"),
         ({"target": 99}, "target"),
         ({"merge": 99}, "merge"),
@@ -49,7 +49,7 @@ async def test_a_limit_out_of_1_to_1000_is_refused(stub, collection, refusal, li
         ({"instruction": "x" * 4097}, "instruction"),
         ({"instruction": "a\0b"}, "instruction"),
     ],
-    ids=["rerank -1", "rerank 257", "NaN seconds", "-1 seconds", "-1 tokens", "target 99",
+    ids=["rerank -1", "rerank 257", "3601 seconds", "-1 seconds", "-1 tokens", "target 99",
          "merge 99", "consistency 99", "long instruction", "NUL in the instruction"],
 )  # fmt: skip
 async def test_an_option_out_of_its_limits_is_refused(stub, collection, refusal, options, field):

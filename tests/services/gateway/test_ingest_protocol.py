@@ -7,9 +7,9 @@ import asyncio
 import grpc
 import pytest
 
+from mmesh.api.candidate.v1 import candidate_pb2
 from mmesh.api.content.v1 import content_pb2
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
-from mmesh.api.index.v1 import index_pb2
 from mmesh.errors import Overloaded
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -18,7 +18,7 @@ METHOD = "/mmesh.api.gateway.v1.RetrievalService/Ingest"
 
 def batch(sequence: int, **options: object) -> pb.IngestRequest:
     content = content_pb2.Content(parts=[content_pb2.Part(text="word")])
-    candidates = [index_pb2.Candidate(id=f"n{sequence}", content=content)]
+    candidates = [candidate_pb2.Candidate(id=f"n{sequence}", content=content)]
     step = {"sequence": sequence, "candidates": candidates} | options
     return pb.IngestRequest(batch=pb.IngestBatch(**step))
 

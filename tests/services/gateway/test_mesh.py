@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmesh.errors import Unavailable
-from mmesh.mesh_status import ServiceStatus
+from mmesh.mesh_status import ServiceRole, ServiceState
 from mmesh.serving.deadline import Deadline
 from services.gateway.config import GatewaySettings
 from services.gateway.mesh import Mesh
@@ -44,14 +44,14 @@ async def test_a_part_that_fails_to_start_leaves_nothing_open(mesh, encoder, ind
 
 async def test_the_state_of_every_part_is_told(mesh, encoder, index):
     async with mesh:
-        names = [one.name for one in await mesh.status(Deadline.after(1))]
-    assert names == ["encoder", "index-0", "reranker"]
+        found = await mesh.status(Deadline.after(1))
+    assert [one.role for one in found] == [*ServiceRole]
 
 
 async def test_a_mesh_without_a_reranker_tells_of_none(encoder, index):
     async with Mesh(encoder, index, None, GatewaySettings()) as mesh:
         found = await mesh.status(Deadline.after(1))
-    assert [one.name for one in found] == ["encoder", "index-0"]
+    assert [one.role for one in found] == [ServiceRole.ENCODER, ServiceRole.INDEX]
 
 
 async def test_a_reranker_that_does_not_answer_is_told_as_not_serving():
@@ -59,9 +59,10 @@ async def test_a_reranker_that_does_not_answer_is_told_as_not_serving():
         encoder=["127.0.0.1:1"], index=["127.0.0.1:1"], reranker="127.0.0.1:1"
     )
     async with Mesh.of(settings) as mesh:
-        found = {one.name: one for one in await mesh.status(Deadline.after(1))}
+        found = await mesh.status(Deadline.after(1))
         with pytest.raises(Unavailable):
             await mesh.index.get_collection("photos", Deadline.after(0.5))
-    assert set(found) == {"encoder", "index-127.0.0.1:1", "reranker"}
-    assert not any(one.serving for one in found.values())
-    assert isinstance(found["reranker"], ServiceStatus)
+    assert [(one.role, one.address) for one in found] == [
+        (role, "127.0.0.1:1") for role in ServiceRole
+    ]
+    assert {one.state for one in found} == {ServiceState.UNREACHABLE}

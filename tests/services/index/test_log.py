@@ -143,7 +143,7 @@ def test_unchanged_candidates_are_deleted_and_changed_ones_stay(writer):
     written = writer.write(DeleteUnchanged("c", {**seqs, "unknown": 9}, "once"))
     assert written.count == 2
     assert writer.ids() == ["b"]
-    assert writer.write(DeleteUnchanged("c", seqs, "once")) == written
+    assert writer.write(DeleteUnchanged("c", {**seqs, "unknown": 9}, "once")) == written
 
 
 def test_a_full_collection_takes_replacements_and_says_what_to_do(writer):

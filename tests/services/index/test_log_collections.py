@@ -27,12 +27,15 @@ def test_a_collection_is_what_it_was_made_as(writer):
     assert row.key != writer.log.collection("c").key
 
 
-def test_settings_are_replaced(writer):
-    writer.log.set_alias("alias", "c")
-    assert writer.log.update_collection("alias", SETTINGS).settings == SETTINGS
-    assert writer.log.collection("c").settings == SETTINGS
+def test_only_the_settings_that_are_given_change(writer):
+    writer.log.create_collection("d", 2, "model", SETTINGS)
+    writer.log.set_alias("alias", "d")
+    changed = CollectionSettings("", 0.9, CollectionLimits(7, 6, 5, 4, 9))
+    change = {"index_factory": "", "max_limit": 9}
+    assert writer.log.update_collection("alias", change).settings == changed
+    assert writer.log.collection("d").settings == changed
     with pytest.raises(CollectionNotFound):
-        writer.log.update_collection("unknown", SETTINGS)
+        writer.log.update_collection("unknown", change)
 
 
 def test_collections_are_listed_by_name_with_their_aliases(writer):
@@ -50,7 +53,7 @@ def test_collections_are_listed_by_name_with_their_aliases(writer):
 def test_a_deleted_collection_is_gone_and_a_new_one_has_another_epoch(writer):
     before = writer.log.collection("c")
     writer.put("a", "b")
-    assert writer.log.delete_collection("c") == 2
+    assert writer.log.delete_collection("c") == (before.epoch, 2)
     with pytest.raises(CollectionNotFound):
         writer.log.collection("c")
     after = writer.create()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from mmesh.content import Modality
-from mmesh.errors import InvalidField
+from mmesh.errors import InvalidField, MmeshError, RequestIdReused
 from services.index.log.ledger import Delete, DeleteUnchanged, Upsert, Written
 
 IDS = st.sampled_from(["a", "b", "c", "d", "e"])
@@ -20,6 +20,7 @@ STEPS = st.one_of(
     st.tuples(st.just("delete_unchanged"), st.lists(st.tuples(IDS, st.booleans()), max_size=3)),
     st.tuples(st.just("refused"), IDS),
     st.tuples(st.just("again"), st.integers(0, 5)),
+    st.tuples(st.just("reuse"), st.integers(0, 5)),
 )
 NEVER = (0, Modality.TEXT, True)
 
@@ -44,7 +45,7 @@ class LogMachine(RuleBasedStateMachine):
         planned = [getattr(self, f"plan_{kind}")(given) for kind, given in steps]
         outcomes = self.writer.log.write([write for write, _ in planned])
         for outcome, (_, expected) in zip(outcomes, planned, strict=True):
-            assert expected == (None if isinstance(outcome, InvalidField) else outcome)
+            assert expected == (type(outcome) if isinstance(outcome, MmeshError) else outcome)
 
     @rule()
     def purge(self):
@@ -65,26 +66,31 @@ class LogMachine(RuleBasedStateMachine):
             self.rows[candidate_id] = (self.seq, modality, False)
         rows = [self.row(candidate_id, modality) for candidate_id, modality in entries]
         write = self.upsert(rows, self.name, str(len(self.answers)))
-        return write, self.answer(len(entries))
+        return write, self.answer(write, len(entries))
 
     def plan_delete(self, ids):
         write = Delete(self.name, ids, str(len(self.answers)))
-        return write, self.answer(self.mark_deleted(ids))
+        return write, self.answer(write, self.mark_deleted(ids))
 
     def plan_delete_unchanged(self, entries):
         seqs = {i: self.rows.get(i, NEVER)[0] - (not is_right) for i, is_right in entries}
         right = [i for i, seq in seqs.items() if self.rows.get(i, NEVER)[0] == seq]
         write = DeleteUnchanged(self.name, seqs, str(len(self.answers)))
-        return write, self.answer(self.mark_deleted(right))
+        return write, self.answer(write, self.mark_deleted(right))
 
     def plan_refused(self, candidate_id):
-        return Upsert(self.name, [self.row(candidate_id)], refuse, f"no-{self.seq}"), None
+        write = Upsert(self.name, [self.row(candidate_id)], refuse, f"no-{self.seq}")
+        return write, InvalidField
 
     def plan_again(self, number):
         if not self.answers:
             return self.plan_put([])
-        number %= len(self.answers)
-        return Delete(self.name, ["a", "b", "c"], str(number)), self.answers[number]
+        return self.answers[number % len(self.answers)]
+
+    def plan_reuse(self, number):
+        if not self.answers:
+            return self.plan_put([])
+        return Delete(self.name, ["else"], str(number % len(self.answers))), RequestIdReused
 
     def mark_deleted(self, ids):
         living = [i for i in dict.fromkeys(ids) if not self.rows.get(i, NEVER)[2]]
@@ -93,9 +99,9 @@ class LogMachine(RuleBasedStateMachine):
             self.rows[candidate_id] = (self.seq, self.rows[candidate_id][1], True)
         return len(living)
 
-    def answer(self, count):
-        self.answers.append(Written(f"{self.epoch}:{self.seq}", count))
-        return self.answers[-1]
+    def answer(self, write, count):
+        self.answers.append((write, Written(f"{self.epoch}:{self.seq}", count)))
+        return self.answers[-1][1]
 
     def follow(self):
         while self.applied < self.seq:

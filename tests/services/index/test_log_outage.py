@@ -7,7 +7,6 @@ import time
 import psycopg
 import pytest
 
-from mmesh.collections import CollectionSettings
 from mmesh.errors import DataLoss, LogUnavailable, StorageFull
 from services.index.log import sqlite
 from services.index.log.engines import open_database
@@ -34,7 +33,7 @@ def every_call(writer, epoch):
         "collection": lambda: log.collection("c"),
         "collections": log.collections,
         "create_collection": writer.create,
-        "update_collection": lambda: log.update_collection("c", CollectionSettings()),
+        "update_collection": lambda: log.update_collection("c", {"max_limit": 9}),
         "delete_collection": lambda: log.delete_collection("c"),
         "set_alias": lambda: log.set_alias("alias", "c"),
         "delete_alias": lambda: log.delete_alias("alias"),

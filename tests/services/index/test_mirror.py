@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from mmesh.collections import CollectionLimits, CollectionSettings
+from mmesh.collections import CollectionSettings
 from mmesh.content import Modality
 from mmesh.errors import CollectionFull, FailedPrecondition, InvalidField, ModelMismatch, NotFound
 from services.index.log.ledger import Delete, DeleteUnchanged, Fill, Mirrored, Upsert
@@ -35,7 +35,7 @@ def fill(collection, rows):
 def pair(writer):
     """Two collections, "new" and "c", that are each other's mirror."""
     writer.log.create_collection("new", 2, "model", CollectionSettings(mirror="c"))
-    writer.log.update_collection("c", CollectionSettings(mirror="new"))
+    writer.log.update_collection("c", {"mirror": "new"})
     return writer
 
 
@@ -66,9 +66,14 @@ def test_a_write_without_vectors_for_the_mirror_leaves_no_trace(pair, row, upser
     assert pair.log.collection("c").seq == pair.log.collection("new").seq == 0
 
 
+def test_a_change_of_other_settings_leaves_the_mirror_as_it_is(pair, row):
+    pair.log.update_collection("c", {"recall_target": 0.9, "max_limit": 5})
+    pair.write(put("c", [row("a")]))
+    assert pair.ids("c") == pair.ids("new") == ["a"]
+
+
 def test_what_does_not_fit_into_the_mirror_is_written_to_neither(pair, row):
-    limits = CollectionLimits(max_candidates=1)
-    pair.log.update_collection("new", CollectionSettings(mirror="c", limits=limits))
+    pair.log.update_collection("new", {"max_candidates": 1})
     with pytest.raises(CollectionFull):
         pair.write(put("c", [row("a"), row("b")]))
     assert pair.ids("c") == pair.ids("new") == []
@@ -90,7 +95,7 @@ def test_a_repeated_request_is_recognised_by_the_mirror(pair, row):
 def test_a_fill_brings_in_what_is_older_than_the_mirror(writer, row):
     writer.put("a", "b", "c")
     writer.log.create_collection("new", 2, "model", CollectionSettings(mirror="c"))
-    writer.log.update_collection("c", CollectionSettings(mirror="new"))
+    writer.log.update_collection("c", {"mirror": "new"})
     assert writer.write(fill("new", [row("a"), row("b")])).count == 2
     assert writer.ids("new") == ["a", "b"]
     assert writer.log.collection("c").seq == 3
@@ -99,7 +104,7 @@ def test_a_fill_brings_in_what_is_older_than_the_mirror(writer, row):
 def test_a_fill_that_comes_late_neither_resurrects_nor_overwrites(writer, row):
     writer.put("deleted", "replaced", "refused")
     writer.log.create_collection("new", 2, "model", CollectionSettings(mirror="c"))
-    writer.log.update_collection("c", CollectionSettings(mirror="new"))
+    writer.log.update_collection("c", {"mirror": "new"})
     writer.delete("deleted")
     writer.write(put("c", [row("replaced", number=2)]))
     writer.write(put("c", [row("refused")], held=[]))
@@ -120,14 +125,14 @@ def test_a_fill_needs_a_mirror(writer, row):
 def test_a_mirror_is_another_collection_and_is_not_changed_for_a_third(pair):
     pair.create("third")
     with pytest.raises(FailedPrecondition, match="'new'"):
-        pair.log.update_collection("c", CollectionSettings(mirror="third"))
+        pair.log.update_collection("c", {"mirror": "third"})
     pair.log.set_alias("other", "c")
     for wrong in ("third", "other"):
         with pytest.raises(InvalidField):
-            pair.log.update_collection("third", CollectionSettings(mirror=wrong))
+            pair.log.update_collection("third", {"mirror": wrong})
     with pytest.raises(NotFound):
         pair.log.create_collection("fourth", 2, "model", CollectionSettings(mirror="nothing"))
-    pair.log.update_collection("c", CollectionSettings())
+    pair.log.update_collection("c", {"mirror": ""})
     pair.put("a")
     assert (pair.ids("c"), pair.ids("new")) == (["a"], [])
 
@@ -186,7 +191,7 @@ class MirrorMachine(RuleBasedStateMachine):
         if not self.linked:
             settings = CollectionSettings(mirror=self.old)
             self.writer.log.create_collection(self.new, 2, "model", settings)
-            self.writer.log.update_collection(self.old, CollectionSettings(mirror=self.new))
+            self.writer.log.update_collection(self.old, {"mirror": self.new})
             self.linked = True
 
     @rule(ids=st.lists(IDS, min_size=1, unique=True), to_new=st.booleans())

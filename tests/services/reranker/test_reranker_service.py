@@ -13,6 +13,7 @@ from mmesh.content import Content, Modality
 from mmesh.errors import InvalidField, Unavailable
 from mmesh.models.protocol import JudgeInfo
 from mmesh.serving.host import Host
+from mmesh.wire.durations import duration_to_pb
 from mmesh.wire.errors import error_of
 from mmesh.wire.transport import open_channel
 from services.reranker.config import RerankerSettings
@@ -132,13 +133,17 @@ async def test_scores_are_remembered_by_query_instruction_and_candidate():
     assert judge.calls == [2, 1, 1, 1, 1, 1, 1, 1]  # a round that failed, then one by one
 
 
+def budget_of(seconds):
+    return pb.Budget(max_duration=duration_to_pb(seconds, ""))
+
+
 async def test_remembered_scores_need_no_turn_and_no_time():
     async with serving(Judge(seconds=0.2)) as stub:
         await stub.Rerank(request("a"))
         running = asyncio.ensure_future(stub.Rerank(request(*"bcdefgh")))
         await asyncio.sleep(0.05)
-        known = await stub.Rerank(request("a", budget=pb.Budget(seconds=0.01)))
-        partial = await stub.Rerank(request("a", "i", budget=pb.Budget(seconds=0.01)))
+        known = await stub.Rerank(request("a", budget=budget_of(0.01)))
+        partial = await stub.Rerank(request("a", "i", budget=budget_of(0.01)))
         await running
     assert (scores_of(known), known.remembered) == ([1], 1)
     assert scores_of(partial) == [1, "DEADLINE"]
@@ -172,12 +177,14 @@ async def test_image_tokens_are_spent_on_the_query_and_then_best_first():
 
 async def test_a_budget_of_seconds_ends_judging_before_the_deadline():
     async with serving(Judge(seconds=0.1)) as stub:
-        reply = await stub.Rerank(request(*"abcdef", budget=pb.Budget(seconds=0.15)), timeout=30)
+        reply = await stub.Rerank(request(*"abcdef", budget=budget_of(0.15)), timeout=30)
     assert scores_of(reply) == [1, 1, *["DEADLINE"] * 4]
 
 
 @pytest.mark.parametrize(
-    "budget", [{"candidates": -1}, {"seconds": float("nan")}, {"image_tokens": -5}]
+    "budget",
+    [{"candidates": -1}, {"max_duration": duration_to_pb(-1.5, "")}, {"image_tokens": -5}],
+    ids=str,
 )
 async def test_a_budget_below_zero_is_refused(budget):
     async with serving(Judge()) as stub:

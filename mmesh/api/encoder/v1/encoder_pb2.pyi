@@ -133,7 +133,7 @@ class EncodeRequest(_message.Message):
     role: Global___Role.ValueType
     """The side of the search that the inputs are on. Unspecified means candidate."""
     priority: Global___Priority.ValueType
-    """Which queue the inputs wait in. Unspecified means interactive."""
+    """Priority class: which queue the inputs wait in. Unspecified means interactive."""
     on_problem: Global___OnProblem.ValueType
     """What happens when an input cannot be encoded. Unspecified means fail."""
     on_long_text: Global___OnLongText.ValueType
@@ -142,7 +142,7 @@ class EncodeRequest(_message.Message):
     """Element type of the vectors. Unspecified means float32."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Input]:
-        """What to encode; 1 to 256 inputs."""
+        """What to encode; 1 to 256 inputs, else INVALID_ARGUMENT."""
 
     def __init__(
         self,
@@ -340,13 +340,13 @@ class GetModelResponse(_message.Message):
     fingerprint: _builtins.str
     """Changes whenever any vector would change; collections are bound to it."""
     dim: _builtins.int
-    """Width of the vectors."""
+    """Dimension of the vectors."""
     max_text_tokens: _builtins.int
-    """Text tokens that the model reads; more are cut."""
+    """Context length: text tokens that the model reads; more are cut, or refused (see OnLongText)."""
     follows_instructions: _builtins.bool
     """Whether instructions change the vectors."""
     max_inputs: _builtins.int
-    """Inputs in one call."""
+    """Greatest number of inputs in one call."""
     @_builtins.property
     def modalities(self) -> _containers.RepeatedScalarFieldContainer[_content_pb2.Modality.ValueType]:
         """Modalities that can be encoded."""

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EncoderServiceStub(object):
-    """Turns content into embeddings. Knows no collections.
+    """Turns content into embeddings with one bi-encoder model. Knows no collections.
     """
 
     def __init__(self, channel):
@@ -48,7 +48,7 @@ class EncoderServiceStub(object):
 
 
 class EncoderServiceServicer(object):
-    """Turns content into embeddings. Knows no collections.
+    """Turns content into embeddings with one bi-encoder model. Knows no collections.
     """
 
     def Encode(self, request, context):
@@ -89,7 +89,7 @@ def add_EncoderServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EncoderService(object):
-    """Turns content into embeddings. Knows no collections.
+    """Turns content into embeddings with one bi-encoder model. Knows no collections.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EncoderServiceStub:
-    """Turns content into embeddings. Knows no collections."""
+    """Turns content into embeddings with one bi-encoder model. Knows no collections."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -43,7 +43,7 @@ class EncoderServiceStub:
 
 @_typing.type_check_only
 class EncoderServiceAsyncStub(EncoderServiceStub):
-    """Turns content into embeddings. Knows no collections."""
+    """Turns content into embeddings with one bi-encoder model. Knows no collections."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Encode: _aio.UnaryUnaryMultiCallable[_encoder_pb2.EncodeRequest, _encoder_pb2.EncodeResponse]  # type: ignore[assignment]
@@ -55,7 +55,7 @@ class EncoderServiceAsyncStub(EncoderServiceStub):
     """Describe the model: name, fingerprint, dim, modalities and limits."""
 
 class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Turns content into embeddings. Knows no collections."""
+    """Turns content into embeddings with one bi-encoder model. Knows no collections."""
 
     @_abc_1.abstractmethod
     def Encode(

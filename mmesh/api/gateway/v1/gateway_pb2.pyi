@@ -5,13 +5,15 @@ The public API of mmesh: what backends call."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from mmesh.api.candidate.v1 import candidate_pb2 as _candidate_pb2
+from mmesh.api.collection.v1 import collection_pb2 as _collection_pb2
 from mmesh.api.content.v1 import content_pb2 as _content_pb2
-from mmesh.api.index.v1 import collection_pb2 as _collection_pb2
-from mmesh.api.index.v1 import filter_pb2 as _filter_pb2
-from mmesh.api.index.v1 import index_pb2 as _index_pb2
+from mmesh.api.filter.v1 import filter_pb2 as _filter_pb2
 from mmesh.api.problem.v1 import problem_pb2 as _problem_pb2
 from mmesh.api.vector.v1 import vector_pb2 as _vector_pb2
 import builtins as _builtins
@@ -34,35 +36,35 @@ class _MergePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MergePoli
     MERGE_POLICY_UNSPECIFIED: _MergePolicy.ValueType  # 0
     """Taken as the mesh's default."""
     MERGE_POLICY_SCORE: _MergePolicy.ValueType  # 1
-    """By retrieval score as it is. One modality usually buries the others."""
+    """By raw retrieval score. One modality usually buries the others (the modality gap)."""
     MERGE_POLICY_CALIBRATED: _MergePolicy.ValueType  # 2
-    """By retrieval score in units of what is usual for good hits of that modality, less a little for
-    every rank, so that no list takes all places on a small advantage.
+    """By calibrated score: the retrieval score in units of what is usual for good hits of that
+    modality, less a little for every rank, so that no list takes all places on a small advantage.
     """
     MERGE_POLICY_RRF: _MergePolicy.ValueType  # 3
-    """By reciprocal rank (Cormack et al., SIGIR 2009): 1 / (60 + rank in its list). A candidate has
-    one modality, so today this gives the order of interleave.
+    """By reciprocal rank fusion (Cormack et al., SIGIR 2009): 1 / (60 + rank in its list). A
+    candidate has one modality, so today this gives the order of interleave.
     """
     MERGE_POLICY_INTERLEAVE: _MergePolicy.ValueType  # 4
-    """The lists take turns, led by the list whose best hit is best by calibrated score."""
+    """Round robin: the lists take turns, led by the list whose best hit is best by calibrated score."""
 
 class MergePolicy(_MergePolicy, metaclass=_MergePolicyEnumTypeWrapper):
-    """How lists of several modalities become one."""
+    """How the ranked lists of several modalities become one (rank fusion)."""
 
 MERGE_POLICY_UNSPECIFIED: MergePolicy.ValueType  # 0
 """Taken as the mesh's default."""
 MERGE_POLICY_SCORE: MergePolicy.ValueType  # 1
-"""By retrieval score as it is. One modality usually buries the others."""
+"""By raw retrieval score. One modality usually buries the others (the modality gap)."""
 MERGE_POLICY_CALIBRATED: MergePolicy.ValueType  # 2
-"""By retrieval score in units of what is usual for good hits of that modality, less a little for
-every rank, so that no list takes all places on a small advantage.
+"""By calibrated score: the retrieval score in units of what is usual for good hits of that
+modality, less a little for every rank, so that no list takes all places on a small advantage.
 """
 MERGE_POLICY_RRF: MergePolicy.ValueType  # 3
-"""By reciprocal rank (Cormack et al., SIGIR 2009): 1 / (60 + rank in its list). A candidate has
-one modality, so today this gives the order of interleave.
+"""By reciprocal rank fusion (Cormack et al., SIGIR 2009): 1 / (60 + rank in its list). A
+candidate has one modality, so today this gives the order of interleave.
 """
 MERGE_POLICY_INTERLEAVE: MergePolicy.ValueType  # 4
-"""The lists take turns, led by the list whose best hit is best by calibrated score."""
+"""Round robin: the lists take turns, led by the list whose best hit is best by calibrated score."""
 Global___MergePolicy: _TypeAlias = MergePolicy  # noqa: Y015
 
 class _RerankOutcome:
@@ -93,6 +95,74 @@ RERANK_OUTCOME_SKIPPED: RerankOutcome.ValueType  # 3
 """Nothing, or nothing was asked for."""
 Global___RerankOutcome: _TypeAlias = RerankOutcome  # noqa: Y015
 
+class _ServiceRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ServiceRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServiceRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SERVICE_ROLE_UNSPECIFIED: _ServiceRole.ValueType  # 0
+    """Not said."""
+    SERVICE_ROLE_ENCODER: _ServiceRole.ValueType  # 1
+    """Turns content into vectors."""
+    SERVICE_ROLE_INDEX: _ServiceRole.ValueType  # 2
+    """Stores candidates and searches a shard."""
+    SERVICE_ROLE_RERANKER: _ServiceRole.ValueType  # 3
+    """Judges hits."""
+
+class ServiceRole(_ServiceRole, metaclass=_ServiceRoleEnumTypeWrapper):
+    """What a process does."""
+
+SERVICE_ROLE_UNSPECIFIED: ServiceRole.ValueType  # 0
+"""Not said."""
+SERVICE_ROLE_ENCODER: ServiceRole.ValueType  # 1
+"""Turns content into vectors."""
+SERVICE_ROLE_INDEX: ServiceRole.ValueType  # 2
+"""Stores candidates and searches a shard."""
+SERVICE_ROLE_RERANKER: ServiceRole.ValueType  # 3
+"""Judges hits."""
+Global___ServiceRole: _TypeAlias = ServiceRole  # noqa: Y015
+
+class _ServiceState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ServiceStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServiceState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SERVICE_STATE_UNSPECIFIED: _ServiceState.ValueType  # 0
+    """Not said."""
+    SERVICE_STATE_SERVING: _ServiceState.ValueType  # 1
+    """It is used."""
+    SERVICE_STATE_LOADING: _ServiceState.ValueType  # 2
+    """It answers, and does not hold all of its shard yet; it is not searched."""
+    SERVICE_STATE_DRAINING: _ServiceState.ValueType  # 3
+    """It shuts down."""
+    SERVICE_STATE_UNREACHABLE: _ServiceState.ValueType  # 4
+    """It does not answer, or not in time."""
+    SERVICE_STATE_FAILING: _ServiceState.ValueType  # 5
+    """It answers with an error that is none of the others."""
+    SERVICE_STATE_MISSING: _ServiceState.ValueType  # 6
+    """No process is known that holds this shard."""
+
+class ServiceState(_ServiceState, metaclass=_ServiceStateEnumTypeWrapper):
+    """Whether a process can be used. Take a value that you do not know for FAILING."""
+
+SERVICE_STATE_UNSPECIFIED: ServiceState.ValueType  # 0
+"""Not said."""
+SERVICE_STATE_SERVING: ServiceState.ValueType  # 1
+"""It is used."""
+SERVICE_STATE_LOADING: ServiceState.ValueType  # 2
+"""It answers, and does not hold all of its shard yet; it is not searched."""
+SERVICE_STATE_DRAINING: ServiceState.ValueType  # 3
+"""It shuts down."""
+SERVICE_STATE_UNREACHABLE: ServiceState.ValueType  # 4
+"""It does not answer, or not in time."""
+SERVICE_STATE_FAILING: ServiceState.ValueType  # 5
+"""It answers with an error that is none of the others."""
+SERVICE_STATE_MISSING: ServiceState.ValueType  # 6
+"""No process is known that holds this shard."""
+Global___ServiceState: _TypeAlias = ServiceState  # noqa: Y015
+
 @_typing.final
 class SearchRequest(_message.Message):
     """Request of RetrievalService.Search."""
@@ -112,10 +182,11 @@ class SearchRequest(_message.Message):
     REQUIRE_ALL_SHARDS_FIELD_NUMBER: _builtins.int
     INCLUDE_CONTENT_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
-    """Name of the collection."""
+    """Name or alias of the collection; required."""
     instruction: _builtins.str
     """What is sought, in natural language, such as "Find a photograph of the place described."; at
-    most 4096 bytes. It names the target modality when `target` is not given.
+    most 4096 bytes. Empty means none. It names the target modality, in English, when `target` is
+    not given.
     """
     target: _content_pb2.Modality.ValueType
     """Modality of the hits. Unspecified means: what the instruction names, else any."""
@@ -123,25 +194,33 @@ class SearchRequest(_message.Message):
     """How many hits; 1 to 1000, else INVALID_ARGUMENT. Absent means 10."""
     merge: Global___MergePolicy.ValueType
     """How lists of several modalities become one. Unspecified means the mesh's default, calibrated."""
-    consistency: _index_pb2.Consistency.ValueType
-    """How fresh the answer must be. Unspecified means eventual, or session when `token` is given."""
+    consistency: _collection_pb2.Consistency.ValueType
+    """Consistency level: how fresh the answer must be. Unspecified means eventual, or session when
+    `token` is given.
+    """
     token: _builtins.str
-    """Token of the write that must be visible."""
+    """Session token: that of the write which must be visible (read your writes), or of an earlier
+    search (monotonic reads). Needed for session, and used with it only.
+    """
     require_all_shards: _builtins.bool
-    """Fail with UNAVAILABLE (SHARD_UNAVAILABLE) unless every shard answered."""
+    """Fail with UNAVAILABLE (SHARD_UNAVAILABLE) unless every shard answered. By default what the
+    others found is the answer, and its `degradations` say so.
+    """
     include_content: _builtins.bool
-    """Send the content of the hits along."""
+    """Send the content of the hits along, with the bytes of pictures. By default none is sent."""
     @_builtins.property
     def query(self) -> _content_pb2.Content:
         """What to search with; required."""
 
     @_builtins.property
     def filter(self) -> _filter_pb2.Filter:
-        """Which candidates count; absent means all."""
+        """Condition on the attributes of candidates; absent means all."""
 
     @_builtins.property
     def rerank(self) -> Global___RerankOptions:
-        """Second-stage scoring. Absent means the mesh's default: rerank the first 20 when a reranker runs."""
+        """Second-stage scoring (reranking). Absent means the mesh's default: rerank the first 20 when a
+        reranker runs.
+        """
 
     def __init__(
         self,
@@ -154,7 +233,7 @@ class SearchRequest(_message.Message):
         filter: _filter_pb2.Filter | None = ...,
         merge: Global___MergePolicy.ValueType = ...,
         rerank: Global___RerankOptions | None = ...,
-        consistency: _index_pb2.Consistency.ValueType = ...,
+        consistency: _collection_pb2.Consistency.ValueType = ...,
         token: _builtins.str = ...,
         require_all_shards: _builtins.bool = ...,
         include_content: _builtins.bool = ...,
@@ -171,29 +250,35 @@ Global___SearchRequest: _TypeAlias = SearchRequest  # noqa: Y015
 
 @_typing.final
 class RerankOptions(_message.Message):
-    """How much second-stage scoring to do."""
+    """The budget of second-stage scoring."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CANDIDATES_FIELD_NUMBER: _builtins.int
-    MAX_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_DURATION_FIELD_NUMBER: _builtins.int
     MAX_IMAGE_TOKENS_FIELD_NUMBER: _builtins.int
     candidates: _builtins.int
-    """How many of the first hits to judge; at most 256. 0 means none."""
-    max_seconds: _builtins.float
-    """Longest time to spend, in seconds. 0 means half of what is left until the deadline."""
+    """How many of the first hits to judge; 0 to 256, else INVALID_ARGUMENT. 0 means none."""
     max_image_tokens: _builtins.int
-    """Image tokens that the judge may read, query and candidates together. 0 means any number."""
+    """Image tokens that the judge may read, query and candidates together; negative is
+    INVALID_ARGUMENT. 0 means any number.
+    """
+    @_builtins.property
+    def max_duration(self) -> _duration_pb2.Duration:
+        """Longest time to spend; at most an hour. Absent or 0 means half of what is left until the
+        deadline.
+        """
+
     def __init__(
         self,
         *,
         candidates: _builtins.int = ...,
-        max_seconds: _builtins.float = ...,
+        max_duration: _duration_pb2.Duration | None = ...,
         max_image_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_duration", b"max_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "max_image_tokens", b"max_image_tokens", "max_seconds", b"max_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "max_duration", b"max_duration", "max_image_tokens", b"max_image_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -211,7 +296,7 @@ class SearchResponse(_message.Message):
     RECEIPT_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     token: _builtins.str
-    """The state of the log that was searched; searches that carry it never see an older one."""
+    """Session token of the state that was searched; searches that carry it never see an older one."""
     @_builtins.property
     def hits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hit]:
         """The hits, best first."""
@@ -283,11 +368,11 @@ class Hit(_message.Message):
     id: _builtins.str
     """Its id."""
     rank: _builtins.int
-    """Its place, from 1."""
+    """Its place among the hits, from 1."""
     score: _builtins.float
     """What the order is made by: falls from hit to hit; its scale depends on the merge policy."""
     retrieval_score: _builtins.float
-    """Inner product of the query's and the candidate's unit vectors, -1..1. Not comparable between
+    """Cosine similarity of the query's and the candidate's embeddings, -1..1. Not comparable between
     candidates of two modalities.
     """
     rerank_score: _builtins.float
@@ -326,7 +411,7 @@ Global___Hit: _TypeAlias = Hit  # noqa: Y015
 
 @_typing.final
 class Coverage(_message.Message):
-    """How much of the collection was searched."""
+    """How many of the shards are in an answer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -352,7 +437,7 @@ Global___Coverage: _TypeAlias = Coverage  # noqa: Y015
 
 @_typing.final
 class Degradation(_message.Message):
-    """One thing that was skipped."""
+    """One thing that was skipped: graceful degradation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -360,7 +445,7 @@ class Degradation(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """What, in UPPER_SNAKE: SHARD_UNAVAILABLE, RERANK_UNAVAILABLE, RERANK_PARTIAL,
-    CALIBRATION_MISSING or TEXT_TRUNCATED.
+    CONTENT_UNAVAILABLE, CALIBRATION_MISSING or TEXT_TRUNCATED. Others may come.
     """
     message: _builtins.str
     """One sentence for people."""
@@ -380,7 +465,7 @@ Global___Degradation: _TypeAlias = Degradation  # noqa: Y015
 
 @_typing.final
 class Receipt(_message.Message):
-    """How an answer was made."""
+    """How an answer was made: its provenance, and where its time went."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -400,7 +485,7 @@ class Receipt(_message.Message):
     CALIBRATION_FIELD_NUMBER: _builtins.int
     GATEWAY_VERSION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Id of the request in the logs of all services."""
+    """Correlation id of the call, in the logs of all services."""
     query_modality: _content_pb2.Modality.ValueType
     """Modality of the query."""
     target_source: _builtins.str
@@ -408,13 +493,13 @@ class Receipt(_message.Message):
     merge: Global___MergePolicy.ValueType
     """Policy by which the lists were merged."""
     total_seconds: _builtins.float
-    """Time from the arrival of the request to the answer."""
+    """Seconds from the arrival of the request to the answer."""
     encoder_batch_size: _builtins.int
     """Inputs in the encoder's batch that the query shared."""
     embedding_cached: _builtins.bool
     """Whether the query's embedding came from the gateway's cache."""
     encoder_fingerprint: _builtins.str
-    """Fingerprint of the encoder's model."""
+    """Fingerprint of the encoder's model; it changes whenever any vector would."""
     reranker_fingerprint: _builtins.str
     """Fingerprint of the judge; empty when nothing was judged."""
     reranker_template: _builtins.str
@@ -431,7 +516,7 @@ class Receipt(_message.Message):
 
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stage]:
-        """Time by stage, in order, without gaps: they add up to `total_seconds`."""
+        """Latency by stage, in order, without gaps: they add up to `total_seconds`."""
 
     def __init__(
         self,
@@ -462,7 +547,7 @@ Global___Receipt: _TypeAlias = Receipt  # noqa: Y015
 
 @_typing.final
 class Stage(_message.Message):
-    """The time of one stage."""
+    """The latency of one stage."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -474,7 +559,9 @@ class Stage(_message.Message):
     seconds: _builtins.float
     """Seconds that it took in the gateway, calls included."""
     service_seconds: _builtins.float
-    """Seconds of that inside the called service (the slowest, when several were called); 0 without."""
+    """Seconds of that inside the called service (the slowest, when several were called); 0 where none
+    was called.
+    """
     def __init__(
         self,
         *,
@@ -499,7 +586,7 @@ class SearchBatchRequest(_message.Message):
     SEARCHES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def searches(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchRequest]:
-        """The searches; 1 to 256."""
+        """The searches; 1 to 256, else INVALID_ARGUMENT."""
 
     def __init__(
         self,
@@ -582,28 +669,33 @@ class UpsertCandidatesRequest(_message.Message):
     VECTORS_FIELD_NUMBER: _builtins.int
     MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
-    """Name of the collection."""
+    """Name or alias of the collection; required."""
     request_id: _builtins.str
-    """Makes a repeated call harmless; at most 128 bytes. Empty means none."""
+    """Idempotency key (AIP-155), at most 128 bytes: a call that is repeated with it has no effect and
+    gets the first answer. It is bound to the content of the call, without `vectors`; with other
+    content it is FAILED_PRECONDITION (REQUEST_ID_REUSED). Remembered for at least a day. Empty
+    means none.
+    """
     model_fingerprint: _builtins.str
-    """Model of the vectors; must be the collection's or its mirror's, else FAILED_PRECONDITION
-    (MODEL_MISMATCH). What the other one needs is encoded by the mesh.
+    """Fingerprint of the model of the vectors; must be that of the collection or of its mirror, else
+    FAILED_PRECONDITION (MODEL_MISMATCH). What the other one needs is encoded by the mesh. Ignored
+    without vectors.
     """
     @_builtins.property
-    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_index_pb2.Candidate]:
-        """The candidates; 1 to 256, no id twice."""
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]:
+        """The candidates; 1 to 256, no id twice, else INVALID_ARGUMENT."""
 
     @_builtins.property
     def vectors(self) -> _vector_pb2.Vectors:
-        """One vector for each candidate, in order, when they were encoded elsewhere. Absent means that the
-        mesh encodes them.
+        """One vector for each candidate, in order, when they were encoded elsewhere; brought to unit
+        length when stored. Absent means that the mesh encodes them.
         """
 
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
-        candidates: _abc.Iterable[_index_pb2.Candidate] | None = ...,
+        candidates: _abc.Iterable[_candidate_pb2.Candidate] | None = ...,
         request_id: _builtins.str = ...,
         vectors: _vector_pb2.Vectors | None = ...,
         model_fingerprint: _builtins.str = ...,
@@ -624,7 +716,7 @@ class UpsertCandidatesResponse(_message.Message):
 
     TOKEN_FIELD_NUMBER: _builtins.int
     token: _builtins.str
-    """Names this write; a search that carries it sees the write."""
+    """Session token of this write; a search that carries it sees the write."""
     def __init__(
         self,
         *,
@@ -648,12 +740,12 @@ class DeleteCandidatesRequest(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
-    """Name of the collection."""
+    """Name or alias of the collection; required."""
     request_id: _builtins.str
-    """Makes a repeated call harmless; at most 128 bytes. Empty means none."""
+    """Idempotency key; see UpsertCandidatesRequest.request_id."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids; 1 to 1000."""
+        """Ids; 1 to 1000, else INVALID_ARGUMENT."""
 
     def __init__(
         self,
@@ -681,7 +773,7 @@ class DeleteCandidatesResponse(_message.Message):
     deleted: _builtins.int
     """How many of the ids existed."""
     token: _builtins.str
-    """Names this write."""
+    """Session token of this write."""
     def __init__(
         self,
         *,
@@ -704,8 +796,11 @@ class DeleteCandidatesByFilterRequest(_message.Message):
 
     COLLECTION_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
-    """Name of the collection."""
+    """Name or alias of the collection; required."""
+    request_id: _builtins.str
+    """Idempotency key; see UpsertCandidatesRequest.request_id."""
     @_builtins.property
     def filter(self) -> _filter_pb2.Filter:
         """Which candidates go; required. `all_of` without filters deletes all."""
@@ -715,10 +810,11 @@ class DeleteCandidatesByFilterRequest(_message.Message):
         *,
         collection: _builtins.str = ...,
         filter: _filter_pb2.Filter | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -735,7 +831,7 @@ class DeleteCandidatesByFilterResponse(_message.Message):
     deleted: _builtins.int
     """How many were deleted."""
     token: _builtins.str
-    """Names the last of the writes."""
+    """Session token of the last of the writes."""
     def __init__(
         self,
         *,
@@ -759,10 +855,10 @@ class BatchGetCandidatesRequest(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     IDS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
-    """Name of the collection."""
+    """Name or alias of the collection; required."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids; 1 to 1000."""
+        """Ids; 1 to 1000, else INVALID_ARGUMENT."""
 
     def __init__(
         self,
@@ -786,13 +882,13 @@ class BatchGetCandidatesResponse(_message.Message):
 
     CANDIDATES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_index_pb2.Candidate]:
-        """Those that exist, in the order of the ids."""
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]:
+        """Those that exist, in the order of the ids; an id that comes twice is answered once."""
 
     def __init__(
         self,
         *,
-        candidates: _abc.Iterable[_index_pb2.Candidate] | None = ...,
+        candidates: _abc.Iterable[_candidate_pb2.Candidate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -814,7 +910,7 @@ class ListCandidatesRequest(_message.Message):
     INCLUDE_IMAGES_FIELD_NUMBER: _builtins.int
     INCLUDE_VECTORS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
-    """Name of the collection."""
+    """Name or alias of the collection; required."""
     page_size: _builtins.int
     """Candidates in a page. 0 means 100; more than 1000 is taken as 1000; negative is
     INVALID_ARGUMENT.
@@ -823,10 +919,10 @@ class ListCandidatesRequest(_message.Message):
     """`next_page_token` of the page before; empty for the first."""
     include_images: _builtins.bool
     """Send the bytes of pictures along. A page may then be shorter than asked for, to fit in a
-    message.
+    message. By default pictures come without their bytes.
     """
     include_vectors: _builtins.bool
-    """Send the vectors along."""
+    """Send the embeddings along. By default none are sent."""
     def __init__(
         self,
         *,
@@ -857,19 +953,19 @@ class ListCandidatesResponse(_message.Message):
     next_page_token: _builtins.str
     """Where the next page starts; empty on the last."""
     model_fingerprint: _builtins.str
-    """Model of the vectors."""
+    """Fingerprint of the model of the vectors."""
     @_builtins.property
-    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_index_pb2.Candidate]:
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]:
         """The candidates, by id, without the bytes of their pictures unless these were asked for."""
 
     @_builtins.property
     def vectors(self) -> _vector_pb2.Vectors:
-        """One vector for each candidate, if asked for."""
+        """One unit vector for each candidate, in float32, if asked for."""
 
     def __init__(
         self,
         *,
-        candidates: _abc.Iterable[_index_pb2.Candidate] | None = ...,
+        candidates: _abc.Iterable[_candidate_pb2.Candidate] | None = ...,
         next_page_token: _builtins.str = ...,
         vectors: _vector_pb2.Vectors | None = ...,
         model_fingerprint: _builtins.str = ...,
@@ -924,14 +1020,15 @@ class IngestOpen(_message.Message):
     INGEST_ID_FIELD_NUMBER: _builtins.int
     FILL_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
-    """Name of the collection; it must exist."""
+    """Name or alias of the collection; it must exist, else NOT_FOUND (COLLECTION_NOT_FOUND)."""
     ingest_id: _builtins.str
-    """Names this ingest over reconnections; 1 to 64 bytes, unique to it (a UUID does). With it, a
-    repeated sequence is recognised and not stored twice.
+    """Idempotency key of this ingest, over reconnections; 1 to 64 bytes, unique to it (a UUID does).
+    A sequence that is repeated under it is recognised and not stored twice.
     """
     fill: _builtins.bool
-    """Fill the collection up from its mirror (see CollectionSettings.mirror): candidates that it has,
-    has deleted lately, or that its mirror does not have are left alone, and count as stored.
+    """Backfill: fill the collection up from its mirror (see CollectionSettings.mirror). Candidates
+    that it has, has deleted lately, or that its mirror does not have are left alone, and count as
+    stored.
     """
     def __init__(
         self,
@@ -959,12 +1056,14 @@ class IngestBatch(_message.Message):
     VECTORS_FIELD_NUMBER: _builtins.int
     MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """Number of the batch: 1 for the first of the ingest, then rising by one."""
+    """Sequence number of the batch: 1 for the first of the ingest, then rising by one; a gap is
+    INVALID_ARGUMENT.
+    """
     model_fingerprint: _builtins.str
     """See UpsertCandidatesRequest.model_fingerprint."""
     @_builtins.property
-    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_index_pb2.Candidate]:
-        """The candidates; 1 to 256."""
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]:
+        """The candidates; 1 to 256, else INVALID_ARGUMENT."""
 
     @_builtins.property
     def vectors(self) -> _vector_pb2.Vectors:
@@ -974,7 +1073,7 @@ class IngestBatch(_message.Message):
         self,
         *,
         sequence: _builtins.int = ...,
-        candidates: _abc.Iterable[_index_pb2.Candidate] | None = ...,
+        candidates: _abc.Iterable[_candidate_pb2.Candidate] | None = ...,
         vectors: _vector_pb2.Vectors | None = ...,
         model_fingerprint: _builtins.str = ...,
     ) -> None: ...
@@ -1011,7 +1110,7 @@ class IngestResponse(_message.Message):
 
     @_builtins.property
     def slow_down(self) -> Global___IngestSlowDown:
-        """The mesh is behind: send smaller batches for a while."""
+        """Backpressure: the mesh is behind, send smaller batches for a while."""
 
     @_builtins.property
     def draining(self) -> Global___IngestDraining:
@@ -1040,7 +1139,7 @@ Global___IngestResponse: _TypeAlias = IngestResponse  # noqa: Y015
 
 @_typing.final
 class IngestOpened(_message.Message):
-    """Answer to `open`."""
+    """Answer to `open`: the limits of the stream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1050,9 +1149,9 @@ class IngestOpened(_message.Message):
     window: _builtins.int
     """Batches that may be unacknowledged at a time; more are left unread until some are."""
     max_candidates: _builtins.int
-    """Candidates in a batch."""
+    """Greatest number of candidates in a batch."""
     max_message_bytes: _builtins.int
-    """Bytes in a message."""
+    """Greatest size of a message in bytes."""
     def __init__(
         self,
         *,
@@ -1070,7 +1169,7 @@ Global___IngestOpened: _TypeAlias = IngestOpened  # noqa: Y015
 
 @_typing.final
 class IngestAck(_message.Message):
-    """Says that batches are durable."""
+    """A cumulative acknowledgement: batches are durable."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1080,7 +1179,7 @@ class IngestAck(_message.Message):
     through_sequence: _builtins.int
     """All batches up to and including this one are durable, but for the candidates refused."""
     token: _builtins.str
-    """Names the newest write among them."""
+    """Session token of the newest write among them; empty when nothing was written."""
     stored: _builtins.int
     """Candidates stored by the batches that this message acknowledges first."""
     def __init__(
@@ -1160,13 +1259,13 @@ Global___RejectedCandidate: _TypeAlias = RejectedCandidate  # noqa: Y015
 
 @_typing.final
 class IngestSlowDown(_message.Message):
-    """Asks for smaller batches."""
+    """Backpressure: asks for smaller batches."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MAX_CANDIDATES_FIELD_NUMBER: _builtins.int
     max_candidates: _builtins.int
-    """Candidates in a batch, until further notice."""
+    """Greatest number of candidates in a batch, until further notice."""
     def __init__(
         self,
         *,
@@ -1206,6 +1305,7 @@ class CreateCollectionRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name: 1 to 63 lower-case letters, digits, "-" and "_", first a letter or digit."""
     model: _builtins.str
@@ -1213,9 +1313,11 @@ class CreateCollectionRequest(_message.Message):
     serve; fails with FAILED_PRECONDITION (MODEL_MISMATCH) when none serves it. Empty means the
     model of the first encoder.
     """
+    request_id: _builtins.str
+    """Idempotency key; see UpsertCandidatesRequest.request_id."""
     @_builtins.property
     def settings(self) -> _collection_pb2.CollectionSettings:
-        """Its settings. They are left as they are when the collection exists."""
+        """Its settings; absent means the defaults. They are left as they are when the collection exists."""
 
     def __init__(
         self,
@@ -1223,10 +1325,11 @@ class CreateCollectionRequest(_message.Message):
         name: _builtins.str = ...,
         settings: _collection_pb2.CollectionSettings | None = ...,
         model: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "name", b"name", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "name", b"name", "request_id", b"request_id", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1264,7 +1367,7 @@ class GetCollectionRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name."""
+    """Its name, or an alias of it."""
     def __init__(
         self,
         *,
@@ -1366,21 +1469,35 @@ class UpdateCollectionRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name."""
+    """Its name, or an alias of it."""
+    request_id: _builtins.str
+    """Idempotency key; see UpsertCandidatesRequest.request_id."""
     @_builtins.property
     def settings(self) -> _collection_pb2.CollectionSettings:
-        """All of its settings from now on."""
+        """New values of settings."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Which settings change, as paths of fields of `settings`: "recall_target", "limits.max_limit". A
+        path that is named and not set goes back to its default. Empty or absent means every field of
+        `settings` that is set, "*" all of them, and "limits" those of its fields that are set
+        (AIP-134). Any other path is INVALID_ARGUMENT (INVALID_FIELD).
+        """
 
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         settings: _collection_pb2.CollectionSettings | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "settings", b"settings", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1417,16 +1534,20 @@ class DeleteCollectionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name."""
+    """Its name; not an alias."""
+    request_id: _builtins.str
+    """Idempotency key; see UpsertCandidatesRequest.request_id."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1462,21 +1583,25 @@ class SetAliasRequest(_message.Message):
 
     ALIAS_FIELD_NUMBER: _builtins.int
     COLLECTION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
     """The alias; it has the form of a collection's name and is the name of none, else ALREADY_EXISTS
     (COLLECTION_EXISTS).
     """
     collection: _builtins.str
     """The collection that it names; not an alias."""
+    request_id: _builtins.str
+    """Idempotency key; see UpsertCandidatesRequest.request_id."""
     def __init__(
         self,
         *,
         alias: _builtins.str = ...,
         collection: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "collection", b"collection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "collection", b"collection", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1511,16 +1636,20 @@ class DeleteAliasRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ALIAS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
     """The alias."""
+    request_id: _builtins.str
+    """Idempotency key; see UpsertCandidatesRequest.request_id."""
     def __init__(
         self,
         *,
         alias: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1568,21 +1697,25 @@ class GetStatusResponse(_message.Message):
 
     SERVICES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    SHARD_COUNT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """Version of the gateway."""
+    """Version of the gateway, such as "0.1.0"."""
+    shard_count: _builtins.int
+    """Shards of the shard set that searches go to; 0 while no index process is known."""
     @_builtins.property
     def services(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServiceStatus]:
-        """The services that the gateway calls."""
+        """The processes that the gateway calls, and the shards that no process holds."""
 
     def __init__(
         self,
         *,
         services: _abc.Iterable[Global___ServiceStatus] | None = ...,
         version: _builtins.str = ...,
+        shard_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["services", b"services", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["services", b"services", "shard_count", b"shard_count", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1590,29 +1723,48 @@ Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
 
 @_typing.final
 class ServiceStatus(_message.Message):
-    """The state of one service."""
+    """The state of one process, or of a shard that no process holds."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: _builtins.int
-    SERVING_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    SHARD_COUNT_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """Its name: "encoder", "reranker", or "index-0", "index-1" and so on."""
-    serving: _builtins.bool
-    """Whether it answers."""
+    role: Global___ServiceRole.ValueType
+    """What it does."""
+    state: Global___ServiceState.ValueType
+    """Whether it can be used."""
+    address: _builtins.str
+    """Where the gateway calls it, as host:port; empty for a shard that no process holds."""
+    shard: _builtins.int
+    """Number of its shard, from 0. Means something only with a `shard_count`."""
+    shard_count: _builtins.int
+    """Shards of the shard set that it belongs to. 0 for what is no index process, and for one that
+    has not said it yet. While a mesh is scaled there are two sets; see
+    GetStatusResponse.shard_count.
+    """
+    replica: _builtins.int
+    """Number among the processes that hold the same shard, from 0, by the order of their addresses."""
     detail: _builtins.str
-    """What it serves, such as "lite (384 wide)" or "1200 candidates"; why not, when it does not."""
+    """One sentence for people: what it serves, such as "lite (384 wide)", or why it does not."""
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
-        serving: _builtins.bool = ...,
+        role: Global___ServiceRole.ValueType = ...,
+        state: Global___ServiceState.ValueType = ...,
+        address: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        shard_count: _builtins.int = ...,
+        replica: _builtins.int = ...,
         detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "name", b"name", "serving", b"serving"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "detail", b"detail", "replica", b"replica", "role", b"role", "shard", b"shard", "shard_count", b"shard_count", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

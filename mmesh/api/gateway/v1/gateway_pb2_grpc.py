@@ -26,10 +26,30 @@ if _version_not_supported:
 
 
 class RetrievalServiceStub(object):
-    """Finds texts, pictures and illustrated texts with words, pictures or both.
+    """Universal multimodal retrieval: finds texts, pictures and illustrated texts with words, pictures
+    or both.
 
-    Deadlines are gRPC's. Every error is a google.rpc.Status with one ErrorInfo (domain "mmesh") whose
-    reason is stable, a BadRequest where a field is wrong, and a RetryInfo where a retry may help.
+    Deadlines are gRPC's; a unary call without one gets the gateway's, 10 s by default. A request has
+    at most 64 MiB by default, else it is RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE); answers with
+    pictures need more than the 4 MiB that gRPC clients take by default.
+
+    Errors: every failed call is a google.rpc.Status with one ErrorInfo (domain "mmesh") whose reason
+    is stable, a BadRequest where a field is wrong, and a RetryInfo where a retry may help.
+
+    Retries: unary calls are idempotent. Those that only read may always be repeated; those that
+    change something have a `request_id`, an idempotency key, and may be repeated with the same one.
+
+    Metadata: `mmesh-request-id` is the correlation id of a call, at most 64 characters (what is
+    longer is cut). It is forwarded to all services, stands in the logs of all, and comes back in
+    Receipt.request_id; without one the gateway makes one up. It is not the `request_id` of a
+    request. `traceparent`, `tracestate` and `baggage` (W3C Trace Context) are taken up and forwarded
+    where the gateway exports traces (its setting `otlp_endpoint`). Other metadata, `authorization`
+    and all `x-...` included, is neither read nor forwarded.
+
+    Security: there is none yet. The gateway speaks HTTP/2 in plain text (h2c), without TLS, and does
+    not ask who calls: whoever reaches its port may read and delete everything. It listens on
+    loopback unless told otherwise; then keep the port in a private network, or behind a proxy that
+    terminates TLS and authenticates.
     """
 
     def __init__(self, channel):
@@ -121,14 +141,35 @@ class RetrievalServiceStub(object):
 
 
 class RetrievalServiceServicer(object):
-    """Finds texts, pictures and illustrated texts with words, pictures or both.
+    """Universal multimodal retrieval: finds texts, pictures and illustrated texts with words, pictures
+    or both.
 
-    Deadlines are gRPC's. Every error is a google.rpc.Status with one ErrorInfo (domain "mmesh") whose
-    reason is stable, a BadRequest where a field is wrong, and a RetryInfo where a retry may help.
+    Deadlines are gRPC's; a unary call without one gets the gateway's, 10 s by default. A request has
+    at most 64 MiB by default, else it is RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE); answers with
+    pictures need more than the 4 MiB that gRPC clients take by default.
+
+    Errors: every failed call is a google.rpc.Status with one ErrorInfo (domain "mmesh") whose reason
+    is stable, a BadRequest where a field is wrong, and a RetryInfo where a retry may help.
+
+    Retries: unary calls are idempotent. Those that only read may always be repeated; those that
+    change something have a `request_id`, an idempotency key, and may be repeated with the same one.
+
+    Metadata: `mmesh-request-id` is the correlation id of a call, at most 64 characters (what is
+    longer is cut). It is forwarded to all services, stands in the logs of all, and comes back in
+    Receipt.request_id; without one the gateway makes one up. It is not the `request_id` of a
+    request. `traceparent`, `tracestate` and `baggage` (W3C Trace Context) are taken up and forwarded
+    where the gateway exports traces (its setting `otlp_endpoint`). Other metadata, `authorization`
+    and all `x-...` included, is neither read nor forwarded.
+
+    Security: there is none yet. The gateway speaks HTTP/2 in plain text (h2c), without TLS, and does
+    not ask who calls: whoever reaches its port may read and delete everything. It listens on
+    loopback unless told otherwise; then keep the port in a private network, or behind a proxy that
+    terminates TLS and authenticates.
     """
 
     def Search(self, request, context):
-        """Search a collection. What had to be skipped is said in `degradations` instead of failing.
+        """Search a collection: encode the query, search every shard, merge, rerank. What had to be
+        skipped is said in `degradations` instead of failing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,23 +183,24 @@ class RetrievalServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpsertCandidates(self, request, context):
-        """Encode and store 1 to 256 candidates in one durable transaction: all or none. Safe to repeat
-        with the same request_id. For more use Ingest.
+        """Encode and insert or replace 1 to 256 candidates in one durable transaction: all or none. For
+        more use Ingest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteCandidates(self, request, context):
-        """Delete candidates by id; unknown ids are not an error.
+        """Delete candidates by id in one durable transaction; unknown ids are not an error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteCandidatesByFilter(self, request, context):
-        """Delete the candidates for which a filter holds when the call begins. A candidate that is written
-        meanwhile stays. When the call fails some may be gone; it is safe to repeat.
+        """Delete the candidates for which a filter holds when the call begins. A candidate that is
+        written meanwhile stays. When the call fails some may be gone; repeated with the same
+        request_id it goes on, and answers how many were deleted in all.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,75 +214,80 @@ class RetrievalServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListCandidates(self, request, context):
-        """List candidates by id, a page at a time, without the bytes of pictures.
+        """List candidates by id, a page at a time (AIP-158); without the bytes of pictures, unless
+        `include_images` is set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Ingest(self, request_iterator, context):
-        """Ingest any number of candidates. The first message is `open`, the others are batches with
-        sequences that rise by one; half-close ends the stream. Every batch is acknowledged once it is
-        durable; candidates that are refused are named, and the others of their batch are stored.
-        After a broken stream open another with the same `ingest_id` and go on after the last
-        acknowledged sequence: a batch that had been stored already is not stored twice.
+        """Ingest any number of candidates over a bidirectional stream with cumulative acknowledgements
+        and a window of unacknowledged batches (flow control). The first message is `open`, the others
+        are batches with sequences that rise by one; half-close ends the stream. Every batch is
+        acknowledged once it is durable; candidates that are refused are named, and the others of their
+        batch are stored. After a broken stream open another with the same `ingest_id` and go on after
+        the last acknowledged sequence: a batch that had been stored already is not stored twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateCollection(self, request, context):
-        """Create a collection for the model that the mesh serves. Creating it again returns it.
+        """Create a collection for a model that the mesh serves. Creating it again for the same model
+        returns it as it is; for another it fails with ALREADY_EXISTS (COLLECTION_EXISTS).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetCollection(self, request, context):
-        """Get one collection.
+        """Get one collection by name or alias, or NOT_FOUND (COLLECTION_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListCollections(self, request, context):
-        """List collections by name, a page at a time.
+        """List collections by name, a page at a time (AIP-158).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateCollection(self, request, context):
-        """Replace the settings of a collection. They hold for later calls and later builds of segments.
+        """Change some settings of a collection, by a field mask (AIP-134). They hold for later calls and
+        later builds of segments.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteCollection(self, request, context):
-        """Delete a collection with all its candidates and aliases.
+        """Delete a collection with all its candidates and aliases, or NOT_FOUND (COLLECTION_NOT_FOUND).
+        An alias is not taken for its collection here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Let an alias name a collection, from one moment to the next, whatever it named before. Every
-        call but DeleteCollection takes an alias for its collection; no search sees both.
+        """Let an alias name a collection, atomically, whatever it named before. Every call but
+        DeleteCollection takes an alias for its collection; no search sees both.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAlias(self, request, context):
-        """Delete an alias; its collection stays.
+        """Delete an alias, or NOT_FOUND (ALIAS_NOT_FOUND); its collection stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStatus(self, request, context):
-        """Describe the mesh: its services, models, shards and what is not working.
+        """Describe the mesh: its processes, models and shards, and what does not work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -338,10 +385,30 @@ def add_RetrievalServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RetrievalService(object):
-    """Finds texts, pictures and illustrated texts with words, pictures or both.
+    """Universal multimodal retrieval: finds texts, pictures and illustrated texts with words, pictures
+    or both.
 
-    Deadlines are gRPC's. Every error is a google.rpc.Status with one ErrorInfo (domain "mmesh") whose
-    reason is stable, a BadRequest where a field is wrong, and a RetryInfo where a retry may help.
+    Deadlines are gRPC's; a unary call without one gets the gateway's, 10 s by default. A request has
+    at most 64 MiB by default, else it is RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE); answers with
+    pictures need more than the 4 MiB that gRPC clients take by default.
+
+    Errors: every failed call is a google.rpc.Status with one ErrorInfo (domain "mmesh") whose reason
+    is stable, a BadRequest where a field is wrong, and a RetryInfo where a retry may help.
+
+    Retries: unary calls are idempotent. Those that only read may always be repeated; those that
+    change something have a `request_id`, an idempotency key, and may be repeated with the same one.
+
+    Metadata: `mmesh-request-id` is the correlation id of a call, at most 64 characters (what is
+    longer is cut). It is forwarded to all services, stands in the logs of all, and comes back in
+    Receipt.request_id; without one the gateway makes one up. It is not the `request_id` of a
+    request. `traceparent`, `tracestate` and `baggage` (W3C Trace Context) are taken up and forwarded
+    where the gateway exports traces (its setting `otlp_endpoint`). Other metadata, `authorization`
+    and all `x-...` included, is neither read nor forwarded.
+
+    Security: there is none yet. The gateway speaks HTTP/2 in plain text (h2c), without TLS, and does
+    not ask who calls: whoever reaches its port may read and delete everything. It listens on
+    loopback unless told otherwise; then keep the port in a private network, or behind a proxy that
+    terminates TLS and authenticates.
     """
 
     @staticmethod

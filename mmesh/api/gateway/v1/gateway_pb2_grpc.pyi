@@ -27,10 +27,30 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RetrievalServiceStub:
-    """Finds texts, pictures and illustrated texts with words, pictures or both.
+    """Universal multimodal retrieval: finds texts, pictures and illustrated texts with words, pictures
+    or both.
 
-    Deadlines are gRPC's. Every error is a google.rpc.Status with one ErrorInfo (domain "mmesh") whose
-    reason is stable, a BadRequest where a field is wrong, and a RetryInfo where a retry may help.
+    Deadlines are gRPC's; a unary call without one gets the gateway's, 10 s by default. A request has
+    at most 64 MiB by default, else it is RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE); answers with
+    pictures need more than the 4 MiB that gRPC clients take by default.
+
+    Errors: every failed call is a google.rpc.Status with one ErrorInfo (domain "mmesh") whose reason
+    is stable, a BadRequest where a field is wrong, and a RetryInfo where a retry may help.
+
+    Retries: unary calls are idempotent. Those that only read may always be repeated; those that
+    change something have a `request_id`, an idempotency key, and may be repeated with the same one.
+
+    Metadata: `mmesh-request-id` is the correlation id of a call, at most 64 characters (what is
+    longer is cut). It is forwarded to all services, stands in the logs of all, and comes back in
+    Receipt.request_id; without one the gateway makes one up. It is not the `request_id` of a
+    request. `traceparent`, `tracestate` and `baggage` (W3C Trace Context) are taken up and forwarded
+    where the gateway exports traces (its setting `otlp_endpoint`). Other metadata, `authorization`
+    and all `x-...` included, is neither read nor forwarded.
+
+    Security: there is none yet. The gateway speaks HTTP/2 in plain text (h2c), without TLS, and does
+    not ask who calls: whoever reaches its port may read and delete everything. It listens on
+    loopback unless told otherwise; then keep the port in a private network, or behind a proxy that
+    terminates TLS and authenticates.
     """
 
     @_typing.overload
@@ -38,107 +58,171 @@ class RetrievalServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RetrievalServiceAsyncStub: ...
     Search: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.SearchRequest, _gateway_pb2.SearchResponse]
-    """Search a collection. What had to be skipped is said in `degradations` instead of failing."""
+    """Search a collection: encode the query, search every shard, merge, rerank. What had to be
+    skipped is said in `degradations` instead of failing.
+    """
     SearchBatch: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.SearchBatchRequest, _gateway_pb2.SearchBatchResponse]
     """Run up to 256 searches in one call; each succeeds or fails on its own."""
     UpsertCandidates: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.UpsertCandidatesRequest, _gateway_pb2.UpsertCandidatesResponse]
-    """Encode and store 1 to 256 candidates in one durable transaction: all or none. Safe to repeat
-    with the same request_id. For more use Ingest.
+    """Encode and insert or replace 1 to 256 candidates in one durable transaction: all or none. For
+    more use Ingest.
     """
     DeleteCandidates: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.DeleteCandidatesRequest, _gateway_pb2.DeleteCandidatesResponse]
-    """Delete candidates by id; unknown ids are not an error."""
+    """Delete candidates by id in one durable transaction; unknown ids are not an error."""
     DeleteCandidatesByFilter: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.DeleteCandidatesByFilterRequest, _gateway_pb2.DeleteCandidatesByFilterResponse]
-    """Delete the candidates for which a filter holds when the call begins. A candidate that is written
-    meanwhile stays. When the call fails some may be gone; it is safe to repeat.
+    """Delete the candidates for which a filter holds when the call begins. A candidate that is
+    written meanwhile stays. When the call fails some may be gone; repeated with the same
+    request_id it goes on, and answers how many were deleted in all.
     """
     BatchGetCandidates: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.BatchGetCandidatesRequest, _gateway_pb2.BatchGetCandidatesResponse]
     """Get candidates with their content by id; missing ones are left out."""
     ListCandidates: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ListCandidatesRequest, _gateway_pb2.ListCandidatesResponse]
-    """List candidates by id, a page at a time, without the bytes of pictures."""
+    """List candidates by id, a page at a time (AIP-158); without the bytes of pictures, unless
+    `include_images` is set.
+    """
     Ingest: _grpc.StreamStreamMultiCallable[_gateway_pb2.IngestRequest, _gateway_pb2.IngestResponse]
-    """Ingest any number of candidates. The first message is `open`, the others are batches with
-    sequences that rise by one; half-close ends the stream. Every batch is acknowledged once it is
-    durable; candidates that are refused are named, and the others of their batch are stored.
-    After a broken stream open another with the same `ingest_id` and go on after the last
-    acknowledged sequence: a batch that had been stored already is not stored twice.
+    """Ingest any number of candidates over a bidirectional stream with cumulative acknowledgements
+    and a window of unacknowledged batches (flow control). The first message is `open`, the others
+    are batches with sequences that rise by one; half-close ends the stream. Every batch is
+    acknowledged once it is durable; candidates that are refused are named, and the others of their
+    batch are stored. After a broken stream open another with the same `ingest_id` and go on after
+    the last acknowledged sequence: a batch that had been stored already is not stored twice.
     """
     CreateCollection: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.CreateCollectionRequest, _gateway_pb2.CreateCollectionResponse]
-    """Create a collection for the model that the mesh serves. Creating it again returns it."""
+    """Create a collection for a model that the mesh serves. Creating it again for the same model
+    returns it as it is; for another it fails with ALREADY_EXISTS (COLLECTION_EXISTS).
+    """
     GetCollection: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GetCollectionRequest, _gateway_pb2.GetCollectionResponse]
-    """Get one collection."""
+    """Get one collection by name or alias, or NOT_FOUND (COLLECTION_NOT_FOUND)."""
     ListCollections: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.ListCollectionsRequest, _gateway_pb2.ListCollectionsResponse]
-    """List collections by name, a page at a time."""
+    """List collections by name, a page at a time (AIP-158)."""
     UpdateCollection: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.UpdateCollectionRequest, _gateway_pb2.UpdateCollectionResponse]
-    """Replace the settings of a collection. They hold for later calls and later builds of segments."""
+    """Change some settings of a collection, by a field mask (AIP-134). They hold for later calls and
+    later builds of segments.
+    """
     DeleteCollection: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.DeleteCollectionRequest, _gateway_pb2.DeleteCollectionResponse]
-    """Delete a collection with all its candidates and aliases."""
+    """Delete a collection with all its candidates and aliases, or NOT_FOUND (COLLECTION_NOT_FOUND).
+    An alias is not taken for its collection here.
+    """
     SetAlias: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.SetAliasRequest, _gateway_pb2.SetAliasResponse]
-    """Let an alias name a collection, from one moment to the next, whatever it named before. Every
-    call but DeleteCollection takes an alias for its collection; no search sees both.
+    """Let an alias name a collection, atomically, whatever it named before. Every call but
+    DeleteCollection takes an alias for its collection; no search sees both.
     """
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.DeleteAliasRequest, _gateway_pb2.DeleteAliasResponse]
-    """Delete an alias; its collection stays."""
+    """Delete an alias, or NOT_FOUND (ALIAS_NOT_FOUND); its collection stays."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GetStatusRequest, _gateway_pb2.GetStatusResponse]
-    """Describe the mesh: its services, models, shards and what is not working."""
+    """Describe the mesh: its processes, models and shards, and what does not work."""
 
 @_typing.type_check_only
 class RetrievalServiceAsyncStub(RetrievalServiceStub):
-    """Finds texts, pictures and illustrated texts with words, pictures or both.
+    """Universal multimodal retrieval: finds texts, pictures and illustrated texts with words, pictures
+    or both.
 
-    Deadlines are gRPC's. Every error is a google.rpc.Status with one ErrorInfo (domain "mmesh") whose
-    reason is stable, a BadRequest where a field is wrong, and a RetryInfo where a retry may help.
+    Deadlines are gRPC's; a unary call without one gets the gateway's, 10 s by default. A request has
+    at most 64 MiB by default, else it is RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE); answers with
+    pictures need more than the 4 MiB that gRPC clients take by default.
+
+    Errors: every failed call is a google.rpc.Status with one ErrorInfo (domain "mmesh") whose reason
+    is stable, a BadRequest where a field is wrong, and a RetryInfo where a retry may help.
+
+    Retries: unary calls are idempotent. Those that only read may always be repeated; those that
+    change something have a `request_id`, an idempotency key, and may be repeated with the same one.
+
+    Metadata: `mmesh-request-id` is the correlation id of a call, at most 64 characters (what is
+    longer is cut). It is forwarded to all services, stands in the logs of all, and comes back in
+    Receipt.request_id; without one the gateway makes one up. It is not the `request_id` of a
+    request. `traceparent`, `tracestate` and `baggage` (W3C Trace Context) are taken up and forwarded
+    where the gateway exports traces (its setting `otlp_endpoint`). Other metadata, `authorization`
+    and all `x-...` included, is neither read nor forwarded.
+
+    Security: there is none yet. The gateway speaks HTTP/2 in plain text (h2c), without TLS, and does
+    not ask who calls: whoever reaches its port may read and delete everything. It listens on
+    loopback unless told otherwise; then keep the port in a private network, or behind a proxy that
+    terminates TLS and authenticates.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Search: _aio.UnaryUnaryMultiCallable[_gateway_pb2.SearchRequest, _gateway_pb2.SearchResponse]  # type: ignore[assignment]
-    """Search a collection. What had to be skipped is said in `degradations` instead of failing."""
+    """Search a collection: encode the query, search every shard, merge, rerank. What had to be
+    skipped is said in `degradations` instead of failing.
+    """
     SearchBatch: _aio.UnaryUnaryMultiCallable[_gateway_pb2.SearchBatchRequest, _gateway_pb2.SearchBatchResponse]  # type: ignore[assignment]
     """Run up to 256 searches in one call; each succeeds or fails on its own."""
     UpsertCandidates: _aio.UnaryUnaryMultiCallable[_gateway_pb2.UpsertCandidatesRequest, _gateway_pb2.UpsertCandidatesResponse]  # type: ignore[assignment]
-    """Encode and store 1 to 256 candidates in one durable transaction: all or none. Safe to repeat
-    with the same request_id. For more use Ingest.
+    """Encode and insert or replace 1 to 256 candidates in one durable transaction: all or none. For
+    more use Ingest.
     """
     DeleteCandidates: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DeleteCandidatesRequest, _gateway_pb2.DeleteCandidatesResponse]  # type: ignore[assignment]
-    """Delete candidates by id; unknown ids are not an error."""
+    """Delete candidates by id in one durable transaction; unknown ids are not an error."""
     DeleteCandidatesByFilter: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DeleteCandidatesByFilterRequest, _gateway_pb2.DeleteCandidatesByFilterResponse]  # type: ignore[assignment]
-    """Delete the candidates for which a filter holds when the call begins. A candidate that is written
-    meanwhile stays. When the call fails some may be gone; it is safe to repeat.
+    """Delete the candidates for which a filter holds when the call begins. A candidate that is
+    written meanwhile stays. When the call fails some may be gone; repeated with the same
+    request_id it goes on, and answers how many were deleted in all.
     """
     BatchGetCandidates: _aio.UnaryUnaryMultiCallable[_gateway_pb2.BatchGetCandidatesRequest, _gateway_pb2.BatchGetCandidatesResponse]  # type: ignore[assignment]
     """Get candidates with their content by id; missing ones are left out."""
     ListCandidates: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListCandidatesRequest, _gateway_pb2.ListCandidatesResponse]  # type: ignore[assignment]
-    """List candidates by id, a page at a time, without the bytes of pictures."""
+    """List candidates by id, a page at a time (AIP-158); without the bytes of pictures, unless
+    `include_images` is set.
+    """
     Ingest: _aio.StreamStreamMultiCallable[_gateway_pb2.IngestRequest, _gateway_pb2.IngestResponse]  # type: ignore[assignment]
-    """Ingest any number of candidates. The first message is `open`, the others are batches with
-    sequences that rise by one; half-close ends the stream. Every batch is acknowledged once it is
-    durable; candidates that are refused are named, and the others of their batch are stored.
-    After a broken stream open another with the same `ingest_id` and go on after the last
-    acknowledged sequence: a batch that had been stored already is not stored twice.
+    """Ingest any number of candidates over a bidirectional stream with cumulative acknowledgements
+    and a window of unacknowledged batches (flow control). The first message is `open`, the others
+    are batches with sequences that rise by one; half-close ends the stream. Every batch is
+    acknowledged once it is durable; candidates that are refused are named, and the others of their
+    batch are stored. After a broken stream open another with the same `ingest_id` and go on after
+    the last acknowledged sequence: a batch that had been stored already is not stored twice.
     """
     CreateCollection: _aio.UnaryUnaryMultiCallable[_gateway_pb2.CreateCollectionRequest, _gateway_pb2.CreateCollectionResponse]  # type: ignore[assignment]
-    """Create a collection for the model that the mesh serves. Creating it again returns it."""
+    """Create a collection for a model that the mesh serves. Creating it again for the same model
+    returns it as it is; for another it fails with ALREADY_EXISTS (COLLECTION_EXISTS).
+    """
     GetCollection: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetCollectionRequest, _gateway_pb2.GetCollectionResponse]  # type: ignore[assignment]
-    """Get one collection."""
+    """Get one collection by name or alias, or NOT_FOUND (COLLECTION_NOT_FOUND)."""
     ListCollections: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListCollectionsRequest, _gateway_pb2.ListCollectionsResponse]  # type: ignore[assignment]
-    """List collections by name, a page at a time."""
+    """List collections by name, a page at a time (AIP-158)."""
     UpdateCollection: _aio.UnaryUnaryMultiCallable[_gateway_pb2.UpdateCollectionRequest, _gateway_pb2.UpdateCollectionResponse]  # type: ignore[assignment]
-    """Replace the settings of a collection. They hold for later calls and later builds of segments."""
+    """Change some settings of a collection, by a field mask (AIP-134). They hold for later calls and
+    later builds of segments.
+    """
     DeleteCollection: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DeleteCollectionRequest, _gateway_pb2.DeleteCollectionResponse]  # type: ignore[assignment]
-    """Delete a collection with all its candidates and aliases."""
+    """Delete a collection with all its candidates and aliases, or NOT_FOUND (COLLECTION_NOT_FOUND).
+    An alias is not taken for its collection here.
+    """
     SetAlias: _aio.UnaryUnaryMultiCallable[_gateway_pb2.SetAliasRequest, _gateway_pb2.SetAliasResponse]  # type: ignore[assignment]
-    """Let an alias name a collection, from one moment to the next, whatever it named before. Every
-    call but DeleteCollection takes an alias for its collection; no search sees both.
+    """Let an alias name a collection, atomically, whatever it named before. Every call but
+    DeleteCollection takes an alias for its collection; no search sees both.
     """
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DeleteAliasRequest, _gateway_pb2.DeleteAliasResponse]  # type: ignore[assignment]
-    """Delete an alias; its collection stays."""
+    """Delete an alias, or NOT_FOUND (ALIAS_NOT_FOUND); its collection stays."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetStatusRequest, _gateway_pb2.GetStatusResponse]  # type: ignore[assignment]
-    """Describe the mesh: its services, models, shards and what is not working."""
+    """Describe the mesh: its processes, models and shards, and what does not work."""
 
 class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Finds texts, pictures and illustrated texts with words, pictures or both.
+    """Universal multimodal retrieval: finds texts, pictures and illustrated texts with words, pictures
+    or both.
 
-    Deadlines are gRPC's. Every error is a google.rpc.Status with one ErrorInfo (domain "mmesh") whose
-    reason is stable, a BadRequest where a field is wrong, and a RetryInfo where a retry may help.
+    Deadlines are gRPC's; a unary call without one gets the gateway's, 10 s by default. A request has
+    at most 64 MiB by default, else it is RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE); answers with
+    pictures need more than the 4 MiB that gRPC clients take by default.
+
+    Errors: every failed call is a google.rpc.Status with one ErrorInfo (domain "mmesh") whose reason
+    is stable, a BadRequest where a field is wrong, and a RetryInfo where a retry may help.
+
+    Retries: unary calls are idempotent. Those that only read may always be repeated; those that
+    change something have a `request_id`, an idempotency key, and may be repeated with the same one.
+
+    Metadata: `mmesh-request-id` is the correlation id of a call, at most 64 characters (what is
+    longer is cut). It is forwarded to all services, stands in the logs of all, and comes back in
+    Receipt.request_id; without one the gateway makes one up. It is not the `request_id` of a
+    request. `traceparent`, `tracestate` and `baggage` (W3C Trace Context) are taken up and forwarded
+    where the gateway exports traces (its setting `otlp_endpoint`). Other metadata, `authorization`
+    and all `x-...` included, is neither read nor forwarded.
+
+    Security: there is none yet. The gateway speaks HTTP/2 in plain text (h2c), without TLS, and does
+    not ask who calls: whoever reaches its port may read and delete everything. It listens on
+    loopback unless told otherwise; then keep the port in a private network, or behind a proxy that
+    terminates TLS and authenticates.
     """
 
     @_abc_1.abstractmethod
@@ -147,7 +231,9 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.SearchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.SearchResponse, _abc.Awaitable[_gateway_pb2.SearchResponse]]:
-        """Search a collection. What had to be skipped is said in `degradations` instead of failing."""
+        """Search a collection: encode the query, search every shard, merge, rerank. What had to be
+        skipped is said in `degradations` instead of failing.
+        """
 
     @_abc_1.abstractmethod
     def SearchBatch(
@@ -163,8 +249,8 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.UpsertCandidatesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.UpsertCandidatesResponse, _abc.Awaitable[_gateway_pb2.UpsertCandidatesResponse]]:
-        """Encode and store 1 to 256 candidates in one durable transaction: all or none. Safe to repeat
-        with the same request_id. For more use Ingest.
+        """Encode and insert or replace 1 to 256 candidates in one durable transaction: all or none. For
+        more use Ingest.
         """
 
     @_abc_1.abstractmethod
@@ -173,7 +259,7 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.DeleteCandidatesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.DeleteCandidatesResponse, _abc.Awaitable[_gateway_pb2.DeleteCandidatesResponse]]:
-        """Delete candidates by id; unknown ids are not an error."""
+        """Delete candidates by id in one durable transaction; unknown ids are not an error."""
 
     @_abc_1.abstractmethod
     def DeleteCandidatesByFilter(
@@ -181,8 +267,9 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.DeleteCandidatesByFilterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.DeleteCandidatesByFilterResponse, _abc.Awaitable[_gateway_pb2.DeleteCandidatesByFilterResponse]]:
-        """Delete the candidates for which a filter holds when the call begins. A candidate that is written
-        meanwhile stays. When the call fails some may be gone; it is safe to repeat.
+        """Delete the candidates for which a filter holds when the call begins. A candidate that is
+        written meanwhile stays. When the call fails some may be gone; repeated with the same
+        request_id it goes on, and answers how many were deleted in all.
         """
 
     @_abc_1.abstractmethod
@@ -199,7 +286,9 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.ListCandidatesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.ListCandidatesResponse, _abc.Awaitable[_gateway_pb2.ListCandidatesResponse]]:
-        """List candidates by id, a page at a time, without the bytes of pictures."""
+        """List candidates by id, a page at a time (AIP-158); without the bytes of pictures, unless
+        `include_images` is set.
+        """
 
     @_abc_1.abstractmethod
     def Ingest(
@@ -207,11 +296,12 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_gateway_pb2.IngestRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_gateway_pb2.IngestResponse], _abc.AsyncIterator[_gateway_pb2.IngestResponse]]:
-        """Ingest any number of candidates. The first message is `open`, the others are batches with
-        sequences that rise by one; half-close ends the stream. Every batch is acknowledged once it is
-        durable; candidates that are refused are named, and the others of their batch are stored.
-        After a broken stream open another with the same `ingest_id` and go on after the last
-        acknowledged sequence: a batch that had been stored already is not stored twice.
+        """Ingest any number of candidates over a bidirectional stream with cumulative acknowledgements
+        and a window of unacknowledged batches (flow control). The first message is `open`, the others
+        are batches with sequences that rise by one; half-close ends the stream. Every batch is
+        acknowledged once it is durable; candidates that are refused are named, and the others of their
+        batch are stored. After a broken stream open another with the same `ingest_id` and go on after
+        the last acknowledged sequence: a batch that had been stored already is not stored twice.
         """
 
     @_abc_1.abstractmethod
@@ -220,7 +310,9 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.CreateCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.CreateCollectionResponse, _abc.Awaitable[_gateway_pb2.CreateCollectionResponse]]:
-        """Create a collection for the model that the mesh serves. Creating it again returns it."""
+        """Create a collection for a model that the mesh serves. Creating it again for the same model
+        returns it as it is; for another it fails with ALREADY_EXISTS (COLLECTION_EXISTS).
+        """
 
     @_abc_1.abstractmethod
     def GetCollection(
@@ -228,7 +320,7 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.GetCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.GetCollectionResponse, _abc.Awaitable[_gateway_pb2.GetCollectionResponse]]:
-        """Get one collection."""
+        """Get one collection by name or alias, or NOT_FOUND (COLLECTION_NOT_FOUND)."""
 
     @_abc_1.abstractmethod
     def ListCollections(
@@ -236,7 +328,7 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.ListCollectionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.ListCollectionsResponse, _abc.Awaitable[_gateway_pb2.ListCollectionsResponse]]:
-        """List collections by name, a page at a time."""
+        """List collections by name, a page at a time (AIP-158)."""
 
     @_abc_1.abstractmethod
     def UpdateCollection(
@@ -244,7 +336,9 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.UpdateCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.UpdateCollectionResponse, _abc.Awaitable[_gateway_pb2.UpdateCollectionResponse]]:
-        """Replace the settings of a collection. They hold for later calls and later builds of segments."""
+        """Change some settings of a collection, by a field mask (AIP-134). They hold for later calls and
+        later builds of segments.
+        """
 
     @_abc_1.abstractmethod
     def DeleteCollection(
@@ -252,7 +346,9 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.DeleteCollectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.DeleteCollectionResponse, _abc.Awaitable[_gateway_pb2.DeleteCollectionResponse]]:
-        """Delete a collection with all its candidates and aliases."""
+        """Delete a collection with all its candidates and aliases, or NOT_FOUND (COLLECTION_NOT_FOUND).
+        An alias is not taken for its collection here.
+        """
 
     @_abc_1.abstractmethod
     def SetAlias(
@@ -260,8 +356,8 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.SetAliasResponse, _abc.Awaitable[_gateway_pb2.SetAliasResponse]]:
-        """Let an alias name a collection, from one moment to the next, whatever it named before. Every
-        call but DeleteCollection takes an alias for its collection; no search sees both.
+        """Let an alias name a collection, atomically, whatever it named before. Every call but
+        DeleteCollection takes an alias for its collection; no search sees both.
         """
 
     @_abc_1.abstractmethod
@@ -270,7 +366,7 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.DeleteAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.DeleteAliasResponse, _abc.Awaitable[_gateway_pb2.DeleteAliasResponse]]:
-        """Delete an alias; its collection stays."""
+        """Delete an alias, or NOT_FOUND (ALIAS_NOT_FOUND); its collection stays."""
 
     @_abc_1.abstractmethod
     def GetStatus(
@@ -278,6 +374,6 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _gateway_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.GetStatusResponse, _abc.Awaitable[_gateway_pb2.GetStatusResponse]]:
-        """Describe the mesh: its services, models, shards and what is not working."""
+        """Describe the mesh: its processes, models and shards, and what does not work."""
 
 def add_RetrievalServiceServicer_to_server(servicer: RetrievalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,83 +22,77 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from mmesh.api.candidate.v1 import candidate_pb2 as mmesh_dot_api_dot_candidate_dot_v1_dot_candidate__pb2
+from mmesh.api.collection.v1 import collection_pb2 as mmesh_dot_api_dot_collection_dot_v1_dot_collection__pb2
 from mmesh.api.content.v1 import content_pb2 as mmesh_dot_api_dot_content_dot_v1_dot_content__pb2
-from mmesh.api.index.v1 import filter_pb2 as mmesh_dot_api_dot_index_dot_v1_dot_filter__pb2
+from mmesh.api.filter.v1 import filter_pb2 as mmesh_dot_api_dot_filter_dot_v1_dot_filter__pb2
 from mmesh.api.problem.v1 import problem_pb2 as mmesh_dot_api_dot_problem_dot_v1_dot_problem__pb2
 from mmesh.api.vector.v1 import vector_pb2 as mmesh_dot_api_dot_vector_dot_v1_dot_vector__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emmesh/api/index/v1/index.proto\x12\x12mmesh.api.index.v1\x1a\"mmesh/api/content/v1/content.proto\x1a\x1fmmesh/api/index/v1/filter.proto\x1a\"mmesh/api/problem/v1/problem.proto\x1a mmesh/api/vector/v1/vector.proto\"\xe1\x01\n\tCandidate\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\x07\x63ontent\x18\x02 \x01(\x0b\x32\x1d.mmesh.api.content.v1.Content\x12\x41\n\nattributes\x18\x03 \x03(\x0b\x32-.mmesh.api.index.v1.Candidate.AttributesEntry\x1aU\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x31\n\x05value\x18\x02 \x01(\x0b\x32\".mmesh.api.index.v1.AttributeValue:\x02\x38\x01\"\x9e\x02\n\x17UpsertCandidatesRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x31\n\ncandidates\x18\x02 \x03(\x0b\x32\x1d.mmesh.api.index.v1.Candidate\x12-\n\x07vectors\x18\x03 \x01(\x0b\x32\x1c.mmesh.api.vector.v1.Vectors\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x34\n\x0emirror_vectors\x18\x06 \x01(\x0b\x32\x1c.mmesh.api.vector.v1.Vectors\x12\x1a\n\x12mirror_fingerprint\x18\x07 \x01(\t\x12\x0c\n\x04\x66ill\x18\x08 \x01(\x08\")\n\x18UpsertCandidatesResponse\x12\r\n\x05token\x18\x01 \x01(\t\"N\n\x17\x44\x65leteCandidatesRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\":\n\x18\x44\x65leteCandidatesResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\t\"a\n\x1f\x44\x65leteCandidatesByFilterRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12*\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1a.mmesh.api.index.v1.Filter\"B\n DeleteCandidatesByFilterResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x03\x12\r\n\x05token\x18\x02 \x01(\t\"<\n\x19\x42\x61tchGetCandidatesRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\"O\n\x1a\x42\x61tchGetCandidatesResponse\x12\x31\n\ncandidates\x18\x01 \x03(\x0b\x32\x1d.mmesh.api.index.v1.Candidate\"\x83\x01\n\x15ListCandidatesRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x16\n\x0einclude_images\x18\x04 \x01(\x08\x12\x17\n\x0finclude_vectors\x18\x05 \x01(\x08\"\xae\x01\n\x16ListCandidatesResponse\x12\x31\n\ncandidates\x18\x01 \x03(\x0b\x32\x1d.mmesh.api.index.v1.Candidate\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12-\n\x07vectors\x18\x03 \x01(\x0b\x32\x1c.mmesh.api.vector.v1.Vectors\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\"\xa1\x02\n\rSearchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12-\n\x07queries\x18\x02 \x01(\x0b\x32\x1c.mmesh.api.vector.v1.Vectors\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\x32\n\nmodalities\x18\x04 \x03(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12\r\n\x05limit\x18\x05 \x01(\x05\x12*\n\x06\x66ilter\x18\x06 \x01(\x0b\x32\x1a.mmesh.api.index.v1.Filter\x12\x34\n\x0b\x63onsistency\x18\x07 \x01(\x0e\x32\x1f.mmesh.api.index.v1.Consistency\x12\r\n\x05token\x18\x08 \x01(\t\"z\n\x0eSearchResponse\x12*\n\x05lists\x18\x01 \x03(\x0b\x32\x1b.mmesh.api.index.v1.HitList\x12\r\n\x05token\x18\x02 \x01(\t\x12\x16\n\x0esearch_seconds\x18\x03 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x04 \x01(\x01\"b\n\x13SearchStreamRequest\x12\x34\n\x08searches\x18\x01 \x03(\x0b\x32\".mmesh.api.index.v1.StreamedSearch\x12\x15\n\rcancelled_ids\x18\x02 \x03(\x03\"|\n\x0eStreamedSearch\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x31\n\x06search\x18\x02 \x01(\x0b\x32!.mmesh.api.index.v1.SearchRequest\x12\x17\n\x0ftimeout_seconds\x18\x03 \x01(\x01\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"K\n\x14SearchStreamResponse\x12\x33\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\".mmesh.api.index.v1.StreamedAnswer\"\x91\x01\n\x0eStreamedAnswer\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x36\n\x08response\x18\x02 \x01(\x0b\x32\".mmesh.api.index.v1.SearchResponseH\x00\x12\x30\n\x07problem\x18\x03 \x01(\x0b\x32\x1d.mmesh.api.problem.v1.ProblemH\x00\x42\t\n\x07outcome\"\x8e\x01\n\x07HitList\x12\x30\n\x08modality\x18\x01 \x01(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x0e\n\x06scores\x18\x03 \x01(\x0c\x12\x34\n\nattributes\x18\x04 \x03(\x0b\x32 .mmesh.api.index.v1.AttributeMap\"\x9f\x01\n\x0c\x41ttributeMap\x12<\n\x06values\x18\x01 \x03(\x0b\x32,.mmesh.api.index.v1.AttributeMap.ValuesEntry\x1aQ\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x31\n\x05value\x18\x02 \x01(\x0b\x32\".mmesh.api.index.v1.AttributeValue:\x02\x38\x01\"\x11\n\x0fGetShardRequest\"\x89\x02\n\x10GetShardResponse\x12\r\n\x05shard\x18\x01 \x01(\x05\x12\x13\n\x0bshard_count\x18\x02 \x01(\x05\x12\x12\n\ncandidates\x18\x03 \x01(\x03\x12\x14\n\x0cvector_bytes\x18\x04 \x01(\x03\x12\x0b\n\x03lag\x18\x05 \x01(\x03\x12\r\n\x05ready\x18\x06 \x01(\x08\x12\x0f\n\x07replica\x18\x07 \x01(\t\x12-\n\x08segments\x18\x08 \x03(\x0b\x32\x1b.mmesh.api.index.v1.Segment\x12.\n\x06memory\x18\t \x03(\x0b\x32\x1e.mmesh.api.index.v1.MemoryPart\x12\x1b\n\x13refused_collections\x18\n \x03(\t\"\xcb\x01\n\x07Segment\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x30\n\x08modality\x18\x02 \x01(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12\x15\n\rindex_factory\x18\x03 \x01(\t\x12\x0c\n\x04rows\x18\x04 \x01(\x03\x12\x0f\n\x07\x64\x65leted\x18\x05 \x01(\x03\x12\r\n\x05\x62ytes\x18\x06 \x01(\x03\x12\x0e\n\x06recall\x18\x07 \x01(\x01\x12\x0e\n\x06nprobe\x18\x08 \x01(\x05\x12\x15\n\rbuild_seconds\x18\t \x01(\x01\")\n\nMemoryPart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\"$\n\x0e\x43ompactRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"@\n\x0f\x43ompactResponse\x12-\n\x08segments\x18\x01 \x03(\x0b\x32\x1b.mmesh.api.index.v1.Segment\"+\n\x15\x43reateSnapshotRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"7\n\x16\x43reateSnapshotResponse\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\r\n\x05token\x18\x02 \x01(\t*u\n\x0b\x43onsistency\x12\x1b\n\x17\x43ONSISTENCY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43ONSISTENCY_EVENTUAL\x10\x01\x12\x17\n\x13\x43ONSISTENCY_SESSION\x10\x02\x12\x16\n\x12\x43ONSISTENCY_STRONG\x10\x03\x32\x9e\x08\n\x0cIndexService\x12m\n\x10UpsertCandidates\x12+.mmesh.api.index.v1.UpsertCandidatesRequest\x1a,.mmesh.api.index.v1.UpsertCandidatesResponse\x12m\n\x10\x44\x65leteCandidates\x12+.mmesh.api.index.v1.DeleteCandidatesRequest\x1a,.mmesh.api.index.v1.DeleteCandidatesResponse\x12\x85\x01\n\x18\x44\x65leteCandidatesByFilter\x12\x33.mmesh.api.index.v1.DeleteCandidatesByFilterRequest\x1a\x34.mmesh.api.index.v1.DeleteCandidatesByFilterResponse\x12s\n\x12\x42\x61tchGetCandidates\x12-.mmesh.api.index.v1.BatchGetCandidatesRequest\x1a..mmesh.api.index.v1.BatchGetCandidatesResponse\x12g\n\x0eListCandidates\x12).mmesh.api.index.v1.ListCandidatesRequest\x1a*.mmesh.api.index.v1.ListCandidatesResponse\x12O\n\x06Search\x12!.mmesh.api.index.v1.SearchRequest\x1a\".mmesh.api.index.v1.SearchResponse\x12\x65\n\x0cSearchStream\x12\'.mmesh.api.index.v1.SearchStreamRequest\x1a(.mmesh.api.index.v1.SearchStreamResponse(\x01\x30\x01\x12U\n\x08GetShard\x12#.mmesh.api.index.v1.GetShardRequest\x1a$.mmesh.api.index.v1.GetShardResponse\x12R\n\x07\x43ompact\x12\".mmesh.api.index.v1.CompactRequest\x1a#.mmesh.api.index.v1.CompactResponse\x12g\n\x0e\x43reateSnapshot\x12).mmesh.api.index.v1.CreateSnapshotRequest\x1a*.mmesh.api.index.v1.CreateSnapshotResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emmesh/api/index/v1/index.proto\x12\x12mmesh.api.index.v1\x1a&mmesh/api/candidate/v1/candidate.proto\x1a(mmesh/api/collection/v1/collection.proto\x1a\"mmesh/api/content/v1/content.proto\x1a mmesh/api/filter/v1/filter.proto\x1a\"mmesh/api/problem/v1/problem.proto\x1a mmesh/api/vector/v1/vector.proto\"\xa2\x02\n\x17UpsertCandidatesRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x35\n\ncandidates\x18\x02 \x03(\x0b\x32!.mmesh.api.candidate.v1.Candidate\x12-\n\x07vectors\x18\x03 \x01(\x0b\x32\x1c.mmesh.api.vector.v1.Vectors\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x34\n\x0emirror_vectors\x18\x06 \x01(\x0b\x32\x1c.mmesh.api.vector.v1.Vectors\x12\x1a\n\x12mirror_fingerprint\x18\x07 \x01(\t\x12\x0c\n\x04\x66ill\x18\x08 \x01(\x08\")\n\x18UpsertCandidatesResponse\x12\r\n\x05token\x18\x01 \x01(\t\"N\n\x17\x44\x65leteCandidatesRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\":\n\x18\x44\x65leteCandidatesResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\t\"v\n\x1f\x44\x65leteCandidatesByFilterRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12+\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1b.mmesh.api.filter.v1.Filter\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"B\n DeleteCandidatesByFilterResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x03\x12\r\n\x05token\x18\x02 \x01(\t\"<\n\x19\x42\x61tchGetCandidatesRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\"S\n\x1a\x42\x61tchGetCandidatesResponse\x12\x35\n\ncandidates\x18\x01 \x03(\x0b\x32!.mmesh.api.candidate.v1.Candidate\"\x83\x01\n\x15ListCandidatesRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x16\n\x0einclude_images\x18\x04 \x01(\x08\x12\x17\n\x0finclude_vectors\x18\x05 \x01(\x08\"\xb2\x01\n\x16ListCandidatesResponse\x12\x35\n\ncandidates\x18\x01 \x03(\x0b\x32!.mmesh.api.candidate.v1.Candidate\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12-\n\x07vectors\x18\x03 \x01(\x0b\x32\x1c.mmesh.api.vector.v1.Vectors\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\"\xa7\x02\n\rSearchRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12-\n\x07queries\x18\x02 \x01(\x0b\x32\x1c.mmesh.api.vector.v1.Vectors\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\x32\n\nmodalities\x18\x04 \x03(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12\r\n\x05limit\x18\x05 \x01(\x05\x12+\n\x06\x66ilter\x18\x06 \x01(\x0b\x32\x1b.mmesh.api.filter.v1.Filter\x12\x39\n\x0b\x63onsistency\x18\x07 \x01(\x0e\x32$.mmesh.api.collection.v1.Consistency\x12\r\n\x05token\x18\x08 \x01(\t\"z\n\x0eSearchResponse\x12*\n\x05lists\x18\x01 \x03(\x0b\x32\x1b.mmesh.api.index.v1.HitList\x12\r\n\x05token\x18\x02 \x01(\t\x12\x16\n\x0esearch_seconds\x18\x03 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x04 \x01(\x01\"b\n\x13SearchStreamRequest\x12\x34\n\x08searches\x18\x01 \x03(\x0b\x32\".mmesh.api.index.v1.StreamedSearch\x12\x15\n\rcancelled_ids\x18\x02 \x03(\x03\"|\n\x0eStreamedSearch\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x31\n\x06search\x18\x02 \x01(\x0b\x32!.mmesh.api.index.v1.SearchRequest\x12\x17\n\x0ftimeout_seconds\x18\x03 \x01(\x01\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"K\n\x14SearchStreamResponse\x12\x33\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\".mmesh.api.index.v1.StreamedAnswer\"\x91\x01\n\x0eStreamedAnswer\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x36\n\x08response\x18\x02 \x01(\x0b\x32\".mmesh.api.index.v1.SearchResponseH\x00\x12\x30\n\x07problem\x18\x03 \x01(\x0b\x32\x1d.mmesh.api.problem.v1.ProblemH\x00\x42\t\n\x07outcome\"\x8e\x01\n\x07HitList\x12\x30\n\x08modality\x18\x01 \x01(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x0e\n\x06scores\x18\x03 \x01(\x0c\x12\x34\n\nattributes\x18\x04 \x03(\x0b\x32 .mmesh.api.index.v1.AttributeMap\"\xa0\x01\n\x0c\x41ttributeMap\x12<\n\x06values\x18\x01 \x03(\x0b\x32,.mmesh.api.index.v1.AttributeMap.ValuesEntry\x1aR\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x32\n\x05value\x18\x02 \x01(\x0b\x32#.mmesh.api.filter.v1.AttributeValue:\x02\x38\x01\"\x11\n\x0fGetShardRequest\"\x89\x02\n\x10GetShardResponse\x12\r\n\x05shard\x18\x01 \x01(\x05\x12\x13\n\x0bshard_count\x18\x02 \x01(\x05\x12\x12\n\ncandidates\x18\x03 \x01(\x03\x12\x14\n\x0cvector_bytes\x18\x04 \x01(\x03\x12\x0b\n\x03lag\x18\x05 \x01(\x03\x12\r\n\x05ready\x18\x06 \x01(\x08\x12\x0f\n\x07replica\x18\x07 \x01(\t\x12-\n\x08segments\x18\x08 \x03(\x0b\x32\x1b.mmesh.api.index.v1.Segment\x12.\n\x06memory\x18\t \x03(\x0b\x32\x1e.mmesh.api.index.v1.MemoryPart\x12\x1b\n\x13refused_collections\x18\n \x03(\t\"\xcb\x01\n\x07Segment\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x30\n\x08modality\x18\x02 \x01(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12\x15\n\rindex_factory\x18\x03 \x01(\t\x12\x0c\n\x04rows\x18\x04 \x01(\x03\x12\x0f\n\x07\x64\x65leted\x18\x05 \x01(\x03\x12\r\n\x05\x62ytes\x18\x06 \x01(\x03\x12\x0e\n\x06recall\x18\x07 \x01(\x01\x12\x0e\n\x06nprobe\x18\x08 \x01(\x05\x12\x15\n\rbuild_seconds\x18\t \x01(\x01\")\n\nMemoryPart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\"$\n\x0e\x43ompactRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"@\n\x0f\x43ompactResponse\x12-\n\x08segments\x18\x01 \x03(\x0b\x32\x1b.mmesh.api.index.v1.Segment\"+\n\x15\x43reateSnapshotRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\"7\n\x16\x43reateSnapshotResponse\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\r\n\x05token\x18\x02 \x01(\t2\x9e\x08\n\x0cIndexService\x12m\n\x10UpsertCandidates\x12+.mmesh.api.index.v1.UpsertCandidatesRequest\x1a,.mmesh.api.index.v1.UpsertCandidatesResponse\x12m\n\x10\x44\x65leteCandidates\x12+.mmesh.api.index.v1.DeleteCandidatesRequest\x1a,.mmesh.api.index.v1.DeleteCandidatesResponse\x12\x85\x01\n\x18\x44\x65leteCandidatesByFilter\x12\x33.mmesh.api.index.v1.DeleteCandidatesByFilterRequest\x1a\x34.mmesh.api.index.v1.DeleteCandidatesByFilterResponse\x12s\n\x12\x42\x61tchGetCandidates\x12-.mmesh.api.index.v1.BatchGetCandidatesRequest\x1a..mmesh.api.index.v1.BatchGetCandidatesResponse\x12g\n\x0eListCandidates\x12).mmesh.api.index.v1.ListCandidatesRequest\x1a*.mmesh.api.index.v1.ListCandidatesResponse\x12O\n\x06Search\x12!.mmesh.api.index.v1.SearchRequest\x1a\".mmesh.api.index.v1.SearchResponse\x12\x65\n\x0cSearchStream\x12\'.mmesh.api.index.v1.SearchStreamRequest\x1a(.mmesh.api.index.v1.SearchStreamResponse(\x01\x30\x01\x12U\n\x08GetShard\x12#.mmesh.api.index.v1.GetShardRequest\x1a$.mmesh.api.index.v1.GetShardResponse\x12R\n\x07\x43ompact\x12\".mmesh.api.index.v1.CompactRequest\x1a#.mmesh.api.index.v1.CompactResponse\x12g\n\x0e\x43reateSnapshot\x12).mmesh.api.index.v1.CreateSnapshotRequest\x1a*.mmesh.api.index.v1.CreateSnapshotResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mmesh.api.index.v1.index_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CANDIDATE_ATTRIBUTESENTRY']._loaded_options = None
-  _globals['_CANDIDATE_ATTRIBUTESENTRY']._serialized_options = b'8\001'
   _globals['_ATTRIBUTEMAP_VALUESENTRY']._loaded_options = None
   _globals['_ATTRIBUTEMAP_VALUESENTRY']._serialized_options = b'8\001'
-  _globals['_CONSISTENCY']._serialized_start=3430
-  _globals['_CONSISTENCY']._serialized_end=3547
-  _globals['_CANDIDATE']._serialized_start=194
-  _globals['_CANDIDATE']._serialized_end=419
-  _globals['_CANDIDATE_ATTRIBUTESENTRY']._serialized_start=334
-  _globals['_CANDIDATE_ATTRIBUTESENTRY']._serialized_end=419
-  _globals['_UPSERTCANDIDATESREQUEST']._serialized_start=422
-  _globals['_UPSERTCANDIDATESREQUEST']._serialized_end=708
-  _globals['_UPSERTCANDIDATESRESPONSE']._serialized_start=710
-  _globals['_UPSERTCANDIDATESRESPONSE']._serialized_end=751
-  _globals['_DELETECANDIDATESREQUEST']._serialized_start=753
-  _globals['_DELETECANDIDATESREQUEST']._serialized_end=831
-  _globals['_DELETECANDIDATESRESPONSE']._serialized_start=833
-  _globals['_DELETECANDIDATESRESPONSE']._serialized_end=891
-  _globals['_DELETECANDIDATESBYFILTERREQUEST']._serialized_start=893
-  _globals['_DELETECANDIDATESBYFILTERREQUEST']._serialized_end=990
-  _globals['_DELETECANDIDATESBYFILTERRESPONSE']._serialized_start=992
-  _globals['_DELETECANDIDATESBYFILTERRESPONSE']._serialized_end=1058
-  _globals['_BATCHGETCANDIDATESREQUEST']._serialized_start=1060
-  _globals['_BATCHGETCANDIDATESREQUEST']._serialized_end=1120
-  _globals['_BATCHGETCANDIDATESRESPONSE']._serialized_start=1122
-  _globals['_BATCHGETCANDIDATESRESPONSE']._serialized_end=1201
-  _globals['_LISTCANDIDATESREQUEST']._serialized_start=1204
-  _globals['_LISTCANDIDATESREQUEST']._serialized_end=1335
-  _globals['_LISTCANDIDATESRESPONSE']._serialized_start=1338
-  _globals['_LISTCANDIDATESRESPONSE']._serialized_end=1512
-  _globals['_SEARCHREQUEST']._serialized_start=1515
-  _globals['_SEARCHREQUEST']._serialized_end=1804
-  _globals['_SEARCHRESPONSE']._serialized_start=1806
-  _globals['_SEARCHRESPONSE']._serialized_end=1928
-  _globals['_SEARCHSTREAMREQUEST']._serialized_start=1930
-  _globals['_SEARCHSTREAMREQUEST']._serialized_end=2028
-  _globals['_STREAMEDSEARCH']._serialized_start=2030
-  _globals['_STREAMEDSEARCH']._serialized_end=2154
-  _globals['_SEARCHSTREAMRESPONSE']._serialized_start=2156
-  _globals['_SEARCHSTREAMRESPONSE']._serialized_end=2231
-  _globals['_STREAMEDANSWER']._serialized_start=2234
-  _globals['_STREAMEDANSWER']._serialized_end=2379
-  _globals['_HITLIST']._serialized_start=2382
-  _globals['_HITLIST']._serialized_end=2524
-  _globals['_ATTRIBUTEMAP']._serialized_start=2527
-  _globals['_ATTRIBUTEMAP']._serialized_end=2686
-  _globals['_ATTRIBUTEMAP_VALUESENTRY']._serialized_start=2605
-  _globals['_ATTRIBUTEMAP_VALUESENTRY']._serialized_end=2686
-  _globals['_GETSHARDREQUEST']._serialized_start=2688
-  _globals['_GETSHARDREQUEST']._serialized_end=2705
-  _globals['_GETSHARDRESPONSE']._serialized_start=2708
-  _globals['_GETSHARDRESPONSE']._serialized_end=2973
-  _globals['_SEGMENT']._serialized_start=2976
-  _globals['_SEGMENT']._serialized_end=3179
-  _globals['_MEMORYPART']._serialized_start=3181
-  _globals['_MEMORYPART']._serialized_end=3222
-  _globals['_COMPACTREQUEST']._serialized_start=3224
-  _globals['_COMPACTREQUEST']._serialized_end=3260
-  _globals['_COMPACTRESPONSE']._serialized_start=3262
-  _globals['_COMPACTRESPONSE']._serialized_end=3326
-  _globals['_CREATESNAPSHOTREQUEST']._serialized_start=3328
-  _globals['_CREATESNAPSHOTREQUEST']._serialized_end=3371
-  _globals['_CREATESNAPSHOTRESPONSE']._serialized_start=3373
-  _globals['_CREATESNAPSHOTRESPONSE']._serialized_end=3428
-  _globals['_INDEXSERVICE']._serialized_start=3550
-  _globals['_INDEXSERVICE']._serialized_end=4604
+  _globals['_UPSERTCANDIDATESREQUEST']._serialized_start=277
+  _globals['_UPSERTCANDIDATESREQUEST']._serialized_end=567
+  _globals['_UPSERTCANDIDATESRESPONSE']._serialized_start=569
+  _globals['_UPSERTCANDIDATESRESPONSE']._serialized_end=610
+  _globals['_DELETECANDIDATESREQUEST']._serialized_start=612
+  _globals['_DELETECANDIDATESREQUEST']._serialized_end=690
+  _globals['_DELETECANDIDATESRESPONSE']._serialized_start=692
+  _globals['_DELETECANDIDATESRESPONSE']._serialized_end=750
+  _globals['_DELETECANDIDATESBYFILTERREQUEST']._serialized_start=752
+  _globals['_DELETECANDIDATESBYFILTERREQUEST']._serialized_end=870
+  _globals['_DELETECANDIDATESBYFILTERRESPONSE']._serialized_start=872
+  _globals['_DELETECANDIDATESBYFILTERRESPONSE']._serialized_end=938
+  _globals['_BATCHGETCANDIDATESREQUEST']._serialized_start=940
+  _globals['_BATCHGETCANDIDATESREQUEST']._serialized_end=1000
+  _globals['_BATCHGETCANDIDATESRESPONSE']._serialized_start=1002
+  _globals['_BATCHGETCANDIDATESRESPONSE']._serialized_end=1085
+  _globals['_LISTCANDIDATESREQUEST']._serialized_start=1088
+  _globals['_LISTCANDIDATESREQUEST']._serialized_end=1219
+  _globals['_LISTCANDIDATESRESPONSE']._serialized_start=1222
+  _globals['_LISTCANDIDATESRESPONSE']._serialized_end=1400
+  _globals['_SEARCHREQUEST']._serialized_start=1403
+  _globals['_SEARCHREQUEST']._serialized_end=1698
+  _globals['_SEARCHRESPONSE']._serialized_start=1700
+  _globals['_SEARCHRESPONSE']._serialized_end=1822
+  _globals['_SEARCHSTREAMREQUEST']._serialized_start=1824
+  _globals['_SEARCHSTREAMREQUEST']._serialized_end=1922
+  _globals['_STREAMEDSEARCH']._serialized_start=1924
+  _globals['_STREAMEDSEARCH']._serialized_end=2048
+  _globals['_SEARCHSTREAMRESPONSE']._serialized_start=2050
+  _globals['_SEARCHSTREAMRESPONSE']._serialized_end=2125
+  _globals['_STREAMEDANSWER']._serialized_start=2128
+  _globals['_STREAMEDANSWER']._serialized_end=2273
+  _globals['_HITLIST']._serialized_start=2276
+  _globals['_HITLIST']._serialized_end=2418
+  _globals['_ATTRIBUTEMAP']._serialized_start=2421
+  _globals['_ATTRIBUTEMAP']._serialized_end=2581
+  _globals['_ATTRIBUTEMAP_VALUESENTRY']._serialized_start=2499
+  _globals['_ATTRIBUTEMAP_VALUESENTRY']._serialized_end=2581
+  _globals['_GETSHARDREQUEST']._serialized_start=2583
+  _globals['_GETSHARDREQUEST']._serialized_end=2600
+  _globals['_GETSHARDRESPONSE']._serialized_start=2603
+  _globals['_GETSHARDRESPONSE']._serialized_end=2868
+  _globals['_SEGMENT']._serialized_start=2871
+  _globals['_SEGMENT']._serialized_end=3074
+  _globals['_MEMORYPART']._serialized_start=3076
+  _globals['_MEMORYPART']._serialized_end=3117
+  _globals['_COMPACTREQUEST']._serialized_start=3119
+  _globals['_COMPACTREQUEST']._serialized_end=3155
+  _globals['_COMPACTRESPONSE']._serialized_start=3157
+  _globals['_COMPACTRESPONSE']._serialized_end=3221
+  _globals['_CREATESNAPSHOTREQUEST']._serialized_start=3223
+  _globals['_CREATESNAPSHOTREQUEST']._serialized_end=3266
+  _globals['_CREATESNAPSHOTRESPONSE']._serialized_start=3268
+  _globals['_CREATESNAPSHOTRESPONSE']._serialized_end=3323
+  _globals['_INDEXSERVICE']._serialized_start=3326
+  _globals['_INDEXSERVICE']._serialized_end=4380
 # @@protoc_insertion_point(module_scope)

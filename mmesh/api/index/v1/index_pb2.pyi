@@ -7,9 +7,10 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from mmesh.api.candidate.v1 import candidate_pb2 as _candidate_pb2
+from mmesh.api.collection.v1 import collection_pb2 as _collection_pb2
 from mmesh.api.content.v1 import content_pb2 as _content_pb2
-from mmesh.api.index.v1 import filter_pb2 as _filter_pb2
+from mmesh.api.filter.v1 import filter_pb2 as _filter_pb2
 from mmesh.api.problem.v1 import problem_pb2 as _problem_pb2
 from mmesh.api.vector.v1 import vector_pb2 as _vector_pb2
 import builtins as _builtins
@@ -22,93 +23,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class _Consistency:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _ConsistencyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Consistency.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    CONSISTENCY_UNSPECIFIED: _Consistency.ValueType  # 0
-    """Taken as eventual, or as session when a token is given."""
-    CONSISTENCY_EVENTUAL: _Consistency.ValueType  # 1
-    """Whatever the shard has applied."""
-    CONSISTENCY_SESSION: _Consistency.ValueType  # 2
-    """At least the write that the token names; waits for it up to the deadline, then fails with
-    UNAVAILABLE (STALE_REPLICA).
-    """
-    CONSISTENCY_STRONG: _Consistency.ValueType  # 3
-    """Every write that was acknowledged before the search began."""
-
-class Consistency(_Consistency, metaclass=_ConsistencyEnumTypeWrapper):
-    """How fresh a search must be."""
-
-CONSISTENCY_UNSPECIFIED: Consistency.ValueType  # 0
-"""Taken as eventual, or as session when a token is given."""
-CONSISTENCY_EVENTUAL: Consistency.ValueType  # 1
-"""Whatever the shard has applied."""
-CONSISTENCY_SESSION: Consistency.ValueType  # 2
-"""At least the write that the token names; waits for it up to the deadline, then fails with
-UNAVAILABLE (STALE_REPLICA).
-"""
-CONSISTENCY_STRONG: Consistency.ValueType  # 3
-"""Every write that was acknowledged before the search began."""
-Global___Consistency: _TypeAlias = Consistency  # noqa: Y015
-
-@_typing.final
-class Candidate(_message.Message):
-    """A thing that can be found."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class AttributesEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        @_builtins.property
-        def value(self) -> _filter_pb2.AttributeValue: ...
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _filter_pb2.AttributeValue | None = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    ID_FIELD_NUMBER: _builtins.int
-    CONTENT_FIELD_NUMBER: _builtins.int
-    ATTRIBUTES_FIELD_NUMBER: _builtins.int
-    id: _builtins.str
-    """Its id: 1 to 512 bytes of printable UTF-8, unique in its collection."""
-    @_builtins.property
-    def content(self) -> _content_pb2.Content:
-        """Its content; required."""
-
-    @_builtins.property
-    def attributes(self) -> _containers.MessageMap[_builtins.str, _filter_pb2.AttributeValue]:
-        """Its attributes by name; at most 64. Names have 1 to 64 bytes of [A-Za-z0-9_.-]."""
-
-    def __init__(
-        self,
-        *,
-        id: _builtins.str = ...,
-        content: _content_pb2.Content | None = ...,
-        attributes: _abc.Mapping[_builtins.str, _filter_pb2.AttributeValue] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "content", b"content", "id", b"id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
 
 @_typing.final
 class UpsertCandidatesRequest(_message.Message):
@@ -125,25 +39,29 @@ class UpsertCandidatesRequest(_message.Message):
     MIRROR_FINGERPRINT_FIELD_NUMBER: _builtins.int
     FILL_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
-    """Name of the collection."""
+    """Name or alias of the collection; required."""
     model_fingerprint: _builtins.str
-    """Model of the vectors; must be the collection's, else FAILED_PRECONDITION (MODEL_MISMATCH)."""
+    """Fingerprint of the model of the vectors; must be the collection's, else FAILED_PRECONDITION
+    (MODEL_MISMATCH).
+    """
     request_id: _builtins.str
-    """Makes a repeated call harmless: the first answer is given again. At most 128 bytes; empty
-    means none. Remembered for at least a day.
+    """Idempotency key (AIP-155), at most 128 bytes: a call that is repeated with it has no effect and
+    gets the first answer. It is bound to the content of the call, without vectors; with other
+    content it is FAILED_PRECONDITION (REQUEST_ID_REUSED). Remembered for at least a day. Empty
+    means none.
     """
     mirror_fingerprint: _builtins.str
-    """Model of these; must be the mirror's, else FAILED_PRECONDITION (MODEL_MISMATCH). Ignored
-    without a mirror.
+    """Fingerprint of the model of these; must be the mirror's, else FAILED_PRECONDITION
+    (MODEL_MISMATCH). Ignored without a mirror.
     """
     fill: _builtins.bool
-    """Fill up from the mirror: of the candidates only those are stored that the collection does not
+    """Backfill from the mirror: of the candidates only those are stored that the collection does not
     have and has not deleted lately, and that its mirror has now. The mirror is not written.
     FAILED_PRECONDITION without a mirror.
     """
     @_builtins.property
-    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
-        """The candidates; 1 to 1000, no id twice."""
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]:
+        """The candidates; 1 to 1000, no id twice, else INVALID_ARGUMENT."""
 
     @_builtins.property
     def vectors(self) -> _vector_pb2.Vectors:
@@ -159,7 +77,7 @@ class UpsertCandidatesRequest(_message.Message):
         self,
         *,
         collection: _builtins.str = ...,
-        candidates: _abc.Iterable[Global___Candidate] | None = ...,
+        candidates: _abc.Iterable[_candidate_pb2.Candidate] | None = ...,
         vectors: _vector_pb2.Vectors | None = ...,
         model_fingerprint: _builtins.str = ...,
         request_id: _builtins.str = ...,
@@ -183,7 +101,7 @@ class UpsertCandidatesResponse(_message.Message):
 
     TOKEN_FIELD_NUMBER: _builtins.int
     token: _builtins.str
-    """Names this write; a search that carries it sees the write."""
+    """Session token of this write; a search that carries it sees the write."""
     def __init__(
         self,
         *,
@@ -207,12 +125,12 @@ class DeleteCandidatesRequest(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
-    """Name of the collection."""
+    """Name or alias of the collection; required."""
     request_id: _builtins.str
-    """See UpsertCandidatesRequest.request_id."""
+    """Idempotency key; see UpsertCandidatesRequest.request_id."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids; 1 to 1000."""
+        """Ids; 1 to 1000, else INVALID_ARGUMENT."""
 
     def __init__(
         self,
@@ -240,7 +158,7 @@ class DeleteCandidatesResponse(_message.Message):
     deleted: _builtins.int
     """How many of the ids existed."""
     token: _builtins.str
-    """Names this write."""
+    """Session token of this write."""
     def __init__(
         self,
         *,
@@ -263,8 +181,11 @@ class DeleteCandidatesByFilterRequest(_message.Message):
 
     COLLECTION_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
-    """Name of the collection."""
+    """Name or alias of the collection; required."""
+    request_id: _builtins.str
+    """Idempotency key; see UpsertCandidatesRequest.request_id."""
     @_builtins.property
     def filter(self) -> _filter_pb2.Filter:
         """Which candidates go; required. `all_of` without filters deletes all."""
@@ -274,10 +195,11 @@ class DeleteCandidatesByFilterRequest(_message.Message):
         *,
         collection: _builtins.str = ...,
         filter: _filter_pb2.Filter | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "filter", b"filter", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -294,7 +216,7 @@ class DeleteCandidatesByFilterResponse(_message.Message):
     deleted: _builtins.int
     """How many were deleted."""
     token: _builtins.str
-    """Names the last of the writes."""
+    """Session token of the last of the writes."""
     def __init__(
         self,
         *,
@@ -318,10 +240,10 @@ class BatchGetCandidatesRequest(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     IDS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
-    """Name of the collection."""
+    """Name or alias of the collection; required."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids; 1 to 1000."""
+        """Ids; 1 to 1000, else INVALID_ARGUMENT."""
 
     def __init__(
         self,
@@ -345,13 +267,13 @@ class BatchGetCandidatesResponse(_message.Message):
 
     CANDIDATES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]:
         """Those that exist, in the order of the ids."""
 
     def __init__(
         self,
         *,
-        candidates: _abc.Iterable[Global___Candidate] | None = ...,
+        candidates: _abc.Iterable[_candidate_pb2.Candidate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -373,7 +295,7 @@ class ListCandidatesRequest(_message.Message):
     INCLUDE_IMAGES_FIELD_NUMBER: _builtins.int
     INCLUDE_VECTORS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
-    """Name of the collection."""
+    """Name or alias of the collection; required."""
     page_size: _builtins.int
     """Candidates in a page. 0 means 100; more than 1000 is taken as 1000; negative is
     INVALID_ARGUMENT.
@@ -382,10 +304,10 @@ class ListCandidatesRequest(_message.Message):
     """`next_page_token` of the page before; empty for the first."""
     include_images: _builtins.bool
     """Send the bytes of pictures along. A page may then be shorter than asked for, to fit in a
-    message.
+    message. By default pictures come without their bytes.
     """
     include_vectors: _builtins.bool
-    """Send the vectors along."""
+    """Send the vectors along. By default none are sent."""
     def __init__(
         self,
         *,
@@ -416,19 +338,19 @@ class ListCandidatesResponse(_message.Message):
     next_page_token: _builtins.str
     """Where the next page starts; empty on the last."""
     model_fingerprint: _builtins.str
-    """Model of the vectors."""
+    """Fingerprint of the model of the vectors."""
     @_builtins.property
-    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]:
         """The candidates, by id, without the bytes of their pictures unless these were asked for."""
 
     @_builtins.property
     def vectors(self) -> _vector_pb2.Vectors:
-        """One vector for each candidate, if asked for."""
+        """One unit vector for each candidate, in float32, if asked for."""
 
     def __init__(
         self,
         *,
-        candidates: _abc.Iterable[Global___Candidate] | None = ...,
+        candidates: _abc.Iterable[_candidate_pb2.Candidate] | None = ...,
         next_page_token: _builtins.str = ...,
         vectors: _vector_pb2.Vectors | None = ...,
         model_fingerprint: _builtins.str = ...,
@@ -456,18 +378,24 @@ class SearchRequest(_message.Message):
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
-    """Name of the collection."""
+    """Name or alias of the collection; required."""
     model_fingerprint: _builtins.str
-    """Model of the queries; must be the collection's. Empty skips the check."""
+    """Fingerprint of the model of the queries; must be the collection's, else FAILED_PRECONDITION
+    (MODEL_MISMATCH). Empty skips the check.
+    """
     limit: _builtins.int
-    """Hits for each query and modality; 1 to 1000, or to the limit of the collection."""
-    consistency: Global___Consistency.ValueType
-    """How fresh the view must be. Unspecified means eventual."""
+    """Hits for each query and modality; 1 to 1000, or to the limit of the collection, else
+    INVALID_ARGUMENT.
+    """
+    consistency: _collection_pb2.Consistency.ValueType
+    """Consistency level: how fresh the view must be. Unspecified means eventual, or session when
+    `token` is given.
+    """
     token: _builtins.str
-    """The write that must be visible; needed for session, and used with it only."""
+    """Session token of the write that must be visible; needed for session, and used with it only."""
     @_builtins.property
     def queries(self) -> _vector_pb2.Vectors:
-        """The queries, m rows; 1 to 1024."""
+        """The query vectors, m rows of the collection's dim; 1 to 1024, else INVALID_ARGUMENT."""
 
     @_builtins.property
     def modalities(self) -> _containers.RepeatedScalarFieldContainer[_content_pb2.Modality.ValueType]:
@@ -475,7 +403,7 @@ class SearchRequest(_message.Message):
 
     @_builtins.property
     def filter(self) -> _filter_pb2.Filter:
-        """Which candidates count; absent means all."""
+        """Condition on the attributes of candidates; absent means all."""
 
     def __init__(
         self,
@@ -486,7 +414,7 @@ class SearchRequest(_message.Message):
         modalities: _abc.Iterable[_content_pb2.Modality.ValueType] | None = ...,
         limit: _builtins.int = ...,
         filter: _filter_pb2.Filter | None = ...,
-        consistency: Global___Consistency.ValueType = ...,
+        consistency: _collection_pb2.Consistency.ValueType = ...,
         token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "queries", b"queries"]  # noqa: Y015
@@ -508,7 +436,7 @@ class SearchResponse(_message.Message):
     SEARCH_SECONDS_FIELD_NUMBER: _builtins.int
     QUEUE_SECONDS_FIELD_NUMBER: _builtins.int
     token: _builtins.str
-    """The state of the log that was searched."""
+    """Session token of the state of the log that was searched."""
     search_seconds: _builtins.float
     """Seconds of the search itself."""
     queue_seconds: _builtins.float
@@ -580,9 +508,13 @@ class StreamedSearch(_message.Message):
     end the call with INVALID_ARGUMENT.
     """
     timeout_seconds: _builtins.float
-    """Seconds in which the answer is wanted; 0 means 30."""
+    """Deadline of this search, in seconds from its arrival, as a call of its own has it in its
+    headers; 0 means 30.
+    """
     request_id: _builtins.str
-    """The id of the request that this search is part of, for the logs; like `mmesh-request-id`."""
+    """Correlation id for the logs, like `mmesh-request-id` of a call; at most 64 characters. Empty
+    means a new one.
+    """
     @_builtins.property
     def search(self) -> Global___SearchRequest:
         """What to search."""
@@ -676,7 +608,7 @@ class HitList(_message.Message):
     modality: _content_pb2.Modality.ValueType
     """Their modality."""
     scores: _builtins.bytes
-    """Their scores (inner products of unit vectors, -1..1): little-endian float32, one for each id."""
+    """Their scores (cosine similarities, -1..1): little-endian float32, one for each id."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Their ids."""
@@ -784,11 +716,11 @@ class GetShardResponse(_message.Message):
     shard_count: _builtins.int
     """Shards in the deployment."""
     candidates: _builtins.int
-    """Candidates that the shard can find now."""
+    """Living candidates that the shard can find now."""
     vector_bytes: _builtins.int
     """Bytes of vectors in memory."""
     lag: _builtins.int
-    """Writes in the log that the shard has not applied yet."""
+    """Replication lag: writes in the log that the shard has not applied yet."""
     ready: _builtins.bool
     """Whether it has reached the head of the log that it saw when it started."""
     replica: _builtins.str
@@ -829,7 +761,7 @@ Global___GetShardResponse: _TypeAlias = GetShardResponse  # noqa: Y015
 
 @_typing.final
 class Segment(_message.Message):
-    """A piece of what a shard holds of one modality of one collection."""
+    """An immutable piece of what a shard holds of one modality of one collection, with a FAISS index."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -843,7 +775,7 @@ class Segment(_message.Message):
     NPROBE_FIELD_NUMBER: _builtins.int
     BUILD_SECONDS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
-    """Name of the collection."""
+    """Name or alias of the collection; required."""
     modality: _content_pb2.Modality.ValueType
     """Modality of its candidates."""
     index_factory: _builtins.str
@@ -851,13 +783,13 @@ class Segment(_message.Message):
     rows: _builtins.int
     """Rows, deleted ones included."""
     deleted: _builtins.int
-    """Rows that are deleted or replaced."""
+    """Dead rows: deleted or replaced."""
     bytes: _builtins.int
     """Bytes in memory."""
     recall: _builtins.float
     """Recall at 10 against exact search, measured on a sample when it was built; 1 for exact ones."""
     nprobe: _builtins.int
-    """Lists that a search without a filter probes; 0 where there are none."""
+    """Inverted lists that a search without a filter probes (nprobe); 0 where there are none."""
     build_seconds: _builtins.float
     """Seconds that its build took, of which it had the CPU for most; 0 for exact ones."""
     def __init__(
@@ -915,7 +847,7 @@ class CompactRequest(_message.Message):
 
     COLLECTION_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
-    """Name of the collection."""
+    """Name or alias of the collection; required."""
     def __init__(
         self,
         *,
@@ -961,7 +893,7 @@ class CreateSnapshotRequest(_message.Message):
 
     COLLECTION_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
-    """Name of the collection."""
+    """Name or alias of the collection; required."""
     def __init__(
         self,
         *,
@@ -986,7 +918,7 @@ class CreateSnapshotResponse(_message.Message):
     number: _builtins.int
     """Number of the snapshot: one more than that of the one before it."""
     token: _builtins.str
-    """The state of the log that it holds."""
+    """Session token of the state that it holds."""
     def __init__(
         self,
         *,

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class IndexServiceStub(object):
-    """Stores and searches candidates. Every process writes the one log of the deployment, and searches
-    the shard that it holds.
+    """Stores and searches candidates. Every process writes the one log of the deployment (the system of
+    record), and searches the shard that it holds: a materialised view of its slots of the log.
     """
 
     def __init__(self, channel):
@@ -89,8 +89,8 @@ class IndexServiceStub(object):
 
 
 class IndexServiceServicer(object):
-    """Stores and searches candidates. Every process writes the one log of the deployment, and searches
-    the shard that it holds.
+    """Stores and searches candidates. Every process writes the one log of the deployment (the system of
+    record), and searches the shard that it holds: a materialised view of its slots of the log.
     """
 
     def UpsertCandidates(self, request, context):
@@ -110,8 +110,8 @@ class IndexServiceServicer(object):
 
     def DeleteCandidatesByFilter(self, request, context):
         """Delete the candidates for which a filter holds when the call begins, in many durable
-        transactions. A candidate that is written meanwhile stays. When the call fails some may be gone;
-        it is safe to repeat.
+        transactions. A candidate that is written meanwhile stays. When the call fails some may be
+        gone; repeated with the same request_id it goes on, and answers how many were deleted in all.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,10 +139,10 @@ class IndexServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SearchStream(self, request_iterator, context):
-        """Search like `Search`, any number of times in one call: for callers that search all the time, such
-        as gateways, at a third of the cost. Answers come as they are ready, in any order; a search that
-        fails ends with a problem, the call goes on. A process that shuts down answers the searches that
-        it has read, then ends the call; all others are safe to repeat.
+        """Search like `Search`, any number of times in one call: for callers that search all the time,
+        such as gateways, at a third of the cost. Answers come as they are ready, in any order; a
+        search that fails ends with a problem, the call goes on. A process that shuts down answers the
+        searches that it has read, then ends the call; all others are safe to repeat.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -232,8 +232,8 @@ def add_IndexServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class IndexService(object):
-    """Stores and searches candidates. Every process writes the one log of the deployment, and searches
-    the shard that it holds.
+    """Stores and searches candidates. Every process writes the one log of the deployment (the system of
+    record), and searches the shard that it holds: a materialised view of its slots of the log.
     """
 
     @staticmethod

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class IndexServiceStub:
-    """Stores and searches candidates. Every process writes the one log of the deployment, and searches
-    the shard that it holds.
+    """Stores and searches candidates. Every process writes the one log of the deployment (the system of
+    record), and searches the shard that it holds: a materialised view of its slots of the log.
     """
 
     @_typing.overload
@@ -43,8 +43,8 @@ class IndexServiceStub:
     """Delete candidates by id in one durable transaction; unknown ids are not an error."""
     DeleteCandidatesByFilter: _grpc.UnaryUnaryMultiCallable[_index_pb2.DeleteCandidatesByFilterRequest, _index_pb2.DeleteCandidatesByFilterResponse]
     """Delete the candidates for which a filter holds when the call begins, in many durable
-    transactions. A candidate that is written meanwhile stays. When the call fails some may be gone;
-    it is safe to repeat.
+    transactions. A candidate that is written meanwhile stays. When the call fails some may be
+    gone; repeated with the same request_id it goes on, and answers how many were deleted in all.
     """
     BatchGetCandidates: _grpc.UnaryUnaryMultiCallable[_index_pb2.BatchGetCandidatesRequest, _index_pb2.BatchGetCandidatesResponse]
     """Get candidates by id, from the log; missing ones are left out."""
@@ -53,10 +53,10 @@ class IndexServiceStub:
     Search: _grpc.UnaryUnaryMultiCallable[_index_pb2.SearchRequest, _index_pb2.SearchResponse]
     """Search this process' shard with m query vectors at once."""
     SearchStream: _grpc.StreamStreamMultiCallable[_index_pb2.SearchStreamRequest, _index_pb2.SearchStreamResponse]
-    """Search like `Search`, any number of times in one call: for callers that search all the time, such
-    as gateways, at a third of the cost. Answers come as they are ready, in any order; a search that
-    fails ends with a problem, the call goes on. A process that shuts down answers the searches that
-    it has read, then ends the call; all others are safe to repeat.
+    """Search like `Search`, any number of times in one call: for callers that search all the time,
+    such as gateways, at a third of the cost. Answers come as they are ready, in any order; a
+    search that fails ends with a problem, the call goes on. A process that shuts down answers the
+    searches that it has read, then ends the call; all others are safe to repeat.
     """
     GetShard: _grpc.UnaryUnaryMultiCallable[_index_pb2.GetShardRequest, _index_pb2.GetShardResponse]
     """Describe the shard: its number, what it holds and how far it has applied the log."""
@@ -69,8 +69,8 @@ class IndexServiceStub:
 
 @_typing.type_check_only
 class IndexServiceAsyncStub(IndexServiceStub):
-    """Stores and searches candidates. Every process writes the one log of the deployment, and searches
-    the shard that it holds.
+    """Stores and searches candidates. Every process writes the one log of the deployment (the system of
+    record), and searches the shard that it holds: a materialised view of its slots of the log.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -82,8 +82,8 @@ class IndexServiceAsyncStub(IndexServiceStub):
     """Delete candidates by id in one durable transaction; unknown ids are not an error."""
     DeleteCandidatesByFilter: _aio.UnaryUnaryMultiCallable[_index_pb2.DeleteCandidatesByFilterRequest, _index_pb2.DeleteCandidatesByFilterResponse]  # type: ignore[assignment]
     """Delete the candidates for which a filter holds when the call begins, in many durable
-    transactions. A candidate that is written meanwhile stays. When the call fails some may be gone;
-    it is safe to repeat.
+    transactions. A candidate that is written meanwhile stays. When the call fails some may be
+    gone; repeated with the same request_id it goes on, and answers how many were deleted in all.
     """
     BatchGetCandidates: _aio.UnaryUnaryMultiCallable[_index_pb2.BatchGetCandidatesRequest, _index_pb2.BatchGetCandidatesResponse]  # type: ignore[assignment]
     """Get candidates by id, from the log; missing ones are left out."""
@@ -92,10 +92,10 @@ class IndexServiceAsyncStub(IndexServiceStub):
     Search: _aio.UnaryUnaryMultiCallable[_index_pb2.SearchRequest, _index_pb2.SearchResponse]  # type: ignore[assignment]
     """Search this process' shard with m query vectors at once."""
     SearchStream: _aio.StreamStreamMultiCallable[_index_pb2.SearchStreamRequest, _index_pb2.SearchStreamResponse]  # type: ignore[assignment]
-    """Search like `Search`, any number of times in one call: for callers that search all the time, such
-    as gateways, at a third of the cost. Answers come as they are ready, in any order; a search that
-    fails ends with a problem, the call goes on. A process that shuts down answers the searches that
-    it has read, then ends the call; all others are safe to repeat.
+    """Search like `Search`, any number of times in one call: for callers that search all the time,
+    such as gateways, at a third of the cost. Answers come as they are ready, in any order; a
+    search that fails ends with a problem, the call goes on. A process that shuts down answers the
+    searches that it has read, then ends the call; all others are safe to repeat.
     """
     GetShard: _aio.UnaryUnaryMultiCallable[_index_pb2.GetShardRequest, _index_pb2.GetShardResponse]  # type: ignore[assignment]
     """Describe the shard: its number, what it holds and how far it has applied the log."""
@@ -107,8 +107,8 @@ class IndexServiceAsyncStub(IndexServiceStub):
     """Store a snapshot of what this process holds of a collection, now instead of some time."""
 
 class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Stores and searches candidates. Every process writes the one log of the deployment, and searches
-    the shard that it holds.
+    """Stores and searches candidates. Every process writes the one log of the deployment (the system of
+    record), and searches the shard that it holds: a materialised view of its slots of the log.
     """
 
     @_abc_1.abstractmethod
@@ -136,8 +136,8 @@ class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_index_pb2.DeleteCandidatesByFilterResponse, _abc.Awaitable[_index_pb2.DeleteCandidatesByFilterResponse]]:
         """Delete the candidates for which a filter holds when the call begins, in many durable
-        transactions. A candidate that is written meanwhile stays. When the call fails some may be gone;
-        it is safe to repeat.
+        transactions. A candidate that is written meanwhile stays. When the call fails some may be
+        gone; repeated with the same request_id it goes on, and answers how many were deleted in all.
         """
 
     @_abc_1.abstractmethod
@@ -170,10 +170,10 @@ class IndexServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_index_pb2.SearchStreamRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_index_pb2.SearchStreamResponse], _abc.AsyncIterator[_index_pb2.SearchStreamResponse]]:
-        """Search like `Search`, any number of times in one call: for callers that search all the time, such
-        as gateways, at a third of the cost. Answers come as they are ready, in any order; a search that
-        fails ends with a problem, the call goes on. A process that shuts down answers the searches that
-        it has read, then ends the call; all others are safe to repeat.
+        """Search like `Search`, any number of times in one call: for callers that search all the time,
+        such as gateways, at a third of the cost. Answers come as they are ready, in any order; a
+        search that fails ends with a problem, the call goes on. A process that shuts down answers the
+        searches that it has read, then ends the call; all others are safe to repeat.
         """
 
     @_abc_1.abstractmethod

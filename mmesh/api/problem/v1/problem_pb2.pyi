@@ -20,7 +20,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Problem(_message.Message):
-    """The same triple as google.rpc.ErrorInfo, with the gRPC code that a call of its own would end with."""
+    """The same triple as google.rpc.ErrorInfo, with the gRPC code that a call of its own would end
+    with.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

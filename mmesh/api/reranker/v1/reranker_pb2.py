@@ -22,30 +22,31 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from mmesh.api.content.v1 import content_pb2 as mmesh_dot_api_dot_content_dot_v1_dot_content__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$mmesh/api/reranker/v1/reranker.proto\x12\x15mmesh.api.reranker.v1\x1a\"mmesh/api/content/v1/content.proto\"\xc3\x01\n\rRerankRequest\x12,\n\x05query\x18\x01 \x01(\x0b\x32\x1d.mmesh.api.content.v1.Content\x12\x13\n\x0binstruction\x18\x02 \x01(\t\x12\x31\n\ncandidates\x18\x03 \x03(\x0b\x32\x1d.mmesh.api.content.v1.Content\x12-\n\x06\x62udget\x18\x04 \x01(\x0b\x32\x1d.mmesh.api.reranker.v1.Budget\x12\r\n\x05\x66resh\x18\x05 \x01(\x08\"C\n\x06\x42udget\x12\x12\n\ncandidates\x18\x01 \x01(\x05\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x14\n\x0cimage_tokens\x18\x03 \x01(\x05\"\xb3\x01\n\x0eRerankResponse\x12\x32\n\x06scores\x18\x01 \x03(\x0b\x32\".mmesh.api.reranker.v1.JudgedScore\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x10\n\x08template\x18\x03 \x01(\t\x12\x15\n\rjudge_seconds\x18\x04 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x05 \x01(\x01\x12\x12\n\nremembered\x18\x06 \x01(\x05\"<\n\x0bJudgedScore\x12\x12\n\x05score\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07problem\x18\x02 \x01(\tB\x08\n\x06_score\"\x85\x01\n\x05Trust\x12\x36\n\x0equery_modality\x18\x01 \x01(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12\x13\n\x0btext_weight\x18\x02 \x01(\x01\x12\x14\n\x0cimage_weight\x18\x03 \x01(\x01\x12\x19\n\x11image_text_weight\x18\x04 \x01(\x01\"\x11\n\x0fGetModelRequest\"\xa9\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x10\n\x08template\x18\x03 \x01(\t\x12+\n\x05trust\x18\x04 \x03(\x0b\x32\x1c.mmesh.api.reranker.v1.Trust\x12\x1b\n\x13\x63ompares_modalities\x18\x05 \x01(\x08\x12\x16\n\x0emax_candidates\x18\x06 \x01(\x05\x32\xc5\x01\n\x0fRerankerService\x12U\n\x06Rerank\x12$.mmesh.api.reranker.v1.RerankRequest\x1a%.mmesh.api.reranker.v1.RerankResponse\x12[\n\x08GetModel\x12&.mmesh.api.reranker.v1.GetModelRequest\x1a\'.mmesh.api.reranker.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$mmesh/api/reranker/v1/reranker.proto\x12\x15mmesh.api.reranker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\"mmesh/api/content/v1/content.proto\"\xc3\x01\n\rRerankRequest\x12,\n\x05query\x18\x01 \x01(\x0b\x32\x1d.mmesh.api.content.v1.Content\x12\x13\n\x0binstruction\x18\x02 \x01(\t\x12\x31\n\ncandidates\x18\x03 \x03(\x0b\x32\x1d.mmesh.api.content.v1.Content\x12-\n\x06\x62udget\x18\x04 \x01(\x0b\x32\x1d.mmesh.api.reranker.v1.Budget\x12\r\n\x05\x66resh\x18\x05 \x01(\x08\"c\n\x06\x42udget\x12\x12\n\ncandidates\x18\x01 \x01(\x05\x12/\n\x0cmax_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cimage_tokens\x18\x03 \x01(\x05\"\xb3\x01\n\x0eRerankResponse\x12\x32\n\x06scores\x18\x01 \x03(\x0b\x32\".mmesh.api.reranker.v1.JudgedScore\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x10\n\x08template\x18\x03 \x01(\t\x12\x15\n\rjudge_seconds\x18\x04 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x05 \x01(\x01\x12\x12\n\nremembered\x18\x06 \x01(\x05\"<\n\x0bJudgedScore\x12\x12\n\x05score\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07problem\x18\x02 \x01(\tB\x08\n\x06_score\"\x85\x01\n\x05Trust\x12\x36\n\x0equery_modality\x18\x01 \x01(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12\x13\n\x0btext_weight\x18\x02 \x01(\x01\x12\x14\n\x0cimage_weight\x18\x03 \x01(\x01\x12\x19\n\x11image_text_weight\x18\x04 \x01(\x01\"\x11\n\x0fGetModelRequest\"\xa9\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x10\n\x08template\x18\x03 \x01(\t\x12+\n\x05trust\x18\x04 \x03(\x0b\x32\x1c.mmesh.api.reranker.v1.Trust\x12\x1b\n\x13\x63ompares_modalities\x18\x05 \x01(\x08\x12\x16\n\x0emax_candidates\x18\x06 \x01(\x05\x32\xc5\x01\n\x0fRerankerService\x12U\n\x06Rerank\x12$.mmesh.api.reranker.v1.RerankRequest\x1a%.mmesh.api.reranker.v1.RerankResponse\x12[\n\x08GetModel\x12&.mmesh.api.reranker.v1.GetModelRequest\x1a\'.mmesh.api.reranker.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mmesh.api.reranker.v1.reranker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RERANKREQUEST']._serialized_start=100
-  _globals['_RERANKREQUEST']._serialized_end=295
-  _globals['_BUDGET']._serialized_start=297
-  _globals['_BUDGET']._serialized_end=364
-  _globals['_RERANKRESPONSE']._serialized_start=367
-  _globals['_RERANKRESPONSE']._serialized_end=546
-  _globals['_JUDGEDSCORE']._serialized_start=548
-  _globals['_JUDGEDSCORE']._serialized_end=608
-  _globals['_TRUST']._serialized_start=611
-  _globals['_TRUST']._serialized_end=744
-  _globals['_GETMODELREQUEST']._serialized_start=746
-  _globals['_GETMODELREQUEST']._serialized_end=763
-  _globals['_GETMODELRESPONSE']._serialized_start=766
-  _globals['_GETMODELRESPONSE']._serialized_end=935
-  _globals['_RERANKERSERVICE']._serialized_start=938
-  _globals['_RERANKERSERVICE']._serialized_end=1135
+  _globals['_RERANKREQUEST']._serialized_start=132
+  _globals['_RERANKREQUEST']._serialized_end=327
+  _globals['_BUDGET']._serialized_start=329
+  _globals['_BUDGET']._serialized_end=428
+  _globals['_RERANKRESPONSE']._serialized_start=431
+  _globals['_RERANKRESPONSE']._serialized_end=610
+  _globals['_JUDGEDSCORE']._serialized_start=612
+  _globals['_JUDGEDSCORE']._serialized_end=672
+  _globals['_TRUST']._serialized_start=675
+  _globals['_TRUST']._serialized_end=808
+  _globals['_GETMODELREQUEST']._serialized_start=810
+  _globals['_GETMODELREQUEST']._serialized_end=827
+  _globals['_GETMODELRESPONSE']._serialized_start=830
+  _globals['_GETMODELRESPONSE']._serialized_end=999
+  _globals['_RERANKERSERVICE']._serialized_start=1002
+  _globals['_RERANKERSERVICE']._serialized_end=1199
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ The reranker service: judges how well candidates answer a query."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from mmesh.api.content.v1 import content_pb2 as _content_pb2
@@ -33,15 +34,17 @@ class RerankRequest(_message.Message):
     instruction: _builtins.str
     """What is sought, in natural language; at most 4096 bytes. Empty means the template's own words."""
     fresh: _builtins.bool
-    """Judge anew, whatever is remembered: for checks. What is found is remembered."""
+    """Bypass the cache of scores: judge all anew, for checks. What is found is remembered. By default
+    remembered scores are used.
+    """
     @_builtins.property
     def query(self) -> _content_pb2.Content:
         """What is asked; required."""
 
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.Content]:
-        """What to judge, most promising first; 1 to 256. When the deadline comes close the judge stops
-        and answers what it has.
+        """What to judge, most promising first; 1 to 256, else INVALID_ARGUMENT. When the deadline comes
+        close the judge stops and answers what it has.
         """
 
     @_builtins.property
@@ -74,24 +77,28 @@ class Budget(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CANDIDATES_FIELD_NUMBER: _builtins.int
-    SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_DURATION_FIELD_NUMBER: _builtins.int
     IMAGE_TOKENS_FIELD_NUMBER: _builtins.int
     candidates: _builtins.int
-    """Candidates to judge, from the first on. 0 means all."""
-    seconds: _builtins.float
-    """Longest time, in seconds. 0 means until shortly before the deadline."""
+    """Candidates to judge, from the first on; negative is INVALID_ARGUMENT. 0 means all."""
     image_tokens: _builtins.int
-    """Image tokens that the model may read, query and candidates together. 0 means any number."""
+    """Image tokens that the model may read, query and candidates together; negative is
+    INVALID_ARGUMENT. 0 means any number.
+    """
+    @_builtins.property
+    def max_duration(self) -> _duration_pb2.Duration:
+        """Longest time. Absent or 0 means until shortly before the deadline."""
+
     def __init__(
         self,
         *,
         candidates: _builtins.int = ...,
-        seconds: _builtins.float = ...,
+        max_duration: _duration_pb2.Duration | None = ...,
         image_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_duration", b"max_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "image_tokens", b"image_tokens", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "image_tokens", b"image_tokens", "max_duration", b"max_duration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -118,7 +125,7 @@ class RerankResponse(_message.Message):
     queue_seconds: _builtins.float
     """Seconds spent waiting for a turn."""
     remembered: _builtins.int
-    """Scores that were remembered from earlier calls."""
+    """Cache hits: scores that were remembered from earlier calls."""
     @_builtins.property
     def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___JudgedScore]:
         """One for each candidate, in order."""
@@ -173,9 +180,9 @@ Global___JudgedScore: _TypeAlias = JudgedScore  # noqa: Y015
 
 @_typing.final
 class Trust(_message.Message):
-    """How far a judge's scores may decide the order, for queries of one modality: the share of its score
-    when it is mixed with the first stage's, 0..1 each. 0 means that the judge does no better than the
-    first stage there, so it need not be asked.
+    """How far a judge's scores may decide the order, for queries of one modality: the share of its
+    score when it is mixed with the first stage's, 0..1 each. 0 means that the judge does no better
+    than the first stage there, so it need not be asked.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -246,7 +253,7 @@ class GetModelResponse(_message.Message):
     compares_modalities: _builtins.bool
     """Whether scores of candidates of two modalities may be compared."""
     max_candidates: _builtins.int
-    """Candidates in one call."""
+    """Greatest number of candidates in one call."""
     @_builtins.property
     def trust(self) -> _containers.RepeatedCompositeFieldContainer[Global___Trust]:
         """How its scores are to be used, for each query modality."""

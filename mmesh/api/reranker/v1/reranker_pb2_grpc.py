@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RerankerServiceStub(object):
-    """Scores (query, candidate) pairs. Does not retrieve.
+    """Scores (query, candidate) pairs with a cross-encoder or a multimodal LLM. Does not retrieve.
     """
 
     def __init__(self, channel):
@@ -48,7 +48,7 @@ class RerankerServiceStub(object):
 
 
 class RerankerServiceServicer(object):
-    """Scores (query, candidate) pairs. Does not retrieve.
+    """Scores (query, candidate) pairs with a cross-encoder or a multimodal LLM. Does not retrieve.
     """
 
     def Rerank(self, request, context):
@@ -88,7 +88,7 @@ def add_RerankerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RerankerService(object):
-    """Scores (query, candidate) pairs. Does not retrieve.
+    """Scores (query, candidate) pairs with a cross-encoder or a multimodal LLM. Does not retrieve.
     """
 
     @staticmethod

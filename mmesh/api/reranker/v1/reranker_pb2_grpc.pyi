@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RerankerServiceStub:
-    """Scores (query, candidate) pairs. Does not retrieve."""
+    """Scores (query, candidate) pairs with a cross-encoder or a multimodal LLM. Does not retrieve."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -42,7 +42,7 @@ class RerankerServiceStub:
 
 @_typing.type_check_only
 class RerankerServiceAsyncStub(RerankerServiceStub):
-    """Scores (query, candidate) pairs. Does not retrieve."""
+    """Scores (query, candidate) pairs with a cross-encoder or a multimodal LLM. Does not retrieve."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Rerank: _aio.UnaryUnaryMultiCallable[_reranker_pb2.RerankRequest, _reranker_pb2.RerankResponse]  # type: ignore[assignment]
@@ -53,7 +53,7 @@ class RerankerServiceAsyncStub(RerankerServiceStub):
     """Describe the judge: name, fingerprint, template and how far to trust it."""
 
 class RerankerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Scores (query, candidate) pairs. Does not retrieve."""
+    """Scores (query, candidate) pairs with a cross-encoder or a multimodal LLM. Does not retrieve."""
 
     @_abc_1.abstractmethod
     def Rerank(

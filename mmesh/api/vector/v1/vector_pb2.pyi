@@ -57,7 +57,7 @@ class Vectors(_message.Message):
     DATA_TYPE_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     dim: _builtins.int
-    """Width of a row; 1 to 16384."""
+    """Dimension: numbers in a row; 1 to 16384."""
     data_type: Global___DataType.ValueType
     """Element type; required."""
     values: _builtins.bytes

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from mmesh import wire
-from mmesh.api.index.v1 import collection_pb2, collection_pb2_grpc, index_pb2, index_pb2_grpc
+from mmesh.api.collection.v1 import collection_pb2
+from mmesh.api.index.v1 import (
+    collection_service_pb2,
+    collection_service_pb2_grpc,
+    index_pb2,
+    index_pb2_grpc,
+)
 from mmesh.content import Modality
 from mmesh.errors import MmeshError, ShardUnavailable
 from mmesh.search import Consistency
@@ -57,9 +63,11 @@ class Process:
         index.GetShard, index.Search = self._get_shard, self._search_alone
         index.SearchStream = self._search_stream
         index_pb2_grpc.add_IndexServiceServicer_to_server(index, self._server)
-        collections = collection_pb2_grpc.CollectionServiceServicer()
+        collections = collection_service_pb2_grpc.CollectionServiceServicer()
         collections.GetCollection = self._get_collection
-        collection_pb2_grpc.add_CollectionServiceServicer_to_server(collections, self._server)
+        collection_service_pb2_grpc.add_CollectionServiceServicer_to_server(
+            collections, self._server
+        )
         self.port = self._server.add_insecure_port(self.address)
         await self._server.start()
         return self
@@ -105,7 +113,7 @@ class Process:
         if self.error is not None:
             await context.abort_with_status(_Status.of(self.error))
         found = collection_pb2.Collection(name=request.name, token="e:1")
-        return collection_pb2.GetCollectionResponse(collection=found)
+        return collection_service_pb2.GetCollectionResponse(collection=found)
 
 
 class _Status(grpc.Status):
@@ -157,8 +165,8 @@ class SearchedIndex(IndexBackend):
         await self.eventually(holds)
 
     async def serving(self):
-        """Return the names of the processes that can be searched."""
-        return {one.name for one in await self.status(Deadline.after(3)) if one.serving}
+        """Return the addresses of the processes that can be searched."""
+        return {one.address for one in await self.status(Deadline.after(3)) if one.is_serving}
 
     @staticmethod
     async def eventually(holds, timeout_s=5.0):

@@ -111,7 +111,7 @@ async def test_an_error_of_the_log_is_not_taken_to_other_replicas(start_index, b
             await backend.get_collection("c", Deadline.after(1))
         assert sum(process.calls["Search"] for process in processes) == 1
         assert sorted(process.calls["GetCollection"] > 0 for process in processes) == [False, True]
-        assert all(one.serving for one in await backend.status(Deadline.after(1)))
+        assert all(one.is_serving for one in await backend.status(Deadline.after(1)))
 
 
 async def test_an_error_of_the_request_is_not_tried_elsewhere(start_index, backend_of):
@@ -132,7 +132,7 @@ async def test_a_replica_that_hangs_is_gone_round_and_then_left_alone(start_inde
             assert await backend.found(1.0) == whole(1)
 
         async def is_known():
-            return sum(one.serving for one in await backend.status(Deadline.after(2))) == 1
+            return sum(one.is_serving for one in await backend.status(Deadline.after(2))) == 1
 
         await backend.eventually(is_known)
         calls = processes[0].calls["Search"]
@@ -162,7 +162,7 @@ async def test_a_replica_that_is_slow_costs_little_and_keeps_its_trust(start_ind
         for _ in range(2):  # one of two begins with the slow one
             assert await backend.found(30) == whole(1)
         assert metric("hedges_total") == hedges + 1
-        assert all(one.serving for one in await backend.status(Deadline.after(3)))
+        assert all(one.is_serving for one in await backend.status(Deadline.after(3)))
 
 
 async def test_watching_ends_when_a_process_was_blamed_just_before(start_index, backend_of):
@@ -181,7 +181,7 @@ async def test_a_caller_in_a_hurry_takes_no_trust_away(start_index, backend_of):
         with pytest.raises(DeadlineExceeded):
             await backend.found(0.05)
         process.free.set()
-        assert (await backend.status(Deadline.after(1)))[0].serving
+        assert (await backend.status(Deadline.after(1)))[0].is_serving
         assert await backend.found() == whole(1)
 
 

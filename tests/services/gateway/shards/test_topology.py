@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from mmesh.errors import ShardUnavailable, Unavailable
+from mmesh.mesh_status import ServiceRole, ServiceState
 from mmesh.serving.deadline import Deadline
 from services.gateway.search.fanout import search_shards
 from services.gateway.shards.topology import NO_SET, ShardSet, choose
@@ -85,13 +86,14 @@ async def test_a_new_set_is_used_once_it_is_whole_and_until_it_is_not(
         await new[0].start()
         await backend.uses(3)
         path.write_text(json.dumps([one.address for one in new]))
-        await backend.eventually(lambda: _has(backend, {"index-0", "index-1", "index-2"}))
+        await backend.eventually(lambda: _has(backend, {(n, 3) for n in range(3)}))
         assert (await prepared.search(1, Deadline.after(3))).lists[0][0][0].id == "1 of 2"
     assert metric("shard_set_switches_total") == before + 3
 
 
-async def _has(backend, names):
-    return {one.name for one in await backend.status(Deadline.after(1))} == names
+async def _has(backend, places):
+    found = await backend.status(Deadline.after(1))
+    return {(one.shard, one.shard_count) for one in found} == places
 
 
 async def test_the_order_of_addresses_tells_which_set_is_newer_when_both_are_there(
@@ -109,7 +111,10 @@ async def test_without_a_whole_set_the_answer_says_what_is_missing(start_index, 
     async with backend_of(*processes) as backend:
         found = await search_shards(backend, backend.order, Deadline.after(3))
         assert (found.answered, found.total, set(found.missing)) == (3, 4, {2})
-        assert await _has(backend, {f"index-{n}" for n in range(4)})
+        assert await _has(backend, {(n, 4) for n in range(4)})
+        status = await backend.status(Deadline.after(1))
+        missing = [one.shard for one in status if one.state is ServiceState.MISSING]
+        assert (missing, backend.shard_count) == ([2], 4)
 
 
 async def test_without_any_process_searches_and_writes_say_so(backend_of):
@@ -119,7 +124,8 @@ async def test_without_any_process_searches_and_writes_say_so(backend_of):
         with pytest.raises(Unavailable):
             await backend.get_collection("c", Deadline.after(1))
         (status,) = await backend.status(Deadline.after(1))
-        assert (status.name, status.serving) == ("index-127.0.0.1:1", False)
+        assert (status.state, status.address) == (ServiceState.UNREACHABLE, "127.0.0.1:1")
+        assert (status.shard_count, backend.shard_count) == (0, 0)
 
 
 async def test_a_process_that_comes_up_late_is_found(start_index, backend_of):
@@ -151,12 +157,17 @@ async def test_writes_and_reads_go_to_any_process_of_any_set(start_index, backen
         assert processes[2].calls["GetCollection"] == 5
 
 
-async def test_the_status_names_every_process(start_index, backend_of):
+async def test_the_status_has_a_place_and_a_state_for_every_process(start_index, backend_of):
     processes = await start_index((0, 2), (1, 2), (0, 2), (2, 3))
     processes[2].facts["ready"] = False
     async with backend_of(*processes) as backend:
-        found = {one.name: one for one in await backend.status(Deadline.after(2))}
-        assert set(found) == {"index-0", "index-1", "index-0-r1", "index-2-of-3"}
-        assert {name for name, one in found.items() if not one.serving} == {"index-0-r1"}
-        assert found["index-0-r1"].detail.startswith("loading, 7 candidates, 1 writes behind")
-        assert "shard 1 of 2, replica r" in found["index-1"].detail
+        found = await backend.status(Deadline.after(2))
+        assert [(one.shard, one.shard_count, one.replica) for one in found] == [
+            (0, 2, 0), (1, 2, 0), (0, 2, 1), (2, 3, 0),
+        ]  # fmt: skip
+        assert [one.address for one in found] == [process.address for process in processes]
+        assert {one.role for one in found} == {ServiceRole.INDEX}
+        serving, loading = ServiceState.SERVING, ServiceState.LOADING
+        assert [one.state for one in found] == [serving, serving, loading, serving]
+        assert backend.shard_count == 2
+        assert found[1].detail.startswith("7 candidates, 1 writes behind, id ")

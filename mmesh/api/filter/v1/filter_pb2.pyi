@@ -73,7 +73,7 @@ class AttributeValue(_message.Message):
     BOOLEAN_VALUE_FIELD_NUMBER: _builtins.int
     STRING_LIST_VALUE_FIELD_NUMBER: _builtins.int
     string_value: _builtins.str
-    """A string of at most 4096 bytes."""
+    """A string of at most 4096 bytes of UTF-8."""
     integer_value: _builtins.int
     """An integer."""
     float_value: _builtins.float
@@ -129,8 +129,9 @@ Global___StringList: _TypeAlias = StringList  # noqa: Y015
 
 @_typing.final
 class Filter(_message.Message):
-    """A condition on attributes; exactly one arm must be set, nested at most 16 deep with at most 256
-    conditions in all. A comparison is false for candidates without the attribute.
+    """A condition on attributes, as an expression tree (conjunction, disjunction, negation,
+    comparison); exactly one arm must be set, nested at most 16 deep with at most 256 conditions in
+    all. A comparison is false for candidates without the attribute.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -142,11 +143,11 @@ class Filter(_message.Message):
     IN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def all_of(self) -> Global___FilterList:
-        """Holds when all of the filters hold; an empty list holds."""
+        """Conjunction: holds when all of the filters hold; an empty list holds."""
 
     @_builtins.property
     def any_of(self) -> Global___FilterList:
-        """Holds when any of the filters holds; an empty list does not."""
+        """Disjunction: holds when any of the filters holds; an empty list does not."""
 
     @_builtins.property
     def compare(self) -> Global___Compare:
@@ -195,7 +196,9 @@ Global___FilterList: _TypeAlias = FilterList  # noqa: Y015
 
 @_typing.final
 class Compare(_message.Message):
-    """A comparison of one attribute with one value of its type (integers and floats compare)."""
+    """A comparison of one attribute with one value of its type; integers and floats compare. A value of
+    another type is INVALID_ARGUMENT (INVALID_FILTER).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from mmesh.api.index.v1 import collection_pb2 as mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2
+from mmesh.api.index.v1 import collection_service_pb2 as mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2
 
 GRPC_GENERATED_VERSION = '1.78.0'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in mmesh/api/index/v1/collection_pb2_grpc.py depends on'
+        + ' but the generated code in mmesh/api/index/v1/collection_service_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -37,38 +37,38 @@ class CollectionServiceStub(object):
         """
         self.CreateCollection = channel.unary_unary(
                 '/mmesh.api.index.v1.CollectionService/CreateCollection',
-                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.CreateCollectionRequest.SerializeToString,
-                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.CreateCollectionResponse.FromString,
+                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.CreateCollectionRequest.SerializeToString,
+                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.CreateCollectionResponse.FromString,
                 _registered_method=True)
         self.GetCollection = channel.unary_unary(
                 '/mmesh.api.index.v1.CollectionService/GetCollection',
-                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.GetCollectionRequest.SerializeToString,
-                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.GetCollectionResponse.FromString,
+                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.GetCollectionRequest.SerializeToString,
+                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.GetCollectionResponse.FromString,
                 _registered_method=True)
         self.ListCollections = channel.unary_unary(
                 '/mmesh.api.index.v1.CollectionService/ListCollections',
-                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.ListCollectionsRequest.SerializeToString,
-                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.ListCollectionsResponse.FromString,
+                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.ListCollectionsRequest.SerializeToString,
+                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.ListCollectionsResponse.FromString,
                 _registered_method=True)
         self.UpdateCollection = channel.unary_unary(
                 '/mmesh.api.index.v1.CollectionService/UpdateCollection',
-                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.UpdateCollectionRequest.SerializeToString,
-                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.UpdateCollectionResponse.FromString,
+                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.UpdateCollectionRequest.SerializeToString,
+                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.UpdateCollectionResponse.FromString,
                 _registered_method=True)
         self.DeleteCollection = channel.unary_unary(
                 '/mmesh.api.index.v1.CollectionService/DeleteCollection',
-                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteCollectionRequest.SerializeToString,
-                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteCollectionResponse.FromString,
+                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.DeleteCollectionRequest.SerializeToString,
+                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.DeleteCollectionResponse.FromString,
                 _registered_method=True)
         self.SetAlias = channel.unary_unary(
                 '/mmesh.api.index.v1.CollectionService/SetAlias',
-                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.SetAliasRequest.SerializeToString,
-                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.SetAliasResponse.FromString,
+                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.SetAliasRequest.SerializeToString,
+                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.SetAliasResponse.FromString,
                 _registered_method=True)
         self.DeleteAlias = channel.unary_unary(
                 '/mmesh.api.index.v1.CollectionService/DeleteAlias',
-                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteAliasRequest.SerializeToString,
-                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteAliasResponse.FromString,
+                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.DeleteAliasRequest.SerializeToString,
+                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.DeleteAliasResponse.FromString,
                 _registered_method=True)
 
 
@@ -77,44 +77,45 @@ class CollectionServiceServicer(object):
     """
 
     def CreateCollection(self, request, context):
-        """Create a collection. Creating it again with the same dim and model returns it; with others it
-        fails with ALREADY_EXISTS (COLLECTION_EXISTS).
+        """Create a collection. Creating it again with the same dim and model returns it as it is; with
+        others it fails with ALREADY_EXISTS (COLLECTION_EXISTS).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetCollection(self, request, context):
-        """Get one collection, or NOT_FOUND (COLLECTION_NOT_FOUND).
+        """Get one collection by name or alias, or NOT_FOUND (COLLECTION_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListCollections(self, request, context):
-        """List collections by name, a page at a time.
+        """List collections by name, a page at a time (AIP-158).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateCollection(self, request, context):
-        """Replace the settings of a collection. They hold for later calls and later builds of segments.
+        """Change some settings of a collection, by a field mask (AIP-134). They hold for later calls and
+        later builds of segments.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteCollection(self, request, context):
-        """Delete a collection with all its candidates and aliases, or NOT_FOUND. An alias is not taken for
-        its collection here.
+        """Delete a collection with all its candidates and aliases, or NOT_FOUND. An alias is not taken
+        for its collection here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Let an alias name a collection, from one moment to the next, whatever it named before. Every
+        """Let an alias name a collection, atomically, whatever it named before. Every
         call that takes the name of a collection takes an alias too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -122,7 +123,7 @@ class CollectionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAlias(self, request, context):
-        """Delete an alias, or NOT_FOUND; its collection stays.
+        """Delete an alias, or NOT_FOUND (ALIAS_NOT_FOUND); its collection stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,38 +134,38 @@ def add_CollectionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'CreateCollection': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateCollection,
-                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.CreateCollectionRequest.FromString,
-                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.CreateCollectionResponse.SerializeToString,
+                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.CreateCollectionRequest.FromString,
+                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.CreateCollectionResponse.SerializeToString,
             ),
             'GetCollection': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCollection,
-                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.GetCollectionRequest.FromString,
-                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.GetCollectionResponse.SerializeToString,
+                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.GetCollectionRequest.FromString,
+                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.GetCollectionResponse.SerializeToString,
             ),
             'ListCollections': grpc.unary_unary_rpc_method_handler(
                     servicer.ListCollections,
-                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.ListCollectionsRequest.FromString,
-                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.ListCollectionsResponse.SerializeToString,
+                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.ListCollectionsRequest.FromString,
+                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.ListCollectionsResponse.SerializeToString,
             ),
             'UpdateCollection': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateCollection,
-                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.UpdateCollectionRequest.FromString,
-                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.UpdateCollectionResponse.SerializeToString,
+                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.UpdateCollectionRequest.FromString,
+                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.UpdateCollectionResponse.SerializeToString,
             ),
             'DeleteCollection': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteCollection,
-                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteCollectionRequest.FromString,
-                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteCollectionResponse.SerializeToString,
+                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.DeleteCollectionRequest.FromString,
+                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.DeleteCollectionResponse.SerializeToString,
             ),
             'SetAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.SetAlias,
-                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.SetAliasRequest.FromString,
-                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.SetAliasResponse.SerializeToString,
+                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.SetAliasRequest.FromString,
+                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.SetAliasResponse.SerializeToString,
             ),
             'DeleteAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteAlias,
-                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteAliasRequest.FromString,
-                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteAliasResponse.SerializeToString,
+                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.DeleteAliasRequest.FromString,
+                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.DeleteAliasResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -193,8 +194,8 @@ class CollectionService(object):
             request,
             target,
             '/mmesh.api.index.v1.CollectionService/CreateCollection',
-            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.CreateCollectionRequest.SerializeToString,
-            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.CreateCollectionResponse.FromString,
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.CreateCollectionRequest.SerializeToString,
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.CreateCollectionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -220,8 +221,8 @@ class CollectionService(object):
             request,
             target,
             '/mmesh.api.index.v1.CollectionService/GetCollection',
-            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.GetCollectionRequest.SerializeToString,
-            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.GetCollectionResponse.FromString,
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.GetCollectionRequest.SerializeToString,
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.GetCollectionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -247,8 +248,8 @@ class CollectionService(object):
             request,
             target,
             '/mmesh.api.index.v1.CollectionService/ListCollections',
-            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.ListCollectionsRequest.SerializeToString,
-            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.ListCollectionsResponse.FromString,
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.ListCollectionsRequest.SerializeToString,
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.ListCollectionsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -274,8 +275,8 @@ class CollectionService(object):
             request,
             target,
             '/mmesh.api.index.v1.CollectionService/UpdateCollection',
-            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.UpdateCollectionRequest.SerializeToString,
-            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.UpdateCollectionResponse.FromString,
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.UpdateCollectionRequest.SerializeToString,
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.UpdateCollectionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -301,8 +302,8 @@ class CollectionService(object):
             request,
             target,
             '/mmesh.api.index.v1.CollectionService/DeleteCollection',
-            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteCollectionRequest.SerializeToString,
-            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteCollectionResponse.FromString,
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.DeleteCollectionRequest.SerializeToString,
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.DeleteCollectionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -328,8 +329,8 @@ class CollectionService(object):
             request,
             target,
             '/mmesh.api.index.v1.CollectionService/SetAlias',
-            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.SetAliasRequest.SerializeToString,
-            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.SetAliasResponse.FromString,
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.SetAliasRequest.SerializeToString,
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.SetAliasResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -355,8 +356,8 @@ class CollectionService(object):
             request,
             target,
             '/mmesh.api.index.v1.CollectionService/DeleteAlias',
-            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteAliasRequest.SerializeToString,
-            mmesh_dot_api_dot_index_dot_v1_dot_collection__pb2.DeleteAliasResponse.FromString,
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.DeleteAliasRequest.SerializeToString,
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.DeleteAliasResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,70 @@
+"""Deletion by filter: a request in steps, each a page of the log and a transaction of its own."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmesh.errors import CollectionNotFound
+from mmesh.filters import Filter
+from services.index.log.answers import Answer, digest_of
+from services.index.log.committer import Committer
+from services.index.log.ledger import DeleteUnchanged
+from services.index.log.log import Log
+from services.index.log.rows import CollectionRow, StoredCandidate
+from services.index.segments.columns import Columns
+
+PAGE_ROWS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class FilterDeletion:
+    """Deletes the candidates for which a filter holds; the same request goes on where it was left.
+
+    How far it is stands in the log, so it matters not which process goes on with it, and each
+    candidate is counted by the one step that deletes it.
+    """
+
+    log: Log
+    committer: Committer
+    read: Callable[..., Awaitable[Any]]
+    """Runs a call of the log on a thread."""
+    on_step: Callable[[], None]
+    """Called when something was written."""
+
+    async def run(self, row: CollectionRow, condition: Filter, request_id: str) -> Answer:
+        """Return the answer: how many were deleted in all, and the token of the last write.
+
+        Raises:
+            RequestIdReused: the request id was that of another request.
+            CollectionNotFound: the collection was deleted meanwhile.
+        """
+        request_id = request_id or uuid.uuid4().hex
+        digest = digest_of("delete_by_filter", repr(condition))
+        answer: Answer | None = await self.read(self.log.answer, row.key, request_id, digest)
+        if answer is not None and answer.is_final:
+            return answer
+        until_seq = row.seq if answer is None else answer.until_seq or 0
+        after, is_last = "", False
+        while not is_last:
+            page = await self.read(self.log.page, row.name, after, PAGE_ROWS)
+            seqs = _held(page, condition, until_seq)
+            is_last = len(page) < PAGE_ROWS
+            if seqs or is_last:
+                step = DeleteUnchanged(row.name, seqs, request_id, digest, until_seq, is_last)
+                await self.committer.write(step, len(seqs))
+                self.on_step()
+            after = page[-1].id if page else ""
+        answer = await self.read(self.log.answer, row.key, request_id, digest)
+        if answer is None:  # the steps went to another collection of this name
+            raise CollectionNotFound(row.name)
+        return answer
+
+
+def _held(page: Sequence[StoredCandidate], condition: Filter, until_seq: int) -> dict[str, int]:
+    """Return those of a page for which the filter holds, by id, but for newer ones."""
+    old = [stored for stored in page if stored.seq <= until_seq]
+    holds = Columns.of(stored.attributes for stored in old).mask(condition)
+    return {one.id: one.seq for one, held in zip(old, holds, strict=True) if held}
