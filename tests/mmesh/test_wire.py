@@ -26,8 +26,8 @@ from mmesh.mesh_status import MeshStatus, ServiceRole, ServiceState, ServiceStat
 from mmesh.search import MergePolicy, Rerank, Search
 from mmesh.vectors import DataType
 from mmesh.wire.durations import NANOS, duration_to_pb, seconds_from_pb
-from mmesh.wire.errors import status_from_pb, status_to_pb
 from mmesh.wire.search import search_from_pb, search_to_pb
+from mmesh.wire.status import status_from_pb, status_to_pb
 
 words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip)
 parts = st.one_of(words, st.builds(Image, st.binary(min_size=1), words))
