@@ -31,6 +31,8 @@ class Answer:
     """Seconds in the gateway by stage, and in `total`."""
     judged: int = 0
     """Hits that the judge scored."""
+    outcome: str = ""
+    """How much was judged: "full", "partial" or "skipped"; empty when nothing should be."""
     degradations: tuple[str, ...] = ()
     target_source: str = ""
     """Where the modality came from: "requested", "instruction" or "any"."""

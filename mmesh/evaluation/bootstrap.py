@@ -81,14 +81,29 @@ def compare_paired(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Difference:
     Raises:
         ValueError: they are not of one length.
     """
-    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if first.shape != second.shape:
-        raise ValueError(f"{len(first)} and {len(second)} queries cannot be paired")
-    if first.size == 0:
+    return compare_paired_tasks([(a, b)], seed=seed)
+
+
+def compare_paired_tasks(
+    tasks: Sequence[tuple[ArrayLike, ArrayLike]], *, seed: int = 0
+) -> Difference:
+    """Return how much the mean of the tasks' means is better, each task resampled for itself.
+
+    Raises:
+        ValueError: the two sides of a task are not of one length.
+    """
+    differences = []
+    for a, b in tasks:
+        first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        if first.shape != second.shape:
+            raise ValueError(f"{len(first)} and {len(second)} queries cannot be paired")
+        if first.size:
+            differences.append(second - first)
+    if not differences:
         return Difference(Estimate(0.0, 0.0, 0.0), 1.0)
-    differences = second - first
-    observed = float(differences.mean())
-    means = resampled_means(differences, seed=seed)
+    observed = float(np.mean([one.mean() for one in differences]))
+    drawn = [resampled_means(one, seed=seed + number) for number, one in enumerate(differences)]
+    means: Floats = np.mean(drawn, axis=0)
     as_far = np.abs(means - observed) >= abs(observed) - 1e-12
     p_value = (int(as_far.sum()) + 1) / (len(means) + 1)
     return Difference(_estimate(observed, means), min(1.0, p_value))

@@ -42,8 +42,8 @@ class FillJournal:
     """
 
     def __init__(self, collection: Collection, dataset: Dataset) -> None:
-        files = [[str(path.resolve()), *_stamp(path)] for path in dataset.pool_files]
-        key = json.dumps([collection.name, collection.create_time.isoformat(), files])
+        created = collection.create_time.isoformat()
+        key = json.dumps([collection.name, created, pool_digest(dataset)])
         state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
         name = hashlib.sha256(key.encode()).hexdigest()[:24]
         self._path = Path(state) / "mmesh" / "evaluations" / f"{name}.json"
@@ -118,6 +118,12 @@ def _seen_before(dataset: Dataset, found: Survey, rows: int) -> set[int]:
         return set()
     first = (row for row in islice(dataset.pool(), rows) if isinstance(row, PoolRow))
     return {key for row in first if (key := hash_of(row.id)) in found.twice}
+
+
+def pool_digest(dataset: Dataset) -> str:
+    """Return a short name of a pool: another one when one of its files changes."""
+    stamps = [[path.name, *_stamp(path)] for path in dataset.pool_files]
+    return hashlib.sha256(json.dumps([dataset.name, stamps]).encode()).hexdigest()[:8]
 
 
 def _stamp(path: Path) -> tuple[int, int]:

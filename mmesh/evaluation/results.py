@@ -36,6 +36,8 @@ class TaskResult:
     """Median and 99th percentile by stage."""
     pairs: int
     """Hits that the judge scored."""
+    rerank_outcomes: Mapping[str, int]
+    """Queries by how much was judged; a judge that reads no pictures skips queries with some."""
     degradations: Mapping[str, int]
     target_sources: Mapping[str, int]
     refused: int

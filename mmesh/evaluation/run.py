@@ -17,7 +17,7 @@ from mmesh.evaluation.answers import Answer, AnswerLog, read_answers
 from mmesh.evaluation.bootstrap import Estimate, estimate_macro_mean
 from mmesh.evaluation.cost import TooMuch, check_room, estimate, obstacles
 from mmesh.evaluation.datasets.dataset import Broken, Dataset, DatasetError, Query, Task
-from mmesh.evaluation.filling import Filled, FillJournal, fill
+from mmesh.evaluation.filling import Filled, FillJournal, fill, pool_digest
 from mmesh.evaluation.options import Effort, Options, Way
 from mmesh.evaluation.rejections import BROKEN, Rejections
 from mmesh.evaluation.results import RESULTS, SCORES, Results, write_results
@@ -39,7 +39,7 @@ class Place:
     address: str = ""
     """Of the gateway, to tell whether its memory is this machine's."""
     collection: str = ""
-    """Empty: named after the data set."""
+    """Empty: named after data set and pool as it is now. One that is named here is not emptied."""
     model: str = ""
     """Of a new collection; empty: the mesh's first."""
     exact: bool = False
@@ -114,7 +114,8 @@ class Evaluation:
     @property
     def collection_name(self) -> str:
         """Name of the collection."""
-        return self.place.collection or f"eval-{self.dataset.name}"[:63].rstrip("-")
+        name = f"eval-{self.dataset.name}"[:54].rstrip("-")
+        return self.place.collection or f"{name}-{pool_digest(self.dataset)}"
 
     async def _open_collection(self) -> Collection:
         try:
@@ -191,8 +192,8 @@ class Evaluation:
         path = self.place.folder / ANSWERS / f"{name}.jsonl"
         first_way = way is self.options.ways_of(self.dataset)[0]
         notes = rejections if first_way else Rejections()  # the same rows each way: counted once
-        filtered = len(found.pools) > 1
-        plan = Plan(collection.name, collection.token, task, way, self.options, filtered)
+        within = self._within(task, way, collection, found)
+        plan = Plan(collection.name, collection.token, task, self.options, within)
         done = set(read_answers(path))
         self.watcher.stage(name, found.queries[task.name], len(done))
         with AnswerLog(path) as log:
@@ -206,6 +207,15 @@ class Evaluation:
         if scored and first_way:
             self.poor += scored.poor
         return scored
+
+    def _within(
+        self, task: Task, way: Way, collection: Collection, found: Survey
+    ) -> tuple[str, ...]:
+        """Return the pools to search among; nothing when that is the whole collection."""
+        wider = self.limits.ingest and sum(collection.candidates.values()) > found.total
+        if way is Way.UNION:
+            return tuple(sorted(found.pools)) if wider else ()
+        return (task.pool,) if wider or len(found.pools) > 1 else ()
 
     def _score(
         self, task: Task, way: Way, answers: dict[str, Answer], found: Survey, notes: Rejections

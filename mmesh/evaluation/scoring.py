@@ -153,6 +153,7 @@ def _scored(
         share={modality.value: part for modality, part in share.items()},
         latency_ms=_latency(answers),
         pairs=sum(answer.judged for answer in answers),
+        rerank_outcomes=_counts(answer.outcome for answer in answers if answer.outcome),
         degradations=_counts(one for answer in answers for one in answer.degradations),
         target_sources=_counts(a.target_source for a in answers if a.target_source),
         refused=tally.counts["refused"],

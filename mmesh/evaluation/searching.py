@@ -22,10 +22,10 @@ from mmesh.errors import (
 from mmesh.evaluation.answers import Answer, AnswerLog, Found
 from mmesh.evaluation.contents import POOLS, content_of
 from mmesh.evaluation.datasets.dataset import Query, Task
-from mmesh.evaluation.options import Effort, Options, Target, Way
+from mmesh.evaluation.options import Effort, Options, Target
 from mmesh.evaluation.rejections import NO_PICTURE, Rejections
 from mmesh.evaluation.watching import Watcher
-from mmesh.filters import AllOf, Compare, Filter, In, Operator
+from mmesh.filters import AllOf, Filter, In
 from mmesh.search import Hit, Rerank, Search, SearchResult
 
 MAX_SEARCHES = 256
@@ -38,16 +38,15 @@ Outcome = SearchResult | MmeshError
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How the queries of one task are searched one way."""
+    """How the queries of one task are searched."""
 
     collection: str
     token: str
     """Of the write that every search must see."""
     task: Task
-    way: Way
     options: Options
-    filtered: bool
-    """Whether the local pool is a part of the collection only."""
+    within: tuple[str, ...]
+    """Pools to search among; empty means the whole collection."""
 
     def searches(self, query: Query, content: Content) -> list[Search]:
         """Return the searches that answer a query."""
@@ -74,8 +73,8 @@ class Plan:
 
     def _filter(self, query: Query) -> Filter | None:
         conditions: list[Filter] = []
-        if self.filtered and self.way is Way.LOCAL:
-            conditions.append(Compare(POOLS, Operator.EQUAL, self.task.pool))
+        if self.within:
+            conditions.append(In(POOLS, self.within))
         if query.among:
             conditions.append(In("id", query.among))
         return AllOf(tuple(conditions)) if conditions else None
@@ -96,6 +95,7 @@ class Plan:
             tuple(Found(hit.id, _score(hit, len(results)), hit.modality) for hit in kept),
             _seconds(results),
             sum(hit.rerank_score is not None for hit in hits),
+            receipt.rerank_outcome.value if self.options.rerank else "",
             tuple(sorted({one.reason for result in results for one in result.degradations})),
             receipt.target_source,
             receipt.encoder_fingerprint,

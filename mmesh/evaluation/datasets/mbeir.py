@@ -33,7 +33,7 @@ _DATASETS = (
     "visualnews", "fashion200k", "webqa", "edis", "nights", "oven", "infoseek", "fashioniq",
     "cirr", "mscoco",
 )  # fmt: skip
-_NAMES = (
+TASK_NAMES = (
     "visualnews_task0", "mscoco_task0", "fashion200k_task0", "webqa_task1", "edis_task2",
     "webqa_task2", "visualnews_task3", "mscoco_task3", "fashion200k_task3", "nights_task4",
     "oven_task6", "infoseek_task6", "fashioniq_task7", "cirr_task7", "oven_task8",
@@ -49,7 +49,7 @@ _SHAPES = {
 _MODALITIES = {"text": _TEXT, "image": _IMAGE, "image,text": _BOTH, "text,image": _BOTH}
 _POOLS = {
     (str(_DATASETS.index(name.partition("_")[0])), _SHAPES[int(name[-1])][1]): name
-    for name in _NAMES
+    for name in TASK_NAMES
 }
 """Task by data set and modality of its candidates."""
 PROMPTS = ("1", "2", "3", "4", "random")
@@ -86,10 +86,10 @@ class MBeir:
 
     def __post_init__(self) -> None:
         """Look which tasks are there, and read the prompts."""
-        unknown = sorted(set(self.only) - set(_NAMES))
+        unknown = sorted(set(self.only) - set(TASK_NAMES))
         if unknown:
             raise DatasetError(
-                f"M-BEIR has no task {', '.join(unknown)}; it has {' '.join(_NAMES)}"
+                f"M-BEIR has no task {', '.join(unknown)}; it has {' '.join(TASK_NAMES)}"
             )
         missing = [name for name in self.only if not self._query_file(name)]
         if missing or not self.tasks:
@@ -107,8 +107,8 @@ class MBeir:
     @property
     def tasks(self) -> Sequence[Task]:
         """Those of the 16 tasks that are asked for and there, in the order of the publication."""
-        names = self.only or tuple(name for name in _NAMES if self._query_file(name))
-        return [_task(name) for name in sorted(names, key=_NAMES.index)]
+        names = self.only or tuple(name for name in TASK_NAMES if self._query_file(name))
+        return [_task(name) for name in sorted(names, key=TASK_NAMES.index)]
 
     @property
     def notes(self) -> Sequence[str]:

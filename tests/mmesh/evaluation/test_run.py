@@ -203,7 +203,7 @@ async def test_an_answer_that_was_cut_off_is_asked_again(evaluation, tmp_path) -
 
 def test_a_torn_line_is_cut_off_when_a_log_is_opened(tmp_path) -> None:
     path = tmp_path / "log.jsonl"
-    answer = Answer("q", (Found("a", 0.5, Modality.TEXT),), {"total": 0.1}, 0, ("X",), "any")
+    answer = Answer("q", (Found("a", 0.5, Modality.TEXT),), {"total": 0.1}, 0, "full", ("X",))
     path.write_text(answer.as_line() + '{"query": "r", ')
     with AnswerLog(path) as log:
         log.append([Answer("s", refusal="INVALID_FIELD: no")])
