@@ -118,7 +118,7 @@ class MBeir:
             if self.prompt == "random"
             else f"prompt {self.prompt} of each task; UniIR draws one of four at random"
         )
-        pool = "M-BEIR's global pool"
+        pool = "the file of the global pool"
         if self._global_pool is None:
             pool = f"made of the local pools of these {len(self.tasks)} tasks, not M-BEIR's global"
         return (
