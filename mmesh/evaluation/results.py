@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -89,9 +90,11 @@ class Results:
 
 
 def write_results(results: Results, folder: Path) -> None:
-    """Write `run.json`."""
+    """Write `run.json`, whole or not at all."""
     text = json.dumps(results.as_json(), indent=1, sort_keys=True)
-    (folder / RESULTS).write_text(text + "\n", encoding="utf-8")
+    fresh = folder / f"{RESULTS}.new"
+    fresh.write_text(text + "\n", encoding="utf-8")
+    os.replace(fresh, folder / RESULTS)
 
 
 def read_results(path: Path) -> Results:

@@ -198,6 +198,8 @@ def _as_click_errors() -> Iterator[None]:
     except DatasetError as error:
         hint = "; --restart begins anew" if "another evaluation" in str(error) else ""
         raise click.ClickException(f"{error}{hint}") from None
+    except OSError as error:  # a full disk; what was written before is kept
+        raise click.ClickException(f"{error}; the same command goes on from here") from None
     except DuplicateHits as error:
         raise click.ClickException(f"the mesh answered with a duplicate: {error}") from None
 

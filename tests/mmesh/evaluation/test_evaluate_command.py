@@ -243,6 +243,7 @@ def test_mistakes_are_told_in_one_line(mesh, mbeir, whole, tmp_path) -> None:
             ((mbeir, "--out", whole, "--target", "wanted", "--no-ingest"), "another evaluation"),
             ((mbeir, "--target", "each", "--rerank", "3"), "neither rerank nor merge"),
             ((mbeir, "--fail-below", "hits@5=1"), "no metric 'hits@5'"),
+            ((mbeir, "--out", tmp_path / "run.json/x"), "Not a directory"),
             (("compare", whole, tmp_path / "run.json"), "is no run of `mmesh evaluate`"),
         ):
             code, output = in_process(*arguments)

@@ -12,9 +12,12 @@ from mmesh.collections import CollectionLimits, CollectionSettings
 from mmesh.content import Modality
 from mmesh.evaluation.answers import Answer, AnswerLog, Found, read_answers
 from mmesh.evaluation.cost import TooMuch, is_local, size
+from mmesh.evaluation.datasets.circo import Circo
+from mmesh.evaluation.datasets.cirr import Cirr
 from mmesh.evaluation.datasets.dataset import DatasetError
 from mmesh.evaluation.datasets.own import Own
 from mmesh.evaluation.options import Options, Target, Way
+from mmesh.evaluation.report.writing import write_report
 from mmesh.evaluation.results import read_results, read_scores
 from mmesh.evaluation.run import Evaluation, Limits, Place
 
@@ -199,6 +202,61 @@ async def test_an_answer_that_was_cut_off_is_asked_again(evaluation, tmp_path) -
     again = await evaluation().run()
     assert again.of("words", "local").figures == first.of("words", "local").figures  # type: ignore[union-attr]
     assert len(read_answers(path)) == 6
+
+
+@pytest.fixture
+def drawn(tmp_path, pictures) -> Path:
+    """CIRR and CIRCO's test split, of the same six pictures."""
+    root = tmp_path / "drawn"
+    names = {f"dev-{number}": f"./dev/dev-{number}.png" for number in range(6)}
+    for number in range(6):
+        for path in (
+            root / f"cirr/img_raw/dev/dev-{number}.png",
+            root / f"circo/COCO2017_unlabeled/unlabeled2017/{number:012d}.jpg",
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(pictures.png(number))
+    captions = [
+        {"pairid": n, "reference": f"dev-{n}", "target_hard": f"dev-{n + 1}", "caption": "lighter",
+         "img_set": {"members": [f"dev-{m}" for m in range(3)]}} for n in range(2)
+    ]  # fmt: skip
+    asked = [{"id": n, "reference_img_id": n, "relative_caption": "lighter"} for n in range(3)]
+    for path, content in (
+        ("cirr/captions/cap.rc2.val.json", captions),
+        ("cirr/image_splits/split.rc2.val.json", names),
+        ("circo/annotations/test.json", asked),
+    ):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(json.dumps(content))
+    return root
+
+
+async def test_cirr_leaves_references_out_and_searches_within_groups(
+    sdk, drawn, collection, tmp_path
+) -> None:
+    place = Place(tmp_path / "out", collection=collection)
+    results = await Evaluation(sdk, Cirr(drawn / "cirr"), place).run()
+    assert [one.task for one in results.tasks] == ["cirr-val", "cirr-val-subset"]
+    whole = read_answers(tmp_path / "out/answers/cirr-val.local.jsonl")
+    assert {hit.id for hit in whole["0"].hits} == {f"dev-{n}" for n in range(1, 6)}
+    within = read_answers(tmp_path / "out/answers/cirr-val-subset.local.jsonl")
+    assert {hit.id for hit in within["0"].hits} == {"dev-1", "dev-2"}
+    assert {hit.id for hit in within["1"].hits} == {"dev-0", "dev-2"}
+
+
+async def test_a_split_without_judgements_gives_what_its_server_takes(
+    sdk, drawn, collection, tmp_path
+) -> None:
+    place = Place(tmp_path / "out", collection=collection)
+    evaluation = Evaluation(sdk, Circo(drawn / "circo", "test"), place)
+    results = await evaluation.run()
+    assert results.tasks == ()
+    file = tmp_path / "out/runs/circo-test.local.submission.json"
+    ranked = json.loads(file.read_text())
+    assert sorted(ranked) == ["0", "1", "2"]
+    assert sorted(ranked["0"]) == list(range(6))
+    await write_report(sdk, results, evaluation.poor, tmp_path / "out")
+    assert "No task is judged" in (tmp_path / "out/report.html").read_text()
 
 
 def test_a_torn_line_is_cut_off_when_a_log_is_opened(tmp_path) -> None:
