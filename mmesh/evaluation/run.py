@@ -13,17 +13,17 @@ from typing import Any
 from mmesh.aio import AsyncClient
 from mmesh.collections import Collection, CollectionSettings
 from mmesh.errors import CollectionNotFound
-from mmesh.evaluation.answers import Answer, AnswerLog, read_answers
 from mmesh.evaluation.bootstrap import Estimate, estimate_macro_mean
 from mmesh.evaluation.cost import TooMuch, check_room, estimate, obstacles
 from mmesh.evaluation.datasets.dataset import Broken, Dataset, DatasetError, Query, Task
-from mmesh.evaluation.filling import Filled, FillJournal, fill, pool_digest
+from mmesh.evaluation.live.answers import Answer, AnswerLog, read_answers
+from mmesh.evaluation.live.filling import Filled, FillJournal, fill, pool_digest
+from mmesh.evaluation.live.searching import Plan, Searcher
 from mmesh.evaluation.options import Effort, Options, Way
 from mmesh.evaluation.rejections import BROKEN, Rejections
 from mmesh.evaluation.results import RESULTS, SCORES, Results, write_results
 from mmesh.evaluation.runfiles import write_runs, write_submission
 from mmesh.evaluation.scoring import Poor, Scored, read_judgements, score_task
-from mmesh.evaluation.searching import Plan, Searcher
 from mmesh.evaluation.survey import Survey, survey
 from mmesh.evaluation.watching import Silent, Watcher
 

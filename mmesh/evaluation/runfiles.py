@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mmesh.evaluation.answers import Answer
 from mmesh.evaluation.datasets.dataset import Query, Task
+from mmesh.evaluation.live.answers import Answer
 
 
 def write_runs(

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmesh.evaluation.answers import Answer
 from mmesh.evaluation.bootstrap import estimate_mean
 from mmesh.evaluation.datasets.dataset import Broken, Dataset, Query, Task
+from mmesh.evaluation.live.answers import Answer
 from mmesh.evaluation.metrics import Ranking, metric, share_by_modality
 from mmesh.evaluation.options import Way
 from mmesh.evaluation.rejections import BROKEN, Rejections

@@ -14,7 +14,7 @@ from PIL import UnidentifiedImageError
 from mmesh.aio import AsyncClient
 from mmesh.content import Content
 from mmesh.errors import MmeshError
-from mmesh.evaluation.contents import content_of
+from mmesh.evaluation.live.contents import content_of
 from mmesh.evaluation.scoring import Poor
 
 SHOWN, EACH_SIDE, PIXELS = 20, 4, 112

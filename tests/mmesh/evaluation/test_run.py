@@ -10,12 +10,12 @@ import pytest
 from mmesh.aio import AsyncClient
 from mmesh.collections import CollectionLimits, CollectionSettings
 from mmesh.content import Modality
-from mmesh.evaluation.answers import Answer, AnswerLog, Found, read_answers
 from mmesh.evaluation.cost import TooMuch, is_local, size
 from mmesh.evaluation.datasets.circo import Circo
 from mmesh.evaluation.datasets.cirr import Cirr
 from mmesh.evaluation.datasets.dataset import DatasetError
 from mmesh.evaluation.datasets.own import Own
+from mmesh.evaluation.live.answers import Answer, AnswerLog, Found, read_answers
 from mmesh.evaluation.options import Options, Target, Way
 from mmesh.evaluation.report.writing import write_report
 from mmesh.evaluation.results import read_results, read_scores

@@ -19,9 +19,9 @@ from mmesh.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from mmesh.evaluation.answers import Answer, AnswerLog, Found
-from mmesh.evaluation.contents import POOLS, content_of
 from mmesh.evaluation.datasets.dataset import Query, Task
+from mmesh.evaluation.live.answers import Answer, AnswerLog, Found
+from mmesh.evaluation.live.contents import POOLS, content_of
 from mmesh.evaluation.options import Effort, Options, Target
 from mmesh.evaluation.rejections import NO_PICTURE, Rejections
 from mmesh.evaluation.watching import Watcher

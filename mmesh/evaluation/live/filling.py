@@ -13,8 +13,8 @@ from pathlib import Path
 
 from mmesh.aio import AsyncClient
 from mmesh.collections import Collection
-from mmesh.evaluation.contents import candidates_of
 from mmesh.evaluation.datasets.dataset import Dataset, PoolRow
+from mmesh.evaluation.live.contents import candidates_of
 from mmesh.evaluation.rejections import Rejections
 from mmesh.evaluation.survey import Survey, hash_of
 from mmesh.evaluation.watching import Watcher
