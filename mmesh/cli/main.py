@@ -10,6 +10,7 @@ from mmesh.cli.commands.alias import alias
 from mmesh.cli.commands.candidates import delete, show
 from mmesh.cli.commands.check import encode, rerank
 from mmesh.cli.commands.collection import collection
+from mmesh.cli.commands.evaluate import evaluate
 from mmesh.cli.commands.index import index
 from mmesh.cli.commands.ingest import ingest
 from mmesh.cli.commands.migrate import migrate
@@ -40,7 +41,7 @@ def cli() -> None:
 
 COMMANDS = (
     up, scale, collection, alias, ingest, search, delete, show, export, import_, migrate, index,
-    status, encode, rerank,
+    status, encode, rerank, evaluate,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

@@ -54,7 +54,7 @@ async def test_an_ingest_must_be_opened_well(stub, refusal, messages, reason):
 
 
 async def test_an_ingest_needs_a_collection(stub, refusal):
-    refused = await refusal(events_of(stub, opening("unknown"), batch(1)))
+    refused = await refusal(events_of(stub, opening("unknown")))
     assert (refused.code, refused.metadata) == (
         grpc.StatusCode.NOT_FOUND, {"collection": "unknown"},
     )  # fmt: skip

@@ -53,7 +53,7 @@ def start(tmp_path):
 async def engine(start):
     """An engine with the empty collection "c"."""
     async with start() as engine:
-        await engine.create_collection("c", DIM, MODEL, CollectionSettings())
+        await engine.create_collection("c", DIM, MODEL, CollectionSettings(), "")
         yield engine
 
 
@@ -96,7 +96,7 @@ async def test_what_was_deleted_is_not_found(engine):
 
 async def test_deleting_by_filter_deletes_what_it_holds_for(engine):
     await put(engine, "a", "b", "c")
-    count, _ = await engine.delete_by_filter("c", Compare("name", Operator.LESS, "c"))
+    count, _ = await engine.delete_by_filter("c", Compare("name", Operator.LESS, "c"), "")
     assert count == 2
     assert await search(engine) == ["c"]
 
@@ -141,7 +141,7 @@ async def test_vectors_of_another_width_or_model_are_refused(engine):
 
 async def test_limits_of_the_collection_hold(engine, until):
     limits = CollectionLimits(max_limit=5, max_attributes=1)
-    await engine.update_collection("c", CollectionSettings(limits=limits))
+    await engine.update_collection("c", {"max_limit": 5, "max_attributes": 1}, "")
     with pytest.raises(InvalidField, match="limit"):
         await search(engine, limit=6)
     await until(lambda: engine._open.follower.row("c").settings.limits == limits)
@@ -150,8 +150,8 @@ async def test_limits_of_the_collection_hold(engine, until):
 
 
 async def test_a_mirror_gets_the_vectors_of_its_own_model(engine):
-    await engine.create_collection("new", 2, "other", CollectionSettings())
-    await engine.update_collection("c", CollectionSettings(mirror="new"))
+    await engine.create_collection("new", 2, "other", CollectionSettings(), "")
+    await engine.update_collection("c", {"mirror": "new"}, "")
     rows = np.array([[1, 0], [0, 0]], np.float32)
     await put(engine, "a", "b", mirror=MirrorVectors(rows, "other"))
     assert (await engine.get_collection("c")).candidates[Modality.TEXT] == 2
@@ -168,13 +168,13 @@ async def test_a_mirror_gets_the_vectors_of_its_own_model(engine):
 
 
 async def test_collections_and_aliases_come_and_go(engine):
-    assert await engine.set_alias("alias", "c") == ""
+    assert await engine.set_alias("alias", "c", "") == ""
     assert (await engine.get_collection("alias")).name == "c"
     await put(engine, "a", collection="alias")
     assert await search(engine, collection="alias") == ["a"]
-    await engine.delete_alias("alias")
+    await engine.delete_alias("alias", "")
     assert [one.aliases for one in await engine.list_collections("", 10)] == [()]
-    assert await engine.delete_collection("c") == 1
+    assert await engine.delete_collection("c", "") == 1
     with pytest.raises(CollectionNotFound):
         await search(engine)
 
@@ -182,8 +182,8 @@ async def test_collections_and_aliases_come_and_go(engine):
 async def test_a_new_collection_of_an_old_name_has_nothing_of_the_old_one(engine):
     await put(engine, "old")
     assert await search(engine, consistency=Consistency.EVENTUAL) in ([], ["old"])
-    await engine.delete_collection("c")
-    await engine.create_collection("c", DIM, MODEL, CollectionSettings())
+    await engine.delete_collection("c", "")
+    await engine.create_collection("c", DIM, MODEL, CollectionSettings(), "")
     await put(engine, "new")
     assert await search(engine) == ["new"]
 
@@ -215,7 +215,7 @@ async def test_compaction_makes_one_segment_and_a_snapshot_a_token(engine):
 
 async def test_what_was_written_is_there_after_a_restart(start):
     async with start() as engine:
-        await engine.create_collection("c", DIM, MODEL, CollectionSettings())
+        await engine.create_collection("c", DIM, MODEL, CollectionSettings(), "")
         await put(engine, "a")
         await engine.snapshot("c", Deadline.after(60))
         await put(engine, "b")
@@ -226,7 +226,7 @@ async def test_what_was_written_is_there_after_a_restart(start):
 
 async def test_nothing_is_left_of_an_engine_that_ended(start, tmp_path):
     async with start() as engine:
-        await engine.create_collection("c", DIM, MODEL, CollectionSettings())
+        await engine.create_collection("c", DIM, MODEL, CollectionSettings(), "")
         await put(engine, "a")
     assert not list((tmp_path / "scratch").iterdir())
     assert {task for task in asyncio.all_tasks() if task.get_name().startswith("index-")} == set()
@@ -263,7 +263,7 @@ async def test_a_start_that_is_broken_off_leaves_nothing(start, tmp_path):
 
 async def test_a_collection_that_does_not_fit_keeps_the_engine_from_nothing_else(start):
     async with start() as engine:
-        await engine.create_collection("c", DIM, MODEL, CollectionSettings())
+        await engine.create_collection("c", DIM, MODEL, CollectionSettings(), "")
         await put(engine, "a")
     async with start(memory_limit_bytes=1) as engine:
         assert engine.is_ready

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from mmesh.collections import CollectionSettings
 from mmesh.content import Modality
 from mmesh.errors import (
     CollectionNotFound,
@@ -420,5 +419,5 @@ async def test_leaving_ends_all_threads_while_a_view_is_being_restored(
 async def test_settings_that_changed_are_seen(follow, writer, until):
     async with follow() as follower:
         await follower.loaded()
-        writer.log.update_collection("c", CollectionSettings(recall_target=0.5))
+        writer.log.update_collection("c", {"recall_target": 0.5})
         await until(lambda: follower.row("c").settings.recall_target == 0.5)

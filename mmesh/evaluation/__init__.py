@@ -1,0 +1,1 @@
+"""Offline evaluation of retrieval on a live mesh: data sets, runs, metrics and reports."""

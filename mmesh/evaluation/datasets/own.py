@@ -1,0 +1,142 @@
+"""Our own format, for data of one's own: `pool.jsonl` and `queries.jsonl`, as `mmesh ingest` reads.
+
+    pool.jsonl     {"id": "c1", "text": "a cat on a sofa", "image": "cat.jpg", "pool": "animals"}
+    queries.jsonl  {"id": "q1", "text": "sleeping pets", "instruction": "Find a picture.",
+                    "target": "image", "relevant": ["c1"], "task": "pets"}
+
+Everything but an id and content is optional. `relevant` is a list of ids, or an object of ids and
+grades; a file `qrels.tsv` or `qrels.txt` (query, 0, candidate, grade) does as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmesh.content import Modality
+from mmesh.evaluation.datasets.dataset import (
+    Broken,
+    DatasetError,
+    Judgement,
+    PoolRow,
+    Query,
+    Task,
+)
+from mmesh.evaluation.datasets.rows import Row, checked_id, json_rows, one_of, qrels_rows, text_of
+
+METRICS = ("hit@1", "hit@5", "hit@10", "recall@10", "mrr@10", "ndcg@10", "mismatch")
+DEFAULT = "all"
+
+
+@dataclass(frozen=True)
+class Own:
+    """A folder with `pool.jsonl` and `queries.jsonl`."""
+
+    root: Path
+    headline: str = "hit@10"
+    instruction: str = ""
+    """For queries without one of their own."""
+
+    def __post_init__(self) -> None:
+        """Fail now when a file is not there or no query is in it."""
+        _ = self.pool_files
+        if not self.tasks:
+            raise DatasetError(f"{self._queries} holds no query")
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        plain = "".join(one if one.isalnum() else "-" for one in self.root.resolve().name.lower())
+        return plain.strip("-") or "own"
+
+    @property
+    def tasks(self) -> Sequence[Task]:
+        """The tasks that queries name, in order of appearance; their pool is that of their name."""
+        named: dict[str, None] = {}
+        for row in json_rows(self._queries):
+            if isinstance(row, Row):
+                named[str(row.values.get("task") or DEFAULT)] = None
+        metrics = tuple(dict.fromkeys((*METRICS, self.headline)))
+        return [Task(name, name, self.headline, metrics) for name in named]
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the figures mean."""
+        return ("hit@k is 1 when any relevant candidate is among the first k.",)
+
+    @property
+    def unions(self) -> bool:
+        """Whether there are several tasks."""
+        return len(self.tasks) > 1
+
+    @property
+    def pool_files(self) -> Sequence[Path]:
+        """The pool."""
+        return (one_of(self.root / "pool.jsonl"),)
+
+    @property
+    def _queries(self) -> Path:
+        return one_of(self.root / "queries.jsonl")
+
+    def pool(self) -> Iterator[PoolRow | Broken]:
+        """Yield the candidates; without `pool` one belongs to the tasks' default pool."""
+        for row in json_rows(self.pool_files[0]):
+            yield row if isinstance(row, Broken) else self._pool_row(row)
+
+    def _pool_row(self, row: Row) -> PoolRow | Broken:
+        try:
+            name = checked_id(row.values.get("id"))
+            text, image = self._content(row)
+        except ValueError as error:
+            return Broken(row.where, str(error))
+        pools = row.values.get("pool") or DEFAULT
+        named = tuple(map(str, pools)) if isinstance(pools, list) else (str(pools),)
+        return PoolRow(name, text, image, named, row.where)
+
+    def queries(self, task: Task) -> Iterator[Query | Broken]:
+        """Yield the queries of a task; rows that cannot be read belong to the first."""
+        for row in json_rows(self._queries):
+            if isinstance(row, Row) and str(row.values.get("task") or DEFAULT) == task.name:
+                yield self._query(row)
+            elif isinstance(row, Broken) and task == self.tasks[0]:
+                yield row
+
+    def _query(self, row: Row) -> Query | Broken:
+        try:
+            name = checked_id(row.values.get("id"))
+            text, image = self._content(row)
+            target = row.values.get("target")
+            wanted = Modality(target) if target and target != "any" else None
+        except ValueError as error:
+            return Broken(row.where, str(error))
+        instruction = text_of(row.values.get("instruction")) or self.instruction
+        return Query(name, text, image, row.where, instruction, wanted)
+
+    def _content(self, row: Row) -> tuple[str, Path | None]:
+        text, image = text_of(row.values.get("text")), text_of(row.values.get("image"))
+        if not text and not image:
+            raise ValueError("has neither text nor image")
+        return text, self.root / image if image else None
+
+    def judgements(self, task: Task) -> Iterator[Judgement | Broken]:
+        """Yield what the queries name as relevant, then the qrels file if there is one."""
+        mine: set[str] = set()
+        for row in json_rows(self._queries):
+            if isinstance(row, Row) and str(row.values.get("task") or DEFAULT) == task.name:
+                mine.add(str(row.values.get("id")))
+                yield from _relevant(row)
+        files = [self.root / name for name in ("qrels.tsv", "qrels.txt")]
+        for one in (one for path in files if path.is_file() for one in qrels_rows(path)):
+            if len(self.tasks) == 1 or isinstance(one, Broken) or one.query in mine:
+                yield one
+
+
+def _relevant(row: Row) -> Iterator[Judgement | Broken]:
+    relevant, query = row.values.get("relevant") or {}, str(row.values.get("id"))
+    graded = dict.fromkeys(relevant, 1) if isinstance(relevant, list) else relevant
+    if not isinstance(graded, dict) or not all(isinstance(g, int) for g in graded.values()):
+        yield Broken(row.where, "`relevant` is neither a list of ids nor an object of grades")
+        return
+    for candidate, grade in graded.items():
+        yield Judgement(query, str(candidate), grade)
