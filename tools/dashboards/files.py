@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from tools.dashboards.boards import ALL
-from tools.dashboards.grafana import encode
 
 FOLDER = Path(__file__).parents[2] / "k8s" / "components" / "monitoring" / "dashboards"
 
@@ -27,4 +26,6 @@ def stale() -> list[str]:
 
 
 def _files() -> dict[str, str]:
+    from tools.dashboards.grafana import encode  # needs Grafana's SDK, an extra
+
     return {f"{board.name}.json": encode(board, ALL) for board in ALL}
