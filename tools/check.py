@@ -8,9 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 from tools import generate_docs
 from tools.generate_api import generate
+from tools.k8s import check as k8s
 
 BIN = pathlib.Path(sys.executable).parent
 
@@ -44,7 +46,15 @@ def check_api() -> bool:
     return not stale
 
 
-CHECKS = [
+def check_k8s() -> bool:
+    """Render and check k8s/; where its tools are not installed, say so and go on."""
+    if absent := k8s.missing():
+        print(f"skip k8s: {absent} missing  -> make setup-k8s")
+        return True
+    return k8s.check()
+
+
+CHECKS: list[tuple[str, Callable[[], bool], str]] = [
     ("format", lambda: run("ruff", "format", "--check", "."), "make fmt"),
     ("lint", lambda: run("ruff", "check", "."), "make fmt"),
     ("types", lambda: run("mypy"), "see the lines above"),
@@ -58,6 +68,7 @@ CHECKS = [
     ),
     ("generated stubs", check_api, "make protos"),
     ("generated docs", generate_docs.check, "make docs"),
+    ("k8s", check_k8s, "see the lines above; generated files: make k8s"),
 ]
 
 

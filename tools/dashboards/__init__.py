@@ -1,0 +1,4 @@
+"""Grafana dashboards, written as code: `make k8s` turns them into JSON.
+
+`boards` says what is shown; `grafana` knows how Grafana wants it.
+"""
