@@ -9,21 +9,23 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmesh.aio import AsyncClient
+from mmesh.cli.clients import open_async_client, open_client
 from mmesh.cli.files.sources import Unreadable, content_of, json_rows
 from mmesh.cli.options import address_option, json_option
 from mmesh.cli.output.html import search_page
 from mmesh.cli.output.rows import error_row, result_row
 from mmesh.cli.output.tables import console, footnotes, hits_table
-from mmesh.client import Client
 from mmesh.content import Content, Image, Modality, Part
 from mmesh.errors import MmeshError
 from mmesh.filters import parse_filter
 from mmesh.search import MergePolicy, Rerank, Search, SearchResult
+
+if TYPE_CHECKING:
+    from mmesh.aio import AsyncClient
 
 BATCH, IN_FLIGHT = 32, 4
 _ANY = "any"
@@ -71,7 +73,7 @@ def search(
     query = _query(text, image)
     wants_content = bool(html) or not as_json
     asked = replace(template, query=query, include_content=wants_content)
-    with Client(address) as client:
+    with open_client(address) as client:
         (result,) = client.search_batch([asked], timeout=timeout)
     if isinstance(result, MmeshError):
         raise result
@@ -119,15 +121,15 @@ def _print(result: SearchResult, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result_row(result), ensure_ascii=False))
         return
-    console.print(hits_table(result))
+    console().print(hits_table(result))
     for line in footnotes(result):
-        console.print(line, style="dim", markup=False)
+        console().print(line, style="dim", markup=False)
 
 
 async def _run_file(path: Path, template: Search, timeout: float, address: str) -> int:
     """Run the queries of a file; return the exit code, 1 when any of them failed."""
     failed = 0
-    async with AsyncClient(address) as client:
+    async with open_async_client(address) as client:
         async for row in _answers(client, path, template, timeout):
             failed += "error" in row
             click.echo(json.dumps(row, ensure_ascii=False))

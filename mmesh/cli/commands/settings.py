@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmesh.collections import CollectionSettings
+if TYPE_CHECKING:
+    from mmesh.collections import CollectionSettings
 
 _OPTIONS = (
     click.option("--index-factory", metavar="FACTORY",
