@@ -24,6 +24,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mmesh.local.trimming import trim_when_idle
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -184,6 +186,7 @@ def main() -> None:
     order = ForkServer().run()
     if order is None:
         return
+    trim_when_idle()
     module = import_module(order.module)
     sys.argv = [str(Path(module.__file__ or order.module)), *order.arguments]
     module.main()

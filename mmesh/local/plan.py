@@ -86,6 +86,8 @@ class Service:
     process: Process | None = None
     restarts: int = 0
     started_at: float = 0.0
+    log_start: int = 0
+    """Where in its log the present process begins."""
 
     @property
     def module(self) -> str:

@@ -168,6 +168,7 @@ class Launcher:
             OSError: the machine does not let it start.
         """
         log = self.log_of(service.name)
+        service.log_start = log.stat().st_size if log.is_file() else 0
         if service.forks and sys.platform == "linux":
             try:
                 server = await self._running_server()

@@ -62,7 +62,7 @@ class Progress:
     def describe(self) -> str:
         """Return name, seconds, and what the log says last."""
         seconds = time.monotonic() - self.began_at
-        said = last_message(self.log)
+        said = last_message(self.log, self.service.log_start)
         return f"{self.service.name} ({seconds:.0f} s{f': {said}' if said else ''})"
 
 
@@ -77,9 +77,9 @@ def cpu_seconds(pid: int) -> float:
     return 0.0
 
 
-def last_message(log: Path) -> str:
-    """Return the last line of a log, the message alone where it is JSON."""
-    lines = last_lines(log)
+def last_message(log: Path, start: int = 0) -> str:
+    """Return the last line of a log from a place on, the message alone where it is JSON."""
+    lines = last_lines(log, start)
     if not lines:
         return ""
     with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -87,15 +87,15 @@ def last_message(log: Path) -> str:
     return lines[-1]
 
 
-def last_lines(log: Path, count: int = _LAST_LINES) -> list[str]:
-    """Return the last lines of a log, the long ones cut."""
+def last_lines(log: Path, start: int = 0) -> list[str]:
+    """Return the last lines of a log from a place on, the long ones cut."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            file.seek(max(start, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             text = file.read().decode(errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return []
-    return [line[:_LINE_LENGTH] for line in text.strip().splitlines()[-count:]]
+    return [line[:_LINE_LENGTH] for line in text.strip().splitlines()[-_LAST_LINES:]]
 
 
 def cause_of(returncode: int) -> str:
@@ -147,7 +147,7 @@ def _words(progress: Progress) -> str:
     process = progress.service.process
     ended = process.returncode if process else None
     cause = "" if ended is None else f" ({cause_of(ended)})"
-    lines = last_lines(progress.log)
+    lines = last_lines(progress.log, progress.service.log_start)
     if not lines:
         return f"{cause}; it said nothing"
     return "\n  ".join([f"{cause}; the end of {progress.log}:", *lines])

@@ -92,6 +92,7 @@ def test_the_last_message_is_that_of_json_or_the_line(tmp_path):
     assert last_message(log) == "serving"
     log.write_text('{"message": "serving"}\n[1, 2]\n')
     assert last_message(log) == "[1, 2]"
+    assert last_message(log, log.stat().st_size) == ""
     log.write_bytes(b"\xff" * 100_000)
     assert 0 < len(last_message(log)) <= 300
 
