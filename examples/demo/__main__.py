@@ -33,15 +33,15 @@ def demo(html: Path) -> None:
     searched = asyncio.run(_demo(fetch_pictures()))
     _summarise(searched)
     html.write_text(search_page([s[1:] for s in searched], "mmesh: eight task shapes"), "utf-8")
-    console.print(f"\nThe same with pictures: {html.resolve().as_uri()}", soft_wrap=True)
+    console().print(f"\nThe same with pictures: {html.resolve().as_uri()}", soft_wrap=True)
 
 
 async def _demo(pictures: Path) -> list[Searched]:
     with tempfile.TemporaryDirectory(prefix="mmesh-demo-") as data:
         settings = LocalSettings(Path(data), shards=2, port=0)
-        console.print("starting encoder, two index shards, reranker and gateway ...")
+        console().print("starting encoder, two index shards, reranker and gateway ...")
         async with LocalMesh(settings) as mesh, AsyncClient(mesh.address) as client:
-            console.print(f"ready {mesh.address}")
+            console().print(f"ready {mesh.address}")
             await _ingest(client, pictures)
             return [await _search(client, row, pictures) for row in _rows("queries.jsonl")]
 
@@ -51,12 +51,12 @@ async def _ingest(client: AsyncClient, pictures: Path) -> None:
     await client.create_collection(COLLECTION)
 
     def say(progress: Progress) -> None:
-        console.print(f"ingested {progress.stored} of {len(candidates)}")
+        console().print(f"ingested {progress.stored} of {len(candidates)}")
 
     report = await client.ingest(COLLECTION, candidates, on_progress=say)
     collection = await client.get_collection(COLLECTION)
     counts = {modality.value: count for modality, count in collection.candidates.items()}
-    console.print(f"stored {report.stored}, rejected {len(report.rejected)}: {counts}")
+    console().print(f"stored {report.stored}, rejected {len(report.rejected)}: {counts}")
     if report.rejected or report.stored != len(candidates):
         raise SystemExit(f"the demo's collection was not stored whole: {report.rejected}")
 
@@ -84,13 +84,13 @@ async def _search(client: AsyncClient, row: dict[str, Any], pictures: Path) -> S
         raise result
     words = f'"{row["text"]}"' if row["text"] else ""
     picture = f"[part of {row['image']}]" if row["image"] else ""
-    console.print()
-    console.rule(row["shape"], align="left")
-    console.print(" ".join(filter(None, (picture, words))), markup=False)
-    console.print(row["instruction"], style="italic")
-    console.print(hits_table(result))
+    console().print()
+    console().rule(row["shape"], align="left")
+    console().print(" ".join(filter(None, (picture, words))), markup=False)
+    console().print(row["instruction"], style="italic")
+    console().print(hits_table(result))
     for line in footnotes(result):
-        console.print(line, style="dim", markup=False)
+        console().print(line, style="dim", markup=False)
     return row, search, result
 
 
@@ -105,12 +105,12 @@ def _query(row: dict[str, Any], pictures: Path) -> Content:
 
 
 def _summarise(searched: list[Searched]) -> None:
-    console.print()
+    console().print()
     rows = []
     for row, _, result in searched:
         first = result.hits[0].id if result.hits else ""
         rows.append([row["shape"], _modality(result), first, _place(row, result)])
-    console.print(table(["task shape", "hits are", "first hit", "meant one at"], rows, "summary"))
+    console().print(table(["task shape", "hits are", "first hit", "meant one at"], rows, "summary"))
 
 
 def _modality(result: SearchResult) -> str:

@@ -6,19 +6,7 @@ import sys
 
 import click
 
-from mmesh.cli.commands.alias import alias
-from mmesh.cli.commands.candidates import delete, show
-from mmesh.cli.commands.check import encode, rerank
-from mmesh.cli.commands.collection import collection
-from mmesh.cli.commands.evaluate import evaluate
-from mmesh.cli.commands.index import index
-from mmesh.cli.commands.ingest import ingest
-from mmesh.cli.commands.migrate import migrate
-from mmesh.cli.commands.scale import scale
-from mmesh.cli.commands.search import search
-from mmesh.cli.commands.status import status
-from mmesh.cli.commands.transfer import export, import_
-from mmesh.cli.commands.up import up
+from mmesh.cli.lazy_group import LazyCommand, LazyGroup
 from mmesh.errors import MmeshError, Unavailable
 
 _HELP = """Find texts, pictures and illustrated texts with words, pictures or both.
@@ -28,23 +16,70 @@ mmesh up                                   start a mesh on this machine
 mmesh ingest photos ~/Pictures             put a folder of pictures in
 mmesh search photos "a cat on a sofa"      find
 """
+_COMMANDS = {
+    "up": ("up:up", "Start encoders, index, reranker and gateway, and keep them running."),
+    "scale": (
+        "scale:scale",
+        "Change the number of shards and replicas of the mesh that `mmesh up` runs on this "
+        "machine.",
+    ),
+    "collection": ("collection:collection", "Create, change, list, show and delete collections."),
+    "alias": (
+        "alias:alias",
+        "Give collections other names, and switch these from one to the next at once.",
+    ),
+    "ingest": (
+        "ingest:ingest",
+        "Put every SOURCE into COLLECTION, which is created if need be.",
+    ),
+    "search": ("search:search", "Search COLLECTION with TEXT, a picture, or both."),
+    "delete": (
+        "candidates:delete",
+        "Delete candidates from COLLECTION by ID, or by filter; unknown ids are not an error.",
+    ),
+    "show": (
+        "candidates:show",
+        "Show candidates of COLLECTION: those with ID, or the first ones.",
+    ),
+    "export": (
+        "transfer:export",
+        "Write COLLECTION to a Parquet FILE, which appears when it is complete.",
+    ),
+    "import": (
+        "transfer:import_",
+        "Put what `mmesh export` wrote into COLLECTION, which is created if need be.",
+    ),
+    "migrate": (
+        "migrate:migrate",
+        "Move an alias to a collection of another model, while it is searched and written.",
+    ),
+    "index": (
+        "index:index",
+        "Look into the index processes, and have them merge, store and verify what they hold.",
+    ),
+    "status": (
+        "status:status",
+        "Show every process of the mesh; exit code 1 when one cannot be used.",
+    ),
+    "encode": ("check:encode", "Look at the encoder."),
+    "rerank": ("check:rerank", "Look at the reranker."),
+    "evaluate": ("evaluate:evaluate", "Measure the mesh on a data set, or compare two runs."),
+}
+COMMANDS = {
+    name: LazyCommand(f"mmesh.cli.commands.{place}", short_help)
+    for name, (place, short_help) in _COMMANDS.items()
+}
 
 
 @click.group(
+    cls=LazyGroup,
+    lazy=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MMESH"},
     help=_HELP,
 )
 @click.version_option(package_name="mmesh")
 def cli() -> None:
     """Hold the commands."""
-
-
-COMMANDS = (
-    up, scale, collection, alias, ingest, search, delete, show, export, import_, migrate, index,
-    status, encode, rerank, evaluate,
-)  # fmt: skip
-for command in COMMANDS:
-    cli.add_command(command)
 
 
 def main() -> None:

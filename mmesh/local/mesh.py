@@ -11,35 +11,33 @@ import fcntl
 import json
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
-import grpc
-
-from mmesh.aio import AsyncClient
-from mmesh.errors import MmeshError
 from mmesh.local.plan import (
     LocalSettings,
     MeshFailed,
+    Process,
     Service,
     place_of,
     plan_index,
     plan_services,
 )
+from mmesh.local.processes import Launcher
+from mmesh.local.readiness import Waiting, cause_of, is_serving, open_channel, status_of
 from mmesh.mesh_status import MeshStatus, ServiceRole
 
-START_S = 120.0
-LOAD_S = 3600.0
-"""Longest time that index processes may take to load when the mesh is scaled."""
+__all__ = ["LocalMesh", "is_serving"]
+
 SWITCH_S = 60.0
 """Longest time that the gateway may take to notice new index processes, or that some are gone."""
-_LOOK_S = 0.1
-
-
+_LOOK_S = 0.05
+_SHOW_S = 1.0
+_STOP_S, _GIVE_UP_S = 30.0, 2.0
+"""How long a process may take to drain, and to stop when it has not served yet."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _CALM_S = 0.2, 5.0, 30.0
 
 
@@ -47,11 +45,13 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _CALM_S = 0.2, 5.0, 30.0
 class LocalMesh:
     """A running mesh; an async context manager that drains and stops it in the end.
 
-    `say` gets one line for everything that an operator should know.
+    `say` gets one line for everything that an operator should know. While the mesh starts,
+    `show_waiting` is told every second what is waited for, and "" in the end.
     """
 
     settings: LocalSettings = field(default_factory=LocalSettings)
     say: Callable[[str], None] = print
+    show_waiting: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
         """Plan the services; nothing is started yet."""
@@ -59,6 +59,8 @@ class LocalMesh:
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._scaling = asyncio.Lock()
         self._lock: IO[str] | None = None
+        self._launcher = Launcher(self.settings.data / "logs", self.say)
+        self._waiting = Waiting(self._launcher.log_of, self.settings.start_timeout_s)
 
     @property
     def address(self) -> str:
@@ -76,19 +78,30 @@ class LocalMesh:
         self._write_addresses(self.index)
         self._write_description()
         try:
-            for service in self.services:
-                await self._start(service)
-            await asyncio.gather(*(self._wait_ready(one, START_S) for one in self.services))
-            wanted = _ShardSet(self.settings.shards, self.settings.replicas)
-            await self._wait_for_gateway(wanted.is_in_use, "does not find the index")
+            await self._start_all()
         except BaseException:
-            await self._stop_all()
+            await self._stop_all(_GIVE_UP_S)
             raise
         self._watch(self.services)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._stop_all()
+        await self._stop_all(_STOP_S)
+
+    async def _start_all(self) -> None:
+        showing = asyncio.create_task(self._keep_showing())
+        try:
+            await _together(self._bring_up(service) for service in self.services)
+            wanted = _ShardSet(self.settings.shards, self.settings.replicas)
+            await self._wait_for_gateway(wanted.is_in_use, "does not find the index")
+        finally:
+            await _cancel([showing])
+            self.show_waiting("")
+
+    async def _keep_showing(self) -> None:
+        while True:
+            await asyncio.sleep(_SHOW_S)
+            self.show_waiting(self._waiting.describe() or "the gateway to find all of them")
 
     def _take_folder(self) -> None:
         folder = self.settings.data
@@ -145,9 +158,7 @@ class LocalMesh:
         self.services[-1:-1] = added  # the gateway stays the last
         self._write_description()
         try:
-            for service in added:
-                await self._start(service)
-            await asyncio.gather(*(self._wait_ready(service, LOAD_S) for service in added))
+            await _together(self._bring_up(service) for service in added)
             self._watch(added)
             self._write_addresses([*old, *added])
             await self._wait_for_gateway(wanted.is_in_use, "does not use the new processes")
@@ -180,11 +191,8 @@ class LocalMesh:
 
     async def _wait_for_gateway(self, holds: Callable[[MeshStatus], bool], problem: str) -> None:
         until = time.monotonic() + SWITCH_S
-        async with AsyncClient(self.address) as client:
-            while True:
-                with contextlib.suppress(MmeshError):
-                    if holds(await client.get_status(timeout=5.0)):
-                        return
+        async with open_channel(self.address) as channel:
+            while not holds(await status_of(channel)):
                 if time.monotonic() > until:
                     raise MeshFailed(f"after {SWITCH_S:.0f} s the gateway {problem}")
                 await asyncio.sleep(_LOOK_S)
@@ -201,70 +209,65 @@ class LocalMesh:
         _write_json(self.settings.data / "mesh.json", {"services": described})
 
     async def _start(self, service: Service) -> None:
-        module = service.name.partition("-")[0]
-        command = [sys.executable, "-m", f"services.{module}", *service.arguments]
-        with (self.settings.data / "logs" / f"{service.name}.log").open("ab") as log:
-            service.process = await asyncio.create_subprocess_exec(
-                *command, stdout=log, stderr=log, stdin=asyncio.subprocess.DEVNULL,
-                env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **service.environment},
-                start_new_session=True,
-            )  # fmt: skip
+        service.process = await self._launcher.start(service)
         service.started_at = time.monotonic()
 
-    async def _wait_ready(self, service: Service, patience_s: float) -> None:
-        until = time.monotonic() + patience_s
-        while not await is_serving(service.address, service.health):
-            if service.pid is None:
-                raise MeshFailed(
-                    f"{service.name} ended while it started: {self._last_words(service)}"
-                )
-            if time.monotonic() > until:
-                raise MeshFailed(f"{service.name} is not ready after {patience_s:.0f} s")
-            await asyncio.sleep(_LOOK_S)
-
-    def _last_words(self, service: Service) -> str:
-        path = self.settings.data / "logs" / f"{service.name}.log"
-        lines = path.read_text(errors="replace").strip().splitlines()
-        return (lines[-1][:500] if lines else "it said nothing") + f" (see {path})"
+    async def _bring_up(self, service: Service) -> None:
+        await self._start(service)
+        await self._waiting.wait_ready(service)
 
     def _watch(self, services: Sequence[Service]) -> None:
         for service in services:
             self._watchers[service.name] = asyncio.create_task(self._keep_up(service))
 
     async def _keep_up(self, service: Service) -> None:
-        pause = _FIRST_PAUSE_S
+        """Restart a service whenever it dies, with pauses that grow while it keeps dying."""
+        pause, failure = _FIRST_PAUSE_S, ""
         while True:
             assert service.process is not None
-            code = await service.process.wait()
+            problem = failure or f"died ({cause_of(await service.process.wait())})"
             calm = time.monotonic() - service.started_at > _CALM_S
             pause = _FIRST_PAUSE_S if calm else min(2 * pause, _LONGEST_PAUSE_S)
-            self.say(f"{service.name} died ({_cause(code)}); restarting it in {pause:.1f} s")
+            self.say(f"{service.name} {problem}; restarting it in {pause:.1f} s")
             await asyncio.sleep(pause)
-            service.restarts += 1
-            await self._start(service)
-            with contextlib.suppress(MeshFailed):
-                await self._wait_ready(service, START_S)
-                self.say(f"{service.name} is back")
+            failure = await self._restart(service)
 
-    async def _stop_all(self) -> None:
+    async def _restart(self, service: Service) -> str:
+        """Return what kept it from being started; "" when there is a process again."""
+        service.started_at = time.monotonic()
+        service.restarts += 1
+        try:
+            await self._start(service)
+        except Exception as error:  # no file descriptor, a full disk: the next try may do
+            return f"cannot be started ({type(error).__name__}: {error})"
+        with contextlib.suppress(MeshFailed, OSError):  # when it dies, that is seen soon enough
+            await self._waiting.wait_ready(service)
+            self.say(f"{service.name} is back")
+        return ""
+
+    async def _stop_all(self, grace_s: float) -> None:
         """Drain in the order of the calls: the gateway first, what it calls afterwards."""
         await _cancel(self._watchers.values())  # first, or one of them starts a service again
-        await self._stop(self.services[-1:])
-        await self._stop(self.services[:-1])
+        await self._stop(self.services[-1:], grace_s)
+        await self._stop(self.services[:-1], grace_s)
+        await self._launcher.close()
         if self._lock is not None:
             self._lock.close()
 
-    async def _stop(self, services: Sequence[Service]) -> None:
-        running = [s for s in services if s.pid is not None and s.process is not None]
-        for service in running:
+    async def _stop(self, services: Sequence[Service], grace_s: float = _STOP_S) -> None:
+        begun = [(service.name, service.process) for service in services if service.process]
+        running = [(name, process) for name, process in begun if process.returncode is None]
+        for _, process in running:
             with contextlib.suppress(ProcessLookupError):
-                service.process.send_signal(signal.SIGTERM)  # type: ignore[union-attr]  # running
-        for service in running:
+                process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + grace_s
+        for name, process in running:
             try:
-                await asyncio.wait_for(service.process.wait(), 30)  # type: ignore[union-attr]
+                async with asyncio.timeout(max(0.0, until - time.monotonic())):
+                    await process.wait()
             except TimeoutError:
-                self.say(f"{service.name} does not stop; killing it")
-                service.process.kill()  # type: ignore[union-attr]
+                self.say(f"{name} does not stop; killing it")
+                await _kill(process)
 
 
 class _ShardSet:
@@ -298,6 +301,22 @@ def _words(shards: int, replicas: int) -> str:
     return f"{shards} shard{'s'[: shards > 1]}, {replicas} process{'es'[: 2 * (replicas > 1)]} each"
 
 
+async def _kill(process: Process) -> None:
+    """End a process and those that it started: vLLM's hold the memory of a GPU."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
+
+
+async def _together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all at once; the first failure ends the others and is raised."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        await _cancel(tasks)
+
+
 async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
     tasks = list(tasks)
     for task in tasks:
@@ -310,19 +329,3 @@ def _write_json(path: Path, content: object) -> None:
     new = path.with_suffix(".new")
     new.write_text(json.dumps(content, indent=2) + "\n")
     new.replace(path)
-
-
-async def is_serving(address: str, service: str) -> bool:
-    """Ask a server's health service whether `service` is ready."""
-    # One message with one string field, spelled out: the SDK does without the health package.
-    request = b"\x0a" + bytes([len(service)]) + service.encode()
-    async with grpc.aio.insecure_channel(address) as channel:
-        check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
-        try:
-            return bool(await check(request, timeout=2.0) == b"\x08\x01")
-        except grpc.aio.AioRpcError:
-            return False
-
-
-def _cause(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

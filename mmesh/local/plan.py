@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-from mmesh.aio import DEFAULT_ADDRESS
 from mmesh.local.ports import free_port
 
-DEFAULT_PORT = int(DEFAULT_ADDRESS.rpartition(":")[2])
+DEFAULT_PORT = 50550
+"""That of `mmesh.aio.DEFAULT_ADDRESS`, known without importing gRPC."""
 
 
 class MeshFailed(Exception):
@@ -40,6 +40,28 @@ class LocalSettings:
     """SQLAlchemy address of the log; empty: in the data folder."""
     blobs_url: str = ""
     """Where pictures and snapshots are; empty: in the data folder."""
+    start_timeout_s: float = 120.0
+    """How long a service may show no progress (log, CPU time) before its start has failed."""
+    canary_cache: Path | None = None
+    """Where models that passed their parity canary are noted; None: in the data folder."""
+
+
+class Process(Protocol):
+    """What there is to do with a process that runs; `asyncio.subprocess.Process` is one."""
+
+    @property
+    def pid(self) -> int:
+        """Its id, also that of its process group."""
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended, as in `subprocess`; None while it runs."""
+
+    async def wait(self) -> int:
+        """Return how it ended, once it has."""
+
+    def send_signal(self, signal: int, /) -> None:
+        """Send a signal."""
 
 
 @dataclass(slots=True)
@@ -59,9 +81,28 @@ class Service:
     replica: int = 0
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that it gets besides those of this process."""
-    process: asyncio.subprocess.Process | None = None
+    forks: bool = True
+    """It may be forked; families on torch and vLLM start processes and threads of their own."""
+    process: Process | None = None
     restarts: int = 0
     started_at: float = 0.0
+    log_start: int = 0
+    """Where in its log the present process begins."""
+
+    @property
+    def module(self) -> str:
+        """The program."""
+        return f"services.{self.kind}"
+
+    @property
+    def kind(self) -> str:
+        """encoder, index, reranker or gateway."""
+        return self.name.partition("-")[0]
+
+    @property
+    def preload(self) -> Sequence[str]:
+        """Modules that it imports when it runs, and its siblings, too."""
+        return PRELOAD.get(self.kind, ())
 
     @property
     def address(self) -> str:
@@ -78,15 +119,13 @@ class Service:
 def plan_services(settings: LocalSettings) -> list[Service]:
     """Return the services of a mesh in the order in which they start, the gateway last."""
     encoders = _plan_encoders(settings)
-    judges = []
-    if settings.reranker != "none":
-        judges = [_service(settings, "reranker", ["--model", settings.reranker])]
+    judges = _plan_judges(settings)
     calls = ["--encoder", json.dumps([encoder.address for encoder in encoders])]
     calls += ["--index", json.dumps([f"file:{settings.data.resolve() / 'index.json'}"])]
     calls += ["--reranker", judges[0].address] if judges else []
     gateway = _service(settings, "gateway", calls, settings.port)
     index = plan_index(settings, "")
-    return [*encoders, *index, *judges, gateway]
+    return [*encoders, *judges, *index, gateway]
 
 
 def _plan_encoders(settings: LocalSettings) -> list[Service]:
@@ -95,8 +134,23 @@ def _plan_encoders(settings: LocalSettings) -> list[Service]:
         model, *pairs = spelt.split(",")
         flags = [part for pair in pairs for part in _flag_of(pair)]
         name = f"encoder-{number}" if number else "encoder"
-        planned.append(_service(settings, name, ["--model", model, *flags]))
+        arguments = ["--model", model, *flags, *_canary_flags(settings)]
+        planned.append(_service(settings, name, arguments))
+        planned[-1].forks = model == EMBEDDED_ENCODER
     return planned
+
+
+def _plan_judges(settings: LocalSettings) -> list[Service]:
+    if settings.reranker == "none":
+        return []
+    judge = _service(settings, "reranker", ["--model", settings.reranker, *_canary_flags(settings)])
+    judge.forks = settings.reranker == EMBEDDED_JUDGE
+    return [judge]
+
+
+def _canary_flags(settings: LocalSettings) -> list[str]:
+    folder = settings.canary_cache or settings.data / "canary"
+    return ["--canary-cache", str(folder.resolve())]
 
 
 def _flag_of(pair: str) -> tuple[str, str]:
@@ -133,6 +187,13 @@ def place_of(service: Service) -> tuple[int, int]:
     return service.shard, service.replica
 
 
+EMBEDDED_ENCODER, EMBEDDED_JUDGE = "lite", "maxsim"
+PRELOAD: dict[str, Sequence[str]] = {
+    "encoder": ("mmesh.models.encoders.lite.model", "numpy.random"),
+    "reranker": ("mmesh.models.judges.maxsim", "numpy.random"),
+    "index": ("services.index.log.sqlite",),
+}
+"""What a service of each kind imports when it runs. Not onnxruntime: its import starts a thread."""
 _HEALTH = {
     "encoder": "mmesh.api.encoder.v1.EncoderService",
     "index": "mmesh.api.index.v1.IndexService",
@@ -147,5 +208,5 @@ def _service(
     port, metrics_port = port or free_port(), free_port() if settings.metrics else -1
     common = ["--port", str(port), "--metrics-port", str(metrics_port), "--stop-with-parent"]
     metrics = f"127.0.0.1:{metrics_port}" if settings.metrics else None
-    health = _HEALTH[name.partition("-")[0]]
-    return Service(name, port, health, [*arguments, *common], metrics)
+    kind = name.partition("-")[0]
+    return Service(name, port, _HEALTH[kind], [*arguments, *common], metrics)

@@ -98,6 +98,11 @@ class EncoderSettings(ServiceSettings):
         description="Stored vectors of the built-in probes (`mmesh encode check --save`), which "
         "the model must give before the service is ready.",
     )
+    canary_cache: Path | None = Field(
+        None,
+        description="Folder for notes on models that passed their canary: it is left out while "
+        "model, libraries and processor are the same; empty: it always runs.",
+    )
     parity_tolerance: float = Field(
         0.0,
         ge=0,

@@ -6,7 +6,7 @@ from mmesh.api.encoder.v1.encoder_pb2_grpc import add_EncoderServiceServicer_to_
 from mmesh.models.encoders.families import open_encoder
 from mmesh.serving import logs
 from mmesh.serving.host import Host, run_service
-from services.encoder.canary import check_parity
+from services.encoder.canary import check_parity, parity_cache
 from services.encoder.config import EncoderSettings
 from services.encoder.engine import EncoderEngine
 from services.encoder.servicer import EncoderServicer
@@ -16,7 +16,8 @@ from services.encoder.tuning import batch_limits
 async def serve(settings: EncoderSettings) -> None:
     """Serve until told to stop."""
     models = [open_encoder(choice) for choice in settings.choices]
-    await check_parity(models, settings.canary, settings.tolerance)
+    cache = parity_cache(settings, models)
+    await check_parity(models, settings.canary, settings.tolerance, cache)
     host = Host("encoder", settings)
     async with EncoderEngine(
         models,

@@ -58,6 +58,11 @@ class RerankerSettings(ServiceSettings):
         description="Stored scores of the built-in probes (`mmesh rerank check --save`), which the "
         "judge must give before the service is ready.",
     )
+    canary_cache: Path | None = Field(
+        None,
+        description="Folder for notes on maxsim having passed its canary: it is left out while "
+        "model, libraries and processor are the same; empty: it always runs.",
+    )
     parity_tolerance: float = Field(
         0.0,
         ge=0,

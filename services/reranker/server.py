@@ -12,7 +12,7 @@ from mmesh.models.judges.families import open_judge
 from mmesh.models.protocol import JudgeModel
 from mmesh.serving import logs
 from mmesh.serving.host import Host, run_service
-from services.reranker.canary import check_parity
+from services.reranker.canary import check_parity, parity_cache
 from services.reranker.config import RerankerSettings
 from services.reranker.engine import RerankerEngine
 from services.reranker.servicer import RerankerServicer
@@ -27,7 +27,8 @@ async def serve(settings: RerankerSettings) -> None:
     """Serve until told to stop, or until the judge's engine dies: a supervisor restarts us then."""
     model = await open_judge(_choice(settings))
     try:
-        await check_parity(model, settings.canary, settings.tolerance)
+        cache = parity_cache(settings, model)
+        await check_parity(model, settings.canary, settings.tolerance, cache)
         await _serve(model, settings)
     finally:
         await model.close()

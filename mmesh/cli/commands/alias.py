@@ -6,9 +6,9 @@ import json
 
 import click
 
+from mmesh.cli.clients import open_client
 from mmesh.cli.options import address_option, json_option
 from mmesh.cli.output.tables import console, table
-from mmesh.client import Client
 
 
 @click.group()
@@ -26,7 +26,7 @@ def alias() -> None:
 @address_option
 def set_(alias: str, collection: str, address: str) -> None:
     """Let ALIAS name COLLECTION, whatever it named before."""
-    with Client(address) as client:
+    with open_client(address) as client:
         previous = client.set_alias(alias, collection)
     before = f", no longer {previous}" if previous not in ("", collection) else ""
     click.echo(f"{alias} is {collection}{before}")
@@ -37,7 +37,7 @@ def set_(alias: str, collection: str, address: str) -> None:
 @address_option
 def delete(alias: str, address: str) -> None:
     """Delete ALIAS; its collection stays."""
-    with Client(address) as client:
+    with open_client(address) as client:
         client.delete_alias(alias)
     click.echo(f"deleted alias {alias}")
 
@@ -47,12 +47,12 @@ def delete(alias: str, address: str) -> None:
 @address_option
 def list_(as_json: bool, address: str) -> None:
     """List all aliases."""
-    with Client(address) as client:
+    with open_client(address) as client:
         found = client.list_collections()
     named = sorted((alias, one.name) for one in found for alias in one.aliases)
     if as_json:
         click.echo(json.dumps([{"alias": alias, "collection": name} for alias, name in named]))
     elif named:
-        console.print(table(["alias", "collection"], named))
+        console().print(table(["alias", "collection"], named))
     else:
         click.echo("There are no aliases yet: `mmesh alias set ALIAS COLLECTION` makes one.")

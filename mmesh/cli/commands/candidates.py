@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
+from mmesh.cli.clients import open_client
 from mmesh.cli.options import address_option
 from mmesh.cli.output.tables import console, content_preview, table
-from mmesh.client import Client
 from mmesh.filter_language import parse_filter
 
 BATCH = 1000
@@ -30,7 +30,7 @@ def delete(
     if expression:
         _delete_by_filter(collection, expression, yes, address)
         return
-    with Client(address) as client:
+    with open_client(address) as client:
         batches = [ids[start : start + BATCH] for start in range(0, len(ids), BATCH)]
         count = sum(client.delete_candidates(collection, batch)[0] for batch in batches)
     click.echo(f"deleted {count} of {len(ids)}")
@@ -38,7 +38,7 @@ def delete(
 
 def _delete_by_filter(collection: str, expression: str, yes: bool, address: str) -> None:
     condition = parse_filter(expression)
-    with Client(address) as client:
+    with open_client(address) as client:
         total = sum(client.get_collection(collection).candidates.values())
         if not yes:
             question = f"Of the {total} candidates of {collection}, delete those with {expression}?"
@@ -55,7 +55,7 @@ def _delete_by_filter(collection: str, expression: str, yes: bool, address: str)
 @address_option
 def show(collection: str, ids: tuple[str, ...], limit: int, address: str) -> None:
     """Show candidates of COLLECTION: those with ID, or the first ones."""
-    with Client(address) as client:
+    with open_client(address) as client:
         if ids:
             found = client.batch_get_candidates(collection, ids[:BATCH])
         else:
@@ -64,4 +64,4 @@ def show(collection: str, ids: tuple[str, ...], limit: int, address: str) -> Non
         [c.id, c.content.modality.value, content_preview(c.content), dict(c.attributes)]
         for c in found
     ]
-    console.print(table(["id", "modality", "content", "attributes"], rows))
+    console().print(table(["id", "modality", "content", "attributes"], rows))

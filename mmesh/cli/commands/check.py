@@ -205,8 +205,8 @@ def _print(order: _Order, name: str, rows: Sequence[Row], reference: Reference |
         return
     columns = ["probe", "score" if len(rows[0].answer) == 1 else "dim", "together", "other order"]
     against = f", against {reference.source}" if reference else ""
-    console.print(table([*columns, "reference"], [_row(row) for row in rows], f"{name}{against}"))
-    console.print(f"largest difference {worst:.2g}; {order.tolerance:g} is allowed")
+    console().print(table([*columns, "reference"], [_row(row) for row in rows], f"{name}{against}"))
+    console().print(f"largest difference {worst:.2g}; {order.tolerance:g} is allowed")
 
 
 def _row(row: Row) -> list[str]:

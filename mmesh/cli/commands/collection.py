@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
+from mmesh.cli.clients import open_client
 from mmesh.cli.commands.settings import given, settings_options, settings_rows
 from mmesh.cli.options import address_option, json_option
 from mmesh.cli.output.rows import collection_row
 from mmesh.cli.output.tables import console, table
-from mmesh.client import Client
 from mmesh.collections import Collection, CollectionSettings, with_changes
 from mmesh.content import Modality
 
@@ -31,7 +31,7 @@ def collection() -> None:
 def create(name: str, model: str, address: str, **settings: Any) -> None:
     """Create the collection NAME; it is no error if it exists, and is left as it is then."""
     chosen = with_changes(CollectionSettings(), given(settings))
-    with Client(address) as client:
+    with open_client(address) as client:
         made = client.create_collection(name, chosen, model=model)
     click.echo(f"collection {made.name} for model {made.model_fingerprint}")
 
@@ -48,9 +48,9 @@ def set_(name: str, address: str, **settings: Any) -> None:
     change = given(settings)
     if not change:
         raise click.UsageError("give at least one setting; --help lists them")
-    with Client(address) as client:
+    with open_client(address) as client:
         changed = client.update_collection(name, **change)
-    console.print(table(["setting", "value"], settings_rows(changed.settings)))
+    console().print(table(["setting", "value"], settings_rows(changed.settings)))
 
 
 @collection.command("list")
@@ -58,12 +58,12 @@ def set_(name: str, address: str, **settings: Any) -> None:
 @address_option
 def list_(as_json: bool, address: str) -> None:
     """List all collections."""
-    with Client(address) as client:
+    with open_client(address) as client:
         found = client.list_collections()
     if as_json:
         click.echo(json.dumps([collection_row(one) for one in found]))
     elif found:
-        console.print(_collections_table(found))
+        console().print(_collections_table(found))
     else:
         click.echo("There are no collections yet: `mmesh ingest NAME FOLDER` makes one.")
 
@@ -74,14 +74,14 @@ def list_(as_json: bool, address: str) -> None:
 @address_option
 def show(name: str, as_json: bool, address: str) -> None:
     """Show the collection NAME with its settings."""
-    with Client(address) as client:
+    with open_client(address) as client:
         found = client.get_collection(name)
     if as_json:
         click.echo(json.dumps(collection_row(found)))
         return
-    console.print(_collections_table([found]))
-    console.print()
-    console.print(table(["setting", "value"], settings_rows(found.settings)))
+    console().print(_collections_table([found]))
+    console().print()
+    console().print(table(["setting", "value"], settings_rows(found.settings)))
 
 
 @collection.command()
@@ -90,7 +90,7 @@ def show(name: str, as_json: bool, address: str) -> None:
 @address_option
 def delete(name: str, yes: bool, address: str) -> None:
     """Delete the collection NAME with all its candidates and aliases."""
-    with Client(address) as client:
+    with open_client(address) as client:
         count = sum(client.get_collection(name).candidates.values())
         if not yes and count:
             click.confirm(f"Delete {name} with {count} candidates?", abort=True)

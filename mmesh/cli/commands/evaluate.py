@@ -126,7 +126,7 @@ def run(dataset: Path, **given: Any) -> None:
         place = Place(folder, given["address"], given["collection"], given["model"], given["exact"])
         results = asyncio.run(_run(opened, options, place, given))
     print_table(headline_table(results))
-    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    console().print(f"report: {folder / 'report.html'}", soft_wrap=True)
     sys.exit(_gate(results, folder, given))
 
 
@@ -191,7 +191,7 @@ def _as_click_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        errors.print("interrupted; the same command goes on from here")
+        errors().print("interrupted; the same command goes on from here")
         raise
     except TooMuch as error:
         raise click.ClickException(f"{error}; --yes goes on all the same") from None
@@ -215,7 +215,7 @@ def _gate(results: Results, folder: Path, given: dict[str, Any]) -> int:
             for one in regressions(compared)
         ]
     for line in lines:
-        errors.print(line, soft_wrap=True)
+        errors().print(line, soft_wrap=True)
     return 1 if lines else 0
 
 
@@ -236,7 +236,7 @@ def compare(a: Path, b: Path, metric: str, as_json: bool) -> None:
         return
     print_table(comparison_table(compared, _short(a), _short(b)))
     worse = len([one for one in regressions(compared) if one.task != AVERAGE])
-    console.print(f"{worse} of {len(compared)} rows: B is worse by more than chance (Holm)")
+    console().print(f"{worse} of {len(compared)} rows: B is worse by more than chance (Holm)")
 
 
 def _short(path: Path) -> str:
@@ -245,4 +245,4 @@ def _short(path: Path) -> str:
 
 def print_table(one: Table) -> None:
     """Print a table of a report on the terminal."""
-    console.print(table(one.columns, one.rows, one.title))
+    console().print(table(one.columns, one.rows, one.title))

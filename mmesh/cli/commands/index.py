@@ -58,9 +58,9 @@ def segments(collection: str | None, as_json: bool, data: Path, given: tuple[str
     if as_json:
         print(json.dumps({n: _shard_row(shard, name) for n, shard in found.items()}))
     elif found:
-        console.print(_segments_table({n: _of(s.segments, name) for n, s in found.items()}))
-        console.print()
-        console.print(_shards_table(found))
+        console().print(_segments_table({n: _of(s.segments, name) for n, s in found.items()}))
+        console().print()
+        console().print(_shards_table(found))
     _finish(failed)
 
 
@@ -76,7 +76,7 @@ def compact(collection: str, as_json: bool, data: Path, given: tuple[str, ...]) 
     if as_json:
         print(json.dumps({name: [asdict(one) for one in held] for name, held in found.items()}))
     elif found:
-        console.print(_segments_table(found))
+        console().print(_segments_table(found))
     _finish(failed)
 
 
@@ -93,7 +93,7 @@ def snapshot(collection: str, as_json: bool, data: Path, given: tuple[str, ...])
         print(json.dumps({name: asdict(made) for name, made in found.items()}))
     elif found:
         rows = [(name, made.number, made.token) for name, made in found.items()]
-        console.print(table(["process", "snapshot", "token"], rows))
+        console().print(table(["process", "snapshot", "token"], rows))
     _finish(failed)
 
 
@@ -126,7 +126,7 @@ def _sorted_out(answers: Named[Answer | MmeshError]) -> tuple[Named[Answer], Nam
 def _finish(failed: Named[MmeshError]) -> None:
     """Say what did not answer, on stderr, and exit with 1 then."""
     for name, error in failed.items():
-        errors.print(f"{name}: {error.message} [{error.reason}]", markup=False)
+        errors().print(f"{name}: {error.message} [{error.reason}]", markup=False)
     if failed:
         sys.exit(1)
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from mmesh.cli.files.embeddings import VectorFile, with_vectors
+from mmesh.cli.clients import open_client
 from mmesh.cli.files.journal import Journal
 from mmesh.cli.files.load import Source, load, open_collection
 from mmesh.cli.files.sources import check_sources, count_sources, read_sources
 from mmesh.cli.options import address_option, batch_size_option, restart_option
-from mmesh.client import Client
-from mmesh.collections import Collection
+
+if TYPE_CHECKING:
+    from mmesh.collections import Collection
 
 
 @click.command()
@@ -53,7 +55,7 @@ def ingest(
     check_sources(sources)
     if model_fingerprint and vectors is None:
         raise click.UsageError("--model-fingerprint says whose --vectors they are; give both")
-    with Client(address) as client:
+    with open_client(address) as client:
         found = open_collection(client, collection)
         journal = Journal(found, address, (*sources, vectors) if vectors else sources)
         source = _source_of(sources, vectors, model_fingerprint, found)
@@ -69,6 +71,8 @@ def _source_of(
     total, rows = count_sources(sources), read_sources(sources)
     if vectors is None:
         return Source(rows, total)
+    from mmesh.cli.files.embeddings import VectorFile, with_vectors
+
     file = VectorFile(vectors)
     if None not in (total, file.count) and total != file.count:
         raise click.ClickException(f"{vectors} has {file.count} rows for {total} candidates")

@@ -79,7 +79,7 @@ def start(
         click.echo(f"{migration.old.name} and {migration.new.name} are written together")
         _tell_refused(await _copy(client, migration))
         migration = await steps.find(client, alias)
-        console.print(_counts(migration))
+        console().print(_counts(migration))
         comparison = await steps.compare(client, migration, asked)
         click.echo(_summary(comparison))
         if report is not None:
@@ -98,7 +98,7 @@ def start(
 def status(alias: str, address: str) -> None:
     """Say how far the migration of ALIAS is."""
     migration = _with_client(address, lambda client: steps.find(client, alias))
-    console.print(_counts(migration))
+    console().print(_counts(migration))
     live = migration.new if migration.is_switched else migration.old
     click.echo(f"{alias} is {live.name}")
 
@@ -169,7 +169,7 @@ def _tell_refused(report: IngestReport) -> None:
         return
     rows = [(one.id, one.error.reason, one.error.message) for one in report.rejected[:SHOWN]]
     title = f"refused by the new model (first {len(rows)} of {len(report.rejected)})"
-    errors.print(table(["id", "reason", "message"], rows, title))
+    errors().print(table(["id", "reason", "message"], rows, title))
 
 
 def _counts(migration: Migration) -> object:

@@ -1,31 +1,23 @@
-"""`mmesh search`: one search as a table, JSON or HTML, or many from a file."""
+"""`mmesh search`: one search as a table, JSON or HTML; `query_file` has many from a file."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mmesh.aio import AsyncClient
-from mmesh.cli.files.sources import Unreadable, content_of, json_rows
+from mmesh.cli.clients import open_client
 from mmesh.cli.options import address_option, json_option
-from mmesh.cli.output.html import search_page
-from mmesh.cli.output.rows import error_row, result_row
 from mmesh.cli.output.tables import console, footnotes, hits_table
-from mmesh.client import Client
 from mmesh.content import Content, Image, Modality, Part
 from mmesh.errors import MmeshError
 from mmesh.filter_language import parse_filter
 from mmesh.search import MergePolicy, Rerank, Search, SearchResult
 
-BATCH, IN_FLIGHT = 32, 4
 _ANY = "any"
 
 
@@ -67,15 +59,19 @@ def search(
     if queries is not None:
         if text or image or html:
             raise click.UsageError("--queries goes without TEXT, --image and --html")
-        sys.exit(asyncio.run(_run_file(queries, template, timeout, address)))
+        from mmesh.cli.commands.query_file import run_file
+
+        sys.exit(run_file(queries, template, timeout, address))
     query = _query(text, image)
     wants_content = bool(html) or not as_json
     asked = replace(template, query=query, include_content=wants_content)
-    with Client(address) as client:
+    with open_client(address) as client:
         (result,) = client.search_batch([asked], timeout=timeout)
     if isinstance(result, MmeshError):
         raise result
     if html:
+        from mmesh.cli.output.html import search_page
+
         html.write_text(search_page([(asked, result)], title=f"mmesh: {collection}"), "utf-8")
     _print(result, as_json)
 
@@ -117,80 +113,10 @@ def _query(text: str | None, image: Path | None) -> Content:
 
 def _print(result: SearchResult, as_json: bool) -> None:
     if as_json:
+        from mmesh.cli.output.rows import result_row
+
         click.echo(json.dumps(result_row(result), ensure_ascii=False))
         return
-    console.print(hits_table(result))
+    console().print(hits_table(result))
     for line in footnotes(result):
-        console.print(line, style="dim", markup=False)
-
-
-async def _run_file(path: Path, template: Search, timeout: float, address: str) -> int:
-    """Run the queries of a file; return the exit code, 1 when any of them failed."""
-    failed = 0
-    async with AsyncClient(address) as client:
-        async for row in _answers(client, path, template, timeout):
-            failed += "error" in row
-            click.echo(json.dumps(row, ensure_ascii=False))
-    return 1 if failed else 0
-
-
-async def _answers(
-    client: AsyncClient, path: Path, template: Search, timeout: float
-) -> AsyncIterator[dict[str, Any]]:
-    """Yield an answer for each line, in order, with several batches in flight."""
-    lines = _lines(path, template)
-    flying: list[asyncio.Task[list[dict[str, Any]]]] = []
-    while True:
-        while len(flying) < IN_FLIGHT and (batch := list(islice(lines, BATCH))):
-            flying.append(asyncio.create_task(_answer_batch(client, batch, timeout)))
-        if not flying:
-            return
-        for row in await flying.pop(0):
-            yield row
-
-
-Line = tuple[str, Search | Unreadable]
-
-
-def _lines(path: Path, template: Search) -> Iterator[Line]:
-    for number, row in enumerate(json_rows(path), start=1):
-        name = f"{path.name}:{number}"
-        if isinstance(row, Unreadable):
-            yield name, row
-            continue
-        name = str(row.get("id") or name)
-        try:
-            yield name, _search_of(row, template, path.parent)
-        except (OSError, ValueError) as error:
-            yield name, Unreadable(name, str(error))
-
-
-def _search_of(row: dict[str, Any], template: Search, folder: Path) -> Search:
-    target = row.get("target") or (template.target.value if template.target else _ANY)
-    return replace(
-        template,
-        query=content_of(row, folder),
-        instruction=row.get("instruction") or template.instruction,
-        target=None if target == _ANY else Modality(target),
-    )
-
-
-async def _answer_batch(
-    client: AsyncClient, batch: list[Line], timeout: float
-) -> list[dict[str, Any]]:
-    searches = [one for _, one in batch if isinstance(one, Search)]
-    outcomes: list[SearchResult | MmeshError] = []
-    if searches:
-        try:
-            outcomes = await client.search_batch(searches, timeout=timeout)
-        except MmeshError as error:
-            outcomes = [error] * len(searches)
-    answers = iter(outcomes)
-    return [{"id": name} | _row(one, answers) for name, one in batch]
-
-
-def _row(one: Search | Unreadable, answers: Iterator[SearchResult | MmeshError]) -> dict[str, Any]:
-    if isinstance(one, Unreadable):
-        return {"error": {"reason": "UNREADABLE", "message": one.reason, "metadata": {}}}
-    outcome = next(answers)
-    return error_row(outcome) if isinstance(outcome, MmeshError) else result_row(outcome)
+        console().print(line, style="dim", markup=False)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from mmesh.collections import CollectionSettings, SettingsChange
+if TYPE_CHECKING:
+    from mmesh.collections import CollectionSettings, SettingsChange
 
 _OPTIONS = (
     click.option("--index-factory", metavar="FACTORY",

@@ -8,9 +8,9 @@ from dataclasses import asdict
 
 import click
 
+from mmesh.cli.clients import open_client
 from mmesh.cli.options import address_option, json_option
 from mmesh.cli.output.tables import console, table
-from mmesh.client import Client
 from mmesh.mesh_status import ServiceStatus
 
 
@@ -19,14 +19,14 @@ from mmesh.mesh_status import ServiceStatus
 @address_option
 def status(as_json: bool, address: str) -> None:
     """Show every process of the mesh; exit code 1 when one cannot be used."""
-    with Client(address) as client:
+    with open_client(address) as client:
         mesh = client.get_status(timeout=5)
     if as_json:
         click.echo(json.dumps(asdict(mesh), default=lambda member: member.value))
     else:
         columns = ["service", "shard", "replica", "state", "address", "detail"]
         title = f"mesh {address}, version {mesh.version}, {_shards(mesh.shard_count)}"
-        console.print(table(columns, map(_row, mesh.services), title))
+        console().print(table(columns, map(_row, mesh.services), title))
     if not mesh.is_serving:
         sys.exit(1)
 

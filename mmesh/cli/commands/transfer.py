@@ -6,19 +6,22 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from mmesh.candidates import Page
-from mmesh.cli.files.archive import Header, has_vectors, read_archive, read_header, write_archive
+from mmesh.cli.clients import open_client
 from mmesh.cli.files.journal import Journal
 from mmesh.cli.files.load import Source, load, open_collection
 from mmesh.cli.options import address_option, batch_size_option, restart_option
-from mmesh.cli.output.progress import progress_bar
 from mmesh.cli.output.tables import errors
-from mmesh.client import Client
-from mmesh.collections import Collection
 from mmesh.errors import Unavailable
+
+if TYPE_CHECKING:
+    from mmesh.candidates import Page
+    from mmesh.cli.files.archive import Header
+    from mmesh.client import Client
+    from mmesh.collections import Collection
 
 PAGE = 256
 PATIENCE_S, PAUSE_S = 60.0, 0.5
@@ -38,7 +41,7 @@ def export(collection: str, file: Path, no_images: bool, no_vectors: bool, addre
     """
     part = file.with_name(file.name + ".part")
     try:
-        with Client(address) as client:
+        with open_client(address) as client:
             found = client.get_collection(collection)
             count = _write(client, found, part, images=not no_images, vectors=not no_vectors)
         os.replace(part, file)
@@ -52,6 +55,9 @@ def export(collection: str, file: Path, no_images: bool, no_vectors: bool, addre
 def _write(
     client: Client, collection: Collection, path: Path, *, images: bool, vectors: bool
 ) -> int:
+    from mmesh.cli.files.archive import Header, write_archive
+    from mmesh.cli.output.progress import progress_bar
+
     total = sum(collection.candidates.values())
     header = Header(
         collection.name, collection.model_fingerprint, collection.dim, collection.token, total
@@ -107,8 +113,10 @@ def import_(collection: str, file: Path, batch_size: int, restart: bool, address
     Its vectors are used when they are of the collection's model; otherwise everything is encoded
     anew. When it is interrupted, the same command goes on where it left off.
     """
+    from mmesh.cli.files.archive import read_header
+
     header = read_header(file)
-    with Client(address) as client:
+    with open_client(address) as client:
         found = open_collection(client, collection)
         journal = Journal(found, address, (file,), "import")
         source = _source_of(file, header, found)
@@ -116,11 +124,13 @@ def import_(collection: str, file: Path, batch_size: int, restart: bool, address
 
 
 def _source_of(file: Path, header: Header, collection: Collection) -> Source:
+    from mmesh.cli.files.archive import has_vectors, read_archive
+
     same_model = header.model_fingerprint == collection.model_fingerprint
     usable = same_model and has_vectors(file)
     if not usable:
         problem = f"the file's model is {header.model_fingerprint!r}, the collection's " \
                   f"{collection.model_fingerprint!r}"  # fmt: skip
-        errors.print(f"encoding anew: {'the file has no vectors' if same_model else problem}")
+        errors().print(f"encoding anew: {'the file has no vectors' if same_model else problem}")
     rows = read_archive(file, vectors=usable)
     return Source(rows, header.count, header.model_fingerprint if usable else "")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from mmesh.cli.output.waiting import WaitingLine
 from mmesh.local.mesh import LocalMesh
 from mmesh.local.plan import DEFAULT_PORT, LocalSettings, MeshFailed
 from mmesh.local.scaling import carry_out_orders
@@ -38,6 +39,10 @@ from mmesh.local.scaling import carry_out_orders
 @click.option("--blobs-url", default="", metavar="URL",
               help="Where pictures and snapshots are: a folder, or s3://bucket/prefix; by default "
               "the data folder.")  # fmt: skip
+@click.option("--start-timeout", type=click.FloatRange(0, min_open=True), default=120.0,
+              show_default=True, metavar="SECONDS",
+              help="How long a service may show no progress, in its log or in CPU time, before its "
+              "start counts as failed.")  # fmt: skip
 def up(
     data: Path,
     shards: int,
@@ -47,11 +52,13 @@ def up(
     replicas: int,
     log_url: str,
     blobs_url: str,
+    start_timeout: float,
 ) -> None:
     """Start encoders, index, reranker and gateway, and keep them running.
 
-    Prints "ready 127.0.0.1:PORT" once the mesh answers. A service that dies is restarted. Ctrl-C
-    or SIGTERM lets running calls finish and stops everything.
+    Prints "ready 127.0.0.1:PORT" once the mesh answers, and until then what it waits for: a large
+    model may take minutes. A service that dies is restarted. Ctrl-C or SIGTERM lets running calls
+    finish and stops everything.
     """
     if reranker not in ("maxsim", "none") and not reranker.startswith(("vllm:", "vllm+")):
         known = "maxsim, none, vllm:MODEL or vllm+http://HOST:PORT"
@@ -60,6 +67,7 @@ def up(
         settings = LocalSettings(
             data, shards, port, reranker, encoders,
             replicas=replicas, log_url=log_url, blobs_url=blobs_url,
+            start_timeout_s=start_timeout,
         )  # fmt: skip
         asyncio.run(_run(settings))
     except MeshFailed as failure:
@@ -67,13 +75,30 @@ def up(
 
 
 async def _run(settings: LocalSettings) -> None:
+    """Run a mesh until a signal; one that comes while it starts ends the start at once."""
     stop = asyncio.Event()
+    starting = asyncio.current_task()
+
+    def interrupt() -> None:
+        stop.set()
+        if starting is not None:
+            starting.cancel()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with LocalMesh(settings, say=lambda line: click.echo(line, err=True)) as mesh:
-        click.echo(f"ready {mesh.address}")
-        orders = asyncio.create_task(carry_out_orders(mesh))
-        await stop.wait()
-        click.echo("draining", err=True)
-        orders.cancel()
-        await asyncio.gather(orders, return_exceptions=True)
+        asyncio.get_running_loop().add_signal_handler(number, interrupt)
+    waiting = WaitingLine()
+    try:
+        async with LocalMesh(settings, waiting.say, waiting.show) as mesh:
+            starting = None
+            await _serve(mesh, stop)
+    except asyncio.CancelledError:
+        raise click.Abort from None
+
+
+async def _serve(mesh: LocalMesh, stop: asyncio.Event) -> None:
+    click.echo(f"ready {mesh.address}")
+    orders = asyncio.create_task(carry_out_orders(mesh))
+    await stop.wait()
+    click.echo("draining", err=True)
+    orders.cancel()
+    await asyncio.gather(orders, return_exceptions=True)

@@ -7,8 +7,10 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mmesh.collections import Collection
+if TYPE_CHECKING:
+    from mmesh.collections import Collection
 
 _EVERY_S = 0.5
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from mmesh.candidates import Candidate, Embedded, IngestReport
-from mmesh.cli.files.journal import Journal
 from mmesh.cli.files.sources import Unreadable
-from mmesh.cli.output.progress import progress_bar
 from mmesh.cli.output.tables import errors, table
-from mmesh.client import Client
-from mmesh.collections import Collection
 from mmesh.errors import CollectionNotFound
-from mmesh.ingest import Progress
 from mmesh.vectors import DataType
+
+if TYPE_CHECKING:
+    from mmesh.candidates import Candidate, Embedded, IngestReport
+    from mmesh.cli.files.journal import Journal
+    from mmesh.client import Client
+    from mmesh.collections import Collection
+    from mmesh.ingest import Progress
 
 SHOWN = 20
 
@@ -52,12 +54,12 @@ def load(
     """Put in what is not in yet, tell what became of it, and exit with 1 if any was refused."""
     done = 0 if restart else journal.read()
     if done:
-        errors.print(f"going on after {done} candidates; --restart begins at the beginning")
+        errors().print(f"going on after {done} candidates; --restart begins at the beginning")
     unreadable: list[Unreadable] = []
     try:
         report = _load(client, collection, source, batch_size, journal, done, unreadable)
     except KeyboardInterrupt:
-        errors.print("interrupted; the same command goes on from here")
+        errors().print("interrupted; the same command goes on from here")
         raise
     journal.finish()
     _tell(report, unreadable)
@@ -72,6 +74,8 @@ def _load(
     done: int,
     unreadable: list[Unreadable],
 ) -> IngestReport:
+    from mmesh.cli.output.progress import progress_bar
+
     with progress_bar() as bar:
         task = bar.add_task("ingesting", total=source.total, completed=done)
 
@@ -110,5 +114,5 @@ def _tell(report: IngestReport, unreadable: list[Unreadable]) -> None:
     if not rejected:
         return
     title = f"rejected (first {SHOWN} of {len(rejected)})" if len(rejected) > SHOWN else "rejected"
-    errors.print(table(["id", "reason", "message"], rejected[:SHOWN], title))
+    errors().print(table(["id", "reason", "message"], rejected[:SHOWN], title))
     sys.exit(1)

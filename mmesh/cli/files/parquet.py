@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _MAGIC = b"PAR1"
 
@@ -56,6 +57,8 @@ def batches_of(path: Path, batch_size: int = 1024) -> Iterator[Any]:
 
 def vectors_of(batch: Any, path: Path) -> NDArray[Any]:
     """Return the column `vector` of a batch as (n, dim)."""
+    import numpy as np
+
     core, _ = import_arro3()
     column = batch.column("vector")
     flat = core.list_flatten(column)

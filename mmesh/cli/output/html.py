@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 from mmesh.cli.output.tables import footnotes
 from mmesh.content import Content, Image
-from mmesh.migration import Comparison, Pair
-from mmesh.search import Hit, Search, SearchResult
+
+if TYPE_CHECKING:
+    from mmesh.migration import Comparison, Pair
+    from mmesh.search import Hit, Search, SearchResult
 
 _SIGNATURES = (
     (b"\x89PNG", "image/png"),

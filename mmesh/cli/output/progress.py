@@ -28,4 +28,4 @@ def progress_bar() -> Progress:
     """Return a bar on stderr, with count, rate and the time that is left."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                _RateColumn(), TimeRemainingColumn())  # fmt: skip
-    return Progress(*columns, console=errors)
+    return Progress(*columns, console=errors())

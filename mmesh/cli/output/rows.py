@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmesh.collections import Collection
-from mmesh.errors import MmeshError
-from mmesh.search import SearchResult
+if TYPE_CHECKING:
+    from mmesh.collections import Collection
+    from mmesh.errors import MmeshError
+    from mmesh.search import SearchResult
 
 
 def result_row(result: SearchResult) -> dict[str, Any]:

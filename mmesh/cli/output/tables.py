@@ -1,23 +1,42 @@
-"""Tables and bars on the terminal."""
+"""Tables on the terminal; rich, slow to import, is loaded by the first that is printed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
-from mmesh.content import Content
-from mmesh.search import Hit, SearchResult
+    from mmesh.content import Content
+    from mmesh.search import Hit, SearchResult
 
 PREVIEW = 90
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+
+
+@cache
+def console() -> Console:
+    """Return the terminal on stdout."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+@cache
+def errors() -> Console:
+    """Return the terminal on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table:
     """Return a table of plain texts."""
+    from rich.table import Table
+    from rich.text import Text
+
     made = Table(*columns, title=title or None, title_justify="left", box=None, pad_edge=False)
     for row in rows:
         made.add_row(*(Text(str(cell)) for cell in row))

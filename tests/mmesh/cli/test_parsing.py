@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -17,20 +18,25 @@ def invoke():
     return lambda *arguments: CliRunner().invoke(cli, arguments, env={"COLUMNS": "100"})
 
 
-def commands(group, path=()):
-    yield path
-    for name, command in getattr(group, "commands", {}).items():
-        yield from commands(command, (*path, name))
+CONTEXT = click.Context(cli)
 
 
-@pytest.mark.parametrize("path", list(commands(cli)), ids=" ".join)
+def commands(command, path=()):
+    yield path, command
+    if isinstance(command, click.Group):
+        for name in command.list_commands(CONTEXT):
+            yield from commands(command.get_command(CONTEXT, name), (*path, name))
+
+
+FOUND = dict(commands(cli))
+
+
+@pytest.mark.parametrize("path", list(FOUND), ids=" ".join)
 def test_every_command_explains_itself_and_its_options(invoke, path):
     result = invoke(*path, "--help")
     assert result.exit_code == 0
     assert "\\b" not in result.output
-    command = cli
-    for name in path:
-        command = command.commands[name]
+    command = FOUND[path]
     assert command.help
     options = [p for p in command.params if p.param_type_name == "option"]
     assert all(option.help for option in options)

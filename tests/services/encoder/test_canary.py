@@ -1,14 +1,18 @@
 """The start-up canary beside models that answer alike, and models that do not."""
 
+from dataclasses import replace
+
 import pytest
 
+from mmesh.content import Modality
 from mmesh.errors import FailedPrecondition
 from mmesh.models.encoders.lite import load_lite
 from mmesh.models.encoders.matryoshka import Truncated
 from mmesh.models.parity import Reference, ask_alone, encoder_groups, save_reference
 from mmesh.models.wrapped import Wrapped
 from services.encoder import metrics
-from services.encoder.canary import _encode, check_parity
+from services.encoder.canary import _encode, check_parity, parity_cache
+from services.encoder.config import EncoderSettings
 
 
 class Leaking(Wrapped):
@@ -54,3 +58,45 @@ async def test_stored_vectors_must_be_met(lite, tmp_path):
     save_reference(tmp_path / "other.npz", Reference("another model", changed))
     with pytest.raises(FailedPrecondition, match="query: text"):
         await check_parity([lite], tmp_path / "other.npz", 1e-4)
+
+
+@pytest.fixture(scope="module")
+def texts_only(lite):
+    """Answers few of the probes, and so is measured soon."""
+    return replace(lite.info, modalities=frozenset({Modality.TEXT}))
+
+
+async def test_what_has_passed_is_not_asked_again_until_something_changes(
+    lite, texts_only, tmp_path
+):
+    class Counting(Wrapped):
+        passes = 0
+
+        def forward(self, collated):
+            Counting.passes += 1
+            return super().forward(collated)
+
+    async def check(**settings):
+        chosen = EncoderSettings(canary_cache=tmp_path / "notes", **settings)
+        models = [Counting(lite, texts_only)]
+        Counting.passes = 0
+        await check_parity(models, None, chosen.tolerance, parity_cache(chosen, models))
+        return Counting.passes
+
+    asked = await check()
+    measured = metrics.parity_max_abs_diff._value.get()
+    metrics.parity_max_abs_diff.set(1)
+    assert asked > 0
+    assert await check() == 0
+    assert metrics.parity_max_abs_diff._value.get() == measured
+    assert await check(threads=7) == asked
+    assert await check(parity_tolerance=0.5) == asked
+    assert await check(trust_remote_code=True) == await check(trust_remote_code=True) == asked
+
+
+async def test_what_has_failed_fails_again(lite, texts_only, tmp_path):
+    chosen = EncoderSettings(canary_cache=tmp_path / "notes")
+    models = [Leaking(lite, texts_only)]
+    for _ in range(2):
+        with pytest.raises(FailedPrecondition, match="differ by"):
+            await check_parity(models, None, 1e-4, parity_cache(chosen, models))

@@ -16,7 +16,7 @@ from mmesh.models.parity import (
     measure,
     save_reference,
 )
-from services.reranker.canary import check_parity
+from services.reranker.canary import check_parity, parity_cache
 from services.reranker.config import RerankerSettings
 
 
@@ -36,6 +36,13 @@ class Judge:
             len(content.text) / 1000 + shift + self.place * number
             for number, content in enumerate(candidates)
         ]
+
+
+class Silent:
+    """Must not be asked."""
+
+    async def score(self, query, instruction, candidates):
+        raise AssertionError("asked")
 
 
 @pytest.mark.parametrize("fault", ["company", "place"])
@@ -81,6 +88,18 @@ async def test_a_file_of_other_probes_or_of_none_is_said(tmp_path):
 async def test_maxsim_passes():
     judge = load_maxsim(threads=1)
     await check_parity(judge, None, RerankerSettings().tolerance)
+    await judge.close()
+
+
+async def test_only_maxsim_having_passed_is_noted(tmp_path):
+    judge = load_maxsim(threads=1)
+    settings = RerankerSettings(model="maxsim", canary_cache=tmp_path / "notes")
+    cache = parity_cache(settings, judge)
+    await check_parity(judge, None, settings.tolerance, cache)
+    assert cache.read() is not None
+    await check_parity(Silent(), None, settings.tolerance, cache)
+    for other in ("vllm:x", "vllm+http://127.0.0.1:1"):
+        assert parity_cache(settings.model_copy(update={"model": other}), judge) is None
     await judge.close()
 
 

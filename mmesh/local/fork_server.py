@@ -1,0 +1,196 @@
+"""Fork server: a process that imports services once and forks one whenever it is told to.
+
+A fork starts without the second that Python needs to import gRPC, numpy, FAISS and the rest, and
+shares their memory pages with its siblings. As threads do not survive a fork, this process has
+none: it imports modules, but opens no channel, server or model. Orders and reports are lines of
+JSON on stdin and stdout. It ends with the process that started it, and its children with it.
+
+`python -m mmesh.local.fork_server`; Linux only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import selectors
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from mmesh.local.trimming import trim_when_idle
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A service to start."""
+
+    id: int
+    module: str
+    """Its `__main__`, whose `main()` reads `sys.argv`."""
+    arguments: list[str]
+    environment: dict[str, str] = field(repr=False)
+    """All of it; passwords may be in there."""
+    log: str
+    """File that stdout and stderr are appended to."""
+    preload: list[str] = field(default_factory=list)
+    """Modules that it imports later, of which its siblings profit."""
+
+
+class CannotFork(Exception):
+    """Starting an interpreter of its own would work, forking does not."""
+
+
+class ForkServer:
+    """Takes orders until stdin ends. `run` returns in every child, with its order."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(0, selectors.EVENT_READ)
+        self._children: dict[int, int] = {}
+        """Process ids by pidfd."""
+        self._reports = os.dup(1)
+        os.dup2(2, 1)  # what a module prints while it is imported is no report
+        self._given = set(os.environ)
+        self._loaded: set[str] = set()
+        self._received = b""
+
+    def run(self) -> Order | None:
+        """Fork as ordered and report ends; None when the process that orders is gone."""
+        while True:
+            for key, _ in self._selector.select():
+                if key.fd != 0:
+                    self._report_end(key.fd)
+                    continue
+                orders = self._read()
+                if orders is None:
+                    return None
+                for order in orders:
+                    if self._carry_out(order):
+                        return order
+
+    def _read(self) -> list[Order] | None:
+        data = os.read(0, 1 << 16)
+        if not data:
+            return None
+        *lines, self._received = (self._received + data).split(b"\n")
+        return [Order(**json.loads(line)) for line in lines]
+
+    def _carry_out(self, order: Order) -> bool:
+        """Return whether this is the child now."""
+        self._import(order)
+        try:
+            with _opened(order.log) as log:
+                pid = self._fork()
+                if not pid:
+                    self._become(order, log)
+                    return True
+        except (CannotFork, OSError) as problem:
+            self._report(id=order.id, error=str(problem))
+            return False
+        pidfd = os.pidfd_open(pid)
+        self._children[pidfd] = pid
+        self._selector.register(pidfd, selectors.EVENT_READ)
+        self._report(id=order.id, pid=pid)
+        return False
+
+    def _import(self, order: Order) -> None:
+        self._loaded.add(order.module)
+        for module in (order.module, *order.preload):
+            # The child meets the same error, and says so in its log.
+            with contextlib.suppress(Exception):
+                import_module(module)
+
+    def _fork(self) -> int:
+        threads = len(os.listdir("/proc/self/task"))
+        if threads > 1:
+            raise CannotFork(f"{threads} threads run, of which a fork would have one")
+        gc.freeze()  # a collection in a child would write to every page, and unshare it
+        parent = os.getpid()
+        pid = os.fork()
+        if not pid:
+            _die_with(parent)
+        return pid
+
+    def _become(self, order: Order, log: int) -> None:
+        """Be like a process that was started by itself."""
+        gc.enable()
+        os.setsid()
+        for pidfd in self._children:
+            os.close(pidfd)
+        self._selector.close()
+        os.close(self._reports)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for target, source in enumerate((nothing, log, log)):
+            os.dup2(source, target)
+        os.close(nothing)
+        own = {name: value for name, value in os.environ.items() if name not in self._given}
+        os.environ.clear()
+        os.environ.update(own | order.environment)
+        for module in self._loaded - {order.module}:
+            _forget_metrics(module.rpartition(".")[0])
+
+    def _report_end(self, pidfd: int) -> None:
+        pid = self._children.pop(pidfd)
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        _, status = os.waitpid(pid, 0)
+        self._report(pid=pid, returncode=os.waitstatus_to_exitcode(status))
+
+    def _report(self, **fields: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):  # stdin ends, too, then
+            os.write(self._reports, json.dumps(fields).encode() + b"\n")
+
+
+@contextlib.contextmanager
+def _opened(log: str) -> Iterator[int]:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel send SIGTERM to this process, a new child, when its parent ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _forget_metrics(package: str) -> None:
+    """Take what another service measures out of what this process exports."""
+    metrics = sys.modules.get(f"{package}.metrics")
+    if metrics is None:
+        return
+    from prometheus_client import REGISTRY
+    from prometheus_client.metrics import MetricWrapperBase
+
+    for value in vars(metrics).values():
+        if isinstance(value, MetricWrapperBase):
+            with contextlib.suppress(KeyError):
+                REGISTRY.unregister(value)
+
+
+def main() -> None:
+    """Serve orders, or be what was ordered."""
+    gc.disable()
+    order = ForkServer().run()
+    if order is None:
+        return
+    trim_when_idle()
+    module = import_module(order.module)
+    sys.argv = [str(Path(module.__file__ or order.module)), *order.arguments]
+    module.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""A mesh of forked services: what they share, what each exports, and how it comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from mmesh.aio import DEFAULT_ADDRESS
+from mmesh.local.plan import DEFAULT_PORT
+
+OWN = re.compile(r"^# HELP mmesh_(encoder|index|reranker|gateway)_", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def small_mesh(start_mesh, tmp_path_factory):
+    """One shard and no reranker: 2 CPU seconds."""
+    mesh = start_mesh(tmp_path_factory.mktemp("small"), shards=1, reranker="none", metrics=True)
+    yield mesh
+    mesh.close()
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_all_services_are_forks_of_one_process(small_mesh):
+    parents = {parent_of(small_mesh.pid(name)) for name in small_mesh.names}
+    assert len(parents) == 1
+    assert parents != {os.getpid()}
+
+
+def test_a_service_exports_its_own_metrics_and_no_other(small_mesh):
+    described = json.loads((small_mesh.settings.data / "mesh.json").read_text())["services"]
+    for name, service in described.items():
+        with urllib.request.urlopen(f"http://{service['metrics']}/metrics", timeout=10) as reply:
+            exported = set(OWN.findall(reply.read().decode()))
+        assert exported == {name.partition("-")[0]}
+
+
+def test_a_killed_service_is_forked_anew(small_mesh, eventually):
+    before = small_mesh.pid("index-0")
+    parent = parent_of(before)
+    small_mesh.kill("index-0")
+    eventually(lambda: small_mesh.pid("index-0") not in (None, before), "it is back")
+    small_mesh.wait_serving("index-0")
+    assert parent_of(small_mesh.pid("index-0")) == parent
+
+
+def test_a_start_that_fails_is_said_and_tried_again(small_mesh, eventually):
+    log = small_mesh.settings.data / "logs" / "encoder.log"
+    log.unlink()
+    log.mkdir()  # so that nothing can be started that writes there
+    small_mesh.kill("encoder", signal.SIGKILL)
+
+    def told() -> list[str]:
+        return [line for line in small_mesh.said if "encoder cannot be started" in line]
+
+    eventually(lambda: len(told()) > 1, "the failure is said twice")
+    assert "IsADirectoryError" in told()[0]
+    shutil.rmtree(log)
+    small_mesh.wait_serving("encoder")
+
+
+def test_the_default_port_is_that_of_the_clients():
+    assert DEFAULT_ADDRESS.endswith(f":{DEFAULT_PORT}")

@@ -1,0 +1,42 @@
+"""What a session holds between runs, and for how long."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmesh.models.encoders.lite import artefacts
+from mmesh.models.encoders.lite.sessions import _Idle, open_session
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux tells what is resident")
+def test_kept_memory_is_given_back_and_the_answers_stay_the_same():
+    graph = artefacts.DATA / artefacts.IMAGE_GRAPH
+    session = open_session(graph, "onnxruntime", threads=1, keep_memory=True)
+    pixels = np.random.default_rng(0).normal(size=(4, 3, 224, 224)).astype(np.float32)
+    before = session.run({"pixels": pixels})["features"]
+    kept = resident_bytes()
+    session._shrink()
+    assert kept - resident_bytes() > 16 << 20
+    np.testing.assert_array_equal(session.run({"pixels": pixels})["features"], before)
+
+
+def test_an_action_waits_for_the_last_of_many_calls():
+    done = threading.Event()
+    idle = _Idle(done.set, pause_s=0.2)
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        idle.postpone()
+        assert not done.is_set()
+    assert done.wait(20)
+    done.clear()
+    idle.postpone()
+    assert done.wait(20)
