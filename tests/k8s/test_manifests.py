@@ -88,6 +88,17 @@ def test_a_new_shard_set_stands_beside_the_old_one_and_the_old_one_goes(tmp_path
     assert counts == {"8"}
 
 
+def test_where_nothing_is_allowed_whoever_calls_somebody_may():
+    manifests = Manifests(render(ROOT / "k8s" / "tests" / "gpu-ingress"))
+    selectors = [
+        one["spec"]["podSelector"].get("matchLabels")
+        for one in manifests.of("NetworkPolicy")
+        if one["spec"].get("egress") and one["spec"]["podSelector"]
+    ]
+    silent = {name_of(pod.owner) for pod in manifests.pods if not any(map(pod.matches, selectors))}
+    assert silent == {"mmesh-encoder", "mmesh-reranker"}
+
+
 def test_what_kustomize_refuses_is_reported(tmp_path):
     (tmp_path / "kustomization.yaml").write_text("resources: [nowhere.yaml]\n")
     with pytest.raises(RenderFailed, match="nowhere"):
