@@ -8,9 +8,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from mmesh.cli.commands.settings import settings_rows, with_options
+from mmesh.cli.commands.settings import given, settings_rows
 from mmesh.cli.main import cli
-from mmesh.collections import CollectionLimits, CollectionSettings
+from mmesh.collections import CollectionLimits, CollectionSettings, with_changes
 
 
 @pytest.fixture
@@ -48,8 +48,8 @@ def test_only_the_settings_that_are_given_change():
         ["index_factory", "recall_target", "max_candidates", "max_candidate_bytes",
          "max_attributes", "max_filter_depth", "max_limit"]
     )  # fmt: skip
-    assert with_options(before, nothing) == before
-    changed = with_options(before, nothing | {"index_factory": "", "max_limit": 0})
+    assert with_changes(before, given(nothing)) == before
+    changed = with_changes(before, given(nothing | {"index_factory": "", "max_limit": 0}))
     assert changed == CollectionSettings("", 0.9, CollectionLimits(1, 2, 3, 4, 0))
 
 
