@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mmesh.cli.clients import default_address
+from mmesh.cli.calls.clients import default_address
 
 address_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--target-address",

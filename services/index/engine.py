@@ -120,8 +120,7 @@ class IndexEngine:
         async with AsyncExitStack() as stack:
             log = await self._open_log()
             stack.callback(log.close)
-            scratch = await asyncio.to_thread(Scratch, self._settings.scratch_dir)
-            stack.push_async_callback(asyncio.to_thread, scratch.close)
+            scratch = await self._open_scratch(stack)
             self._parts = parts = await self._make_parts(log, scratch)
             for part in (parts.follower, parts.maintainer, parts.committer):
                 await stack.enter_async_context(part)
@@ -129,6 +128,19 @@ class IndexEngine:
             self._stack = stack.pop_all()
         self.is_ready = True
         return self
+
+    async def _open_scratch(self, stack: AsyncExitStack) -> Scratch:
+        """Return a folder that goes with the stack, also if the wait for it is cancelled."""
+        opening = asyncio.ensure_future(asyncio.to_thread(Scratch, self._settings.scratch_dir))
+        try:
+            scratch = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait([opening])
+            if opening.exception() is None:
+                await asyncio.to_thread(opening.result().close)
+            raise
+        stack.push_async_callback(asyncio.to_thread, scratch.close)
+        return scratch
 
     async def _make_parts(self, log: Log, scratch: Scratch) -> _Parts:
         settings = self._settings

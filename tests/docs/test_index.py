@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+RUNBOOKS = ROOT / "docs/runbooks"
 DECISIONS = {path.name: path for path in sorted((ROOT / "docs/adr").glob("0*.md"))}
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 
@@ -16,8 +17,12 @@ def status_of(name: str) -> str:
 
 
 def test_the_index_leads_to_every_page():
-    text = (ROOT / "docs/README.md").read_text("utf-8")
-    linked = {(ROOT / "docs" / target).resolve() for target in LINK.findall(text)}
+    indexes = ROOT / "docs/README.md", RUNBOOKS / "README.md"
+    linked = {
+        (index.parent / target).resolve()
+        for index in indexes
+        for target in LINK.findall(index.read_text("utf-8"))
+    }
     pages = {p for p in (ROOT / "docs").rglob("*.md") if p not in DECISIONS.values()}
     assert pages - linked == {ROOT / "docs/README.md"}
 

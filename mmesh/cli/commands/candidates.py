@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mmesh.cli.clients import open_client
+from mmesh.cli.calls.clients import open_client
 from mmesh.cli.options import address_option
 from mmesh.cli.output.tables import console, content_preview, table
 from mmesh.filter_language import parse_filter

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from mmesh import wire
-from mmesh.cli.commands.answers import EncoderAnswers, RerankerAnswers
+from mmesh.cli.calls.answers import EncoderAnswers, RerankerAnswers
 from mmesh.cli.options import json_option
 from mmesh.cli.output.tables import console, table
 from mmesh.wire.transport import open_channel

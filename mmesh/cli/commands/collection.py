@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mmesh.cli.clients import open_client
+from mmesh.cli.calls.clients import open_client
 from mmesh.cli.commands.settings import given, settings_options, settings_rows
 from mmesh.cli.options import address_option, json_option
 from mmesh.cli.output.rows import collection_row

@@ -47,16 +47,21 @@ class _DatasetOrCommand(click.Group):
         return super().parse_args(ctx, args)
 
 
-@click.group(cls=_DatasetOrCommand, subcommand_metavar="DATASET [OPTIONS] | compare A B")
-def evaluate() -> None:
-    r"""Measure the mesh on a data set, or compare two runs.
+_HELP = """Measure the mesh on a data set, or compare two runs.
 
-    \b
-    mmesh evaluate ~/M-BEIR --yes              all 16 tasks, in local pools and the union
-    mmesh evaluate ~/beir/scifact --rerank 10  with the judge
-    mmesh evaluate compare RUN_A RUN_B         what differs, and whether by chance
-    mmesh evaluate run --help                  all options; the word `run` may be left out
-    """
+\b
+mmesh evaluate ~/M-BEIR --yes              all 16 tasks, in local pools and the union
+mmesh evaluate ~/beir/scifact --rerank 10  with the judge
+mmesh evaluate compare RUN_A RUN_B         what differs, and whether by chance
+mmesh evaluate run --help                  all options; the word `run` may be left out
+"""
+
+
+@click.group(
+    cls=_DatasetOrCommand, subcommand_metavar="DATASET [OPTIONS] | compare A B", help=_HELP
+)
+def evaluate() -> None:
+    """Hold the commands."""
 
 
 def _threshold(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> list[Threshold]:

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import click
 
-from mmesh.cli.commands import shards
-from mmesh.cli.commands.shards import Segment, Shard, find_addresses
+from mmesh.cli.calls import shards
+from mmesh.cli.calls.shards import Segment, Shard, find_addresses
 from mmesh.cli.options import json_option
 from mmesh.cli.output.tables import console, errors, table
 from mmesh.errors import MmeshError

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from mmesh.cli.clients import open_client
+from mmesh.cli.calls.clients import open_client
 from mmesh.cli.options import address_option, json_option
 from mmesh.cli.output.tables import console, footnotes, hits_table
 from mmesh.content import Content, Image, Modality, Part
@@ -59,7 +59,7 @@ def search(
     if queries is not None:
         if text or image or html:
             raise click.UsageError("--queries goes without TEXT, --image and --html")
-        from mmesh.cli.commands.query_file import run_file
+        from mmesh.cli.calls.query_file import run_file
 
         sys.exit(run_file(queries, template, timeout, address))
     query = _query(text, image)

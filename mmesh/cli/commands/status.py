@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import click
 
-from mmesh.cli.clients import open_client
+from mmesh.cli.calls.clients import open_client
 from mmesh.cli.options import address_option, json_option
 from mmesh.cli.output.tables import console, table
 from mmesh.mesh_status import ServiceStatus

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mmesh.cli.clients import open_client
+from mmesh.cli.calls.clients import open_client
 from mmesh.cli.files.journal import Journal
 from mmesh.cli.files.load import Source, load, open_collection
 from mmesh.cli.options import address_option, batch_size_option, restart_option

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmesh.cli.clients import open_async_client
+from mmesh.cli.calls.clients import open_async_client
 from mmesh.cli.files.sources import Unreadable, content_of, json_rows
 from mmesh.cli.output.rows import error_row, result_row
 from mmesh.content import Modality
