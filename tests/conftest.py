@@ -24,6 +24,7 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+from hypothesis import settings
 from PIL import Image as Pillow
 
 from mmesh import Client, Content
@@ -34,7 +35,9 @@ from mmesh.local.plan import LocalSettings
 from mmesh.testing.postgres import PostgresServer
 from mmesh.testing.s3 import S3Server, weed_path
 from mmesh.wire.errors import DETAILS_KEY
+from tests.effort import patient
 
+settings.load_profile("mmesh")
 START_S = 150.0
 VLLM_SETTINGS = {
     "MMESH_RERANKER_DTYPE": "float32",
@@ -47,6 +50,7 @@ VLLM_SETTINGS = {
 
 def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
     """Look every 20 ms until `holds()`; fail the test when that takes too long."""
+    timeout_s = patient(timeout_s)
     until = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < until, f"after {timeout_s} s still not true: {what}"
@@ -66,7 +70,7 @@ class RunningMesh:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="mesh")
         self._thread.start()
-        assert self._up.wait(START_S), "the mesh does not come up"
+        assert self._up.wait(patient(START_S)), "the mesh does not come up"
         if self._failure is not None:
             self._thread.join()
             raise self._failure

@@ -30,9 +30,10 @@ from mmesh.candidates import Candidate
 from mmesh.content import Attributes, Content, Modality
 from mmesh.filters import AllOf, AnyOf, Compare, Filter, In, Not, Operator
 from mmesh.search import Consistency
+from tests.effort import patient
 
-READY_S = 30.0
-CALL_S = 10.0
+READY_S = patient(30.0)
+CALL_S = patient(10.0)
 MODEL = "crash-model"
 MARK = "MMESH_TEST_RUN"
 """Variable by which processes that ours started can be told from those of others."""

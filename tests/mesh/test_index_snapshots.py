@@ -22,13 +22,13 @@ from mmesh.api.index.v1 import index_pb2
 from mmesh.content import Modality
 from mmesh.local.ports import free_port
 from mmesh.search import Consistency
+from tests.effort import EFFORT, patient
 
 DIM = 8
 COLLECTION = "snapshots"
-CALL_S = 30.0
+CALL_S = patient(30.0)
 FAILURES = "mmesh_index_snapshot_failures_total"
 TEXTS, OTHERS = 250, 90
-KILLS = 12
 PURGE = {"purge_s": 0.2, "tombstone_s": 0.1}
 
 
@@ -190,7 +190,7 @@ def test_a_damaged_snapshot_falls_back_to_the_one_before(filled, tmp_path):
 def test_a_process_killed_while_it_stores_a_snapshot_leaves_none_that_is_half(filled):
     fill(filled)
     choices, stored = random.Random(3), 2
-    for number in range(KILLS):
+    for number in range(EFFORT.snapshot_kills):
         filled.write(range(number * 5, number * 5 + 60))
         filled.process.search(
             COLLECTION, np.eye(1, DIM, dtype=np.float32), consistency=Consistency.STRONG
