@@ -37,6 +37,7 @@ from mmesh.testing.s3 import S3Server, weed_path
 from mmesh.wire.errors import DETAILS_KEY
 from tests.effort import patient
 
+pytest_plugins = ["tests.command_line"]
 settings.load_profile("mmesh")
 START_S = 150.0
 VLLM_SETTINGS = {
