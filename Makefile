@@ -6,9 +6,11 @@ PEERS   = .venv-peers
 INFINITY = .venv-infinity
 PROTOS  = $(shell find protos -name '*.proto' | sort)
 DATA   ?= .mmesh
+WORKERS ?= 2
+SPREAD  = -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all setup-models setup-vllm setup-node setup-storage setup-training setup-peers setup-infinity demo up check fmt test bench bench-peers protos docs protos-accept lite-model
+.PHONY: help setup setup-all setup-models setup-vllm setup-node setup-storage setup-training setup-peers setup-infinity demo up check fmt test test-unit test-all durations bench bench-peers protos docs protos-accept lite-model
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -71,7 +73,16 @@ fmt: setup  ## format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/buf format -w protos
 
 test: setup  ## run the tests; says what it skipped and how to install it
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
+
+test-unit: setup  ## run the tests that start no mesh and no database, for use while you write
+	$(BIN)/python -m pytest $(SPREAD) -m 'not processes'
+
+test-all: setup  ## run the tests with the full number of repetitions, as .ci/run does
+	MMESH_TEST_EFFORT=full $(BIN)/python -m pytest $(SPREAD)
+
+durations: setup  ## run the tests and store what each costs in tests/durations.json
+	$(BIN)/python -m pytest $(SPREAD) -p tools.durations --store-durations tests/durations.json
 
 bench: setup  ## run the benchmarks and store their results in benchmarks/results
 	@for name in recall_lite rerank_lite overhead mixed_pool encoder_throughput overload rerank index_search index_ingest index_growth; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done

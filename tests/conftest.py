@@ -30,6 +30,7 @@ from PIL import Image as Pillow
 from mmesh import Client, Content
 from mmesh.candidates import Candidate
 from mmesh.errors import CollectionNotFound
+from mmesh.local import ports
 from mmesh.local.mesh import LocalMesh, is_serving
 from mmesh.local.plan import LocalSettings
 from mmesh.testing.postgres import PostgresServer
@@ -37,9 +38,11 @@ from mmesh.testing.s3 import S3Server, weed_path
 from mmesh.wire.errors import DETAILS_KEY
 from tests.effort import patient
 
-pytest_plugins = ["tests.command_line"]
+pytest_plugins = ["tests.command_line", "tests.grouping"]
 settings.load_profile("mmesh")
 START_S = 150.0
+PORTS = range(10_000, 20_000)
+"""Ports of test workers; programs that tests start draw theirs from 20,000 on."""
 VLLM_SETTINGS = {
     "MMESH_RERANKER_DTYPE": "float32",
     "MMESH_RERANKER_ENFORCE_EAGER": "true",
@@ -47,6 +50,13 @@ VLLM_SETTINGS = {
     "MMESH_RERANKER_MAX_MODEL_LEN": "2048",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a process less to start
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each worker of pytest-xdist ports that no other worker draws."""
+    if (worker := getattr(config, "workerinput", None)) is not None:
+        number, count = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
+        ports._PORTS = PORTS[number::count]
 
 
 def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
