@@ -137,11 +137,15 @@ DAMAGES: list[Callable[[Path, Path], None]] = [flip, truncate, delete, swap]
 
 
 def damaged_in_turn(files: list[Path]) -> Iterator[str]:
-    """Damage each file in each way, undoing the damage before; files next in size are swapped."""
+    """Damage each file in some ways, undoing the damage before; files next in size are swapped.
+
+    With fewer ways than there are, each file has the next ones.
+    """
     whole = {path: path.read_bytes() for path in files}
     for number, path in enumerate(files):
         other = files[number - 1] if number else files[1]
-        for damage in DAMAGES:
+        ways = [DAMAGES[(number + n) % len(DAMAGES)] for n in range(EFFORT.damages)]
+        for damage in ways:
             damage(path, other)
             yield f"{damage.__name__} of {path.name}"
             for changed in (path, other):
