@@ -25,6 +25,7 @@ from services.encoder.config import EncoderSettings
 from services.encoder.engine import EncodeInput, EncoderEngine
 from services.encoder.preparation import EncodeOptions
 from services.encoder.servicer import EncoderServicer
+from tests.effort import patient
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +273,7 @@ async def test_an_input_nobody_waits_for_any_more_is_not_even_prepared():
     model.prepare = prepare
     async with serving(model, prepare_threads=1) as stub:
         long = texts(*(f"{word} " * 3000 for word in ("one", "two", "three")))
-        await failure(stub.Encode(long, timeout=0.3))
+        await failure(stub.Encode(long, timeout=patient(0.3)))
         first.set()
         await stub.Encode(texts("next"))
     assert [text.split()[0] for text in model.prepared] == ["one", "next"]
