@@ -78,8 +78,8 @@ fmt: setup  ## format the code
 test: setup  ## run the tests; says what it skipped and how to install it
 	$(BIN)/python -m pytest $(SPREAD)
 
-test-unit: setup  ## run the tests that start no mesh and no database, for use while you write
-	$(BIN)/python -m pytest $(SPREAD) -m 'not processes'
+test-unit: setup  ## run the tests that start no mesh, database or engine: while you write
+	$(BIN)/python -m pytest $(SPREAD) -m 'not processes and not models and not vllm'
 
 test-all: setup  ## run the tests with the full number of repetitions, as .ci/run does
 	MMESH_TEST_EFFORT=full $(BIN)/python -m pytest $(SPREAD)

@@ -24,7 +24,11 @@ TIMED = {
 }  # fmt: skip
 """Modules that freeze things and look at how long others take: never two at a time."""
 STARTERS = {"start_mesh", "index_processes", "s3", "postgres"}
-"""Fixtures that start processes; whoever uses one is marked `processes`."""
+PROGRAMS = (
+    "mesh/", "docs/", "node/", "benchmarks/", "packaging/test_wheel.py", "mmesh/models/test_hub.py",
+    "services/index/test_log_concurrency.py",
+)  # fmt: skip
+"""Tests that use one of these fixtures, or are in one of these places, start processes."""
 DATABASES = {"postgres", "postgresql"}
 """Values of parameters for which a test takes the fixture `postgres` while it runs."""
 
@@ -33,19 +37,32 @@ def module_of(item: pytest.Item) -> str:
     return item.path.relative_to(HERE).as_posix()
 
 
-def fixtures_of(item: pytest.Item) -> set[str]:
-    """Return the names of the fixtures that a test uses, of its parameters, too."""
-    names = set(getattr(item, "fixturenames", ()))
+def fixtures_of(item: pytest.Item) -> dict[str, pytest.FixtureDef[Any]]:
+    """Return the fixtures that a test uses, those that its parameters name, too."""
     callspec = getattr(item, "callspec", None)
-    values = {v for v in (callspec.params.values() if callspec else ()) if isinstance(v, str)}
-    return names | ({"postgres"} if values & DATABASES else set())
+    values = [v for v in (callspec.params.values() if callspec else ()) if isinstance(v, str)]
+    names = [*getattr(item, "fixturenames", ()), *values]
+    names += ["postgres"] if DATABASES & set(values) else []
+    found: dict[str, pytest.FixtureDef[Any]] = {}
+    while names:
+        name = names.pop()
+        known = item.session._fixturemanager.getfixturedefs(name, item)
+        if known and name not in found:  # of several with a name, the nearest hides the others
+            found[name] = known[-1]
+            names += known[-1].argnames
+    return found
 
 
 def shares_in_module(item: pytest.Item) -> bool:
     """Tell whether a test uses a fixture that is made once for the tests of its module."""
-    known = item._fixtureinfo.name2fixturedefs if hasattr(item, "_fixtureinfo") else {}
-    used = [known[name][-1] for name in fixtures_of(item) if name in known]
-    return any(one.scope != "function" and one.baseid == item.nodeid.split("::")[0] for one in used)
+    own = item.nodeid.split("::")[0]
+    used = fixtures_of(item).values()
+    return any(one.scope != "function" and one.baseid == own for one in used)
+
+
+def starts_processes(item: pytest.Item) -> bool:
+    """Tell whether a test starts services, databases or programs."""
+    return bool(STARTERS & fixtures_of(item).keys()) or module_of(item).startswith(PROGRAMS)
 
 
 def group_of(item: pytest.Item) -> str | None:
@@ -69,7 +86,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     groups = {item: group_of(item) for item in items}
     for item, group in groups.items():
         item.user_properties.append(("group", group or ""))
-        if fixtures_of(item) & STARTERS:
+        if starts_processes(item):
             item.add_marker(pytest.mark.processes)
     worker = getattr(config, "workerinput", None)
     if worker is not None:  # the order of a run without workers is that of the files
