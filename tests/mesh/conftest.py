@@ -36,9 +36,10 @@ from mmesh.candidates import Candidate
 from mmesh.content import Attributes, Content, Modality
 from mmesh.filters import AllOf, AnyOf, Compare, Filter, In, Not, Operator
 from mmesh.search import Consistency
+from tests.effort import patient
 
-READY_S = 30.0
-CALL_S = 10.0
+READY_S = patient(30.0)
+CALL_S = patient(10.0)
 MODEL = "crash-model"
 MARK = "MMESH_TEST_RUN"
 """Variable by which processes that ours started can be told from those of others."""
@@ -127,10 +128,12 @@ for line in sys.stdin:
 """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
+        self.environment = environment
         self._process = subprocess.Popen(
             [sys.executable, "-c", self._PROGRAM],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
+        self.pid = self._process.pid
 
     def start(self, arguments: Sequence[str], log: Path) -> int:
         self._process.stdin.write(json.dumps({"arguments": arguments, "log": str(log)}) + "\n")
@@ -190,6 +193,7 @@ class IndexProcess:
             for name, value in (self.settings | {"port": self.port}).items()
             for text in (f"--{name.replace('_', '-')}", str(value))
         ]
+        flags.append("--stop-with-parent")
         if self._forker is not None:
             self.pid = self._forker.start(flags, self.log)
         else:
@@ -354,11 +358,8 @@ class IndexProcess:
 class IndexProcesses:
     """Starts index processes, and knows every process that comes from them."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._run = uuid.uuid4().hex
-        self._environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", MARK: self._run}
-        self._forker: Forker | None = None
+    def __init__(self, folder: Path, forker: Forker) -> None:
+        self._folder, self._forker = folder, forker
         self._processes: list[IndexProcess] = []
 
     def start(
@@ -366,12 +367,10 @@ class IndexProcesses:
         **settings: object,
     ) -> IndexProcess:  # fmt: skip
         """Start a process; `fork` spares the imports. It is not ready yet."""
-        if fork and self._forker is None:
-            self._forker = Forker(self._environment)
         where = {"shard": shard, "shard_count": shard_count, "data_dir": data}
         log = self._folder / f"index-{len(self._processes)}.log"
         process = IndexProcess(
-            SMALL | where | settings, log, self._environment, self._forker if fork else None
+            SMALL | where | settings, log, self._forker.environment, self._forker if fork else None
         )
         self._processes.append(process)
         process.start()
@@ -379,21 +378,19 @@ class IndexProcesses:
 
     def running(self) -> dict[int, str]:
         """Return the command lines, by pid, of all processes that come from ours."""
-        mark, found = f"{MARK}={self._run}".encode(), {}
+        mark, found = f"{MARK}={self._forker.environment[MARK]}".encode(), {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if mark in (folder / "environ").read_bytes().split(b"\0"):
                     command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
                     found[int(folder.name)] = command.decode(errors="replace").strip()
+        found.pop(self._forker.pid, None)
         return found
 
     def end_all(self, number: int = signal.SIGKILL) -> None:
         """End the index processes; what they started must end by itself."""
         for process in self._processes:
             process.end(number)
-        if self._forker is not None:
-            self._forker.close()
-            self._forker = None
 
     def close(self) -> None:
         for process in self._processes:
@@ -404,20 +401,23 @@ class IndexProcesses:
                 os.kill(pid, signal.SIGKILL)
 
 
-@contextlib.contextmanager
-def _processes_in(folder: Path) -> Iterator[IndexProcesses]:
-    processes = IndexProcesses(folder)
+@pytest.fixture(scope="session")
+def forker() -> Iterator[Forker]:
+    """The process that all forked index processes come from."""
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", MARK: uuid.uuid4().hex}
+    forker = Forker(environment)
+    yield forker
+    forker.close()
+
+
+@pytest.fixture
+def index_processes(tmp_path, forker) -> Iterator[IndexProcesses]:
+    """Index processes that a test may treat badly; all are ended afterwards."""
+    processes = IndexProcesses(tmp_path, forker)
     try:
         yield processes
     finally:
         processes.close()
-
-
-@pytest.fixture
-def index_processes(tmp_path) -> Iterator[IndexProcesses]:
-    """Index processes that a test may treat badly; all are ended afterwards."""
-    with _processes_in(tmp_path) as processes:
-        yield processes
 
 
 class Oracle:

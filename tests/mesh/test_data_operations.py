@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import subprocess
-import sys
 import uuid
 
 import grpc
@@ -468,22 +466,10 @@ def test_pages_with_pictures_fit_into_a_message(client, collection):
 
 
 @pytest.fixture
-def run(mesh, tmp_path):
+def run(command_here, mesh, tmp_path):
     """Run `mmesh ARGUMENTS`; return exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        env = os.environ | {
-            "MMESH_TARGET_ADDRESS": mesh.address,
-            "XDG_STATE_HOME": str(tmp_path / "state"),
-            "COLUMNS": "200",
-        }
-        command = [sys.executable, "-c", "from mmesh.cli import main; main()", *map(str, arguments)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=env, timeout=100, check=False, cwd=tmp_path
-        )
-        return done.returncode, done.stdout, done.stderr
-
-    return run
+    env = {"MMESH_TARGET_ADDRESS": mesh.address, "XDG_STATE_HOME": str(tmp_path / "state")}
+    return functools.partial(command_here, env=env, folder=tmp_path)
 
 
 @pytest.fixture

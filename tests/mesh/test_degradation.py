@@ -15,6 +15,7 @@ from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
 from mmesh.errors import DeadlineExceeded, MmeshError, ShardUnavailable, Unavailable
 from mmesh.search import Consistency, RerankOutcome
+from tests.effort import patient
 
 TEXTS, IMAGES = 40, 4
 QUERY = "harbour glacier violin"
@@ -82,11 +83,11 @@ def test_a_reranker_gets_no_more_time_than_it_was_given(own_mesh, own_client, fi
     with own_mesh.frozen("reranker"):
         found, took = timed(
             lambda: own_client.search(
-                filled, QUERY, timeout=TIMEOUT_S, rerank=Rerank(10, max_seconds=0.3)
+                filled, QUERY, timeout=10 * TIMEOUT_S, rerank=Rerank(10, max_seconds=0.3)
             )
         )
     assert reasons(found) == ["RERANK_UNAVAILABLE"]
-    assert took < TIMEOUT_S / 2
+    assert took < patient(TIMEOUT_S / 2)  # it would wait for most of the 30 s
 
 
 def test_a_reranker_that_dies_is_missed_and_comes_back(own_mesh, own_client, filled):
@@ -153,7 +154,7 @@ def test_without_any_shard_a_search_fails_in_time(own_mesh, own_client, filled):
         start = time.monotonic()
         with pytest.raises((ShardUnavailable, DeadlineExceeded)):
             own_client.search(filled, QUERY, timeout=1.0)
-        assert time.monotonic() - start < 2.0
+        assert time.monotonic() - start < patient(2.0)
 
 
 def test_an_encoder_that_hangs_fails_new_queries_in_time_and_answers_known_ones(
@@ -201,7 +202,7 @@ def test_a_gateway_told_to_stop_acknowledges_what_it_has_and_says_so(
 
         stub = rpc.RetrievalServiceStub(open_channel(own_mesh.address))
         events, acked = [], 0
-        for event in stub.Ingest(messages(), timeout=30):
+        for event in stub.Ingest(messages(), timeout=patient(30)):
             events.append(event.WhichOneof("event"))
             acked = max(acked, event.ack.through_sequence)
             if events[-1] == "ack" and "ack" not in events[:-1]:
@@ -239,7 +240,7 @@ def test_calls_that_run_when_the_gateway_is_told_to_stop_are_finished(own_mesh, 
 
     def search() -> None:
         try:
-            outcome.append(own_client.search(filled, text, timeout=10))
+            outcome.append(own_client.search(filled, text, timeout=patient(10)))
         except MmeshError as error:
             outcome.append(error)
 
@@ -256,5 +257,5 @@ def test_a_mesh_that_is_gone_is_unavailable_within_the_deadline():
     with Client("127.0.0.1:1") as client:
         start = time.monotonic()
         with pytest.raises(Unavailable):
-            client.get_status(timeout=5)
-        assert time.monotonic() - start < 5
+            client.get_status(timeout=patient(5))
+        assert time.monotonic() - start < patient(5)

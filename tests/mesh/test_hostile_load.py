@@ -34,11 +34,11 @@ from mmesh.api.reranker.v1 import reranker_pb2, reranker_pb2_grpc
 from mmesh.candidates import Candidate
 from mmesh.content import Content
 from mmesh.errors import MmeshError
+from tests.effort import EFFORT, patient
 
-BROKEN = 1000
 GIVEN_UP = 60
 AT_A_TIME = 32
-LONG_S = 300.0
+LONG_S = patient(150.0)
 MIB = 1 << 20
 SEED = 5
 
@@ -274,14 +274,14 @@ async def test_broken_inputs_are_refused_one_by_one_and_leave_nothing_behind(ser
     expected = await service.answer("a witness")
     for seed in (SEED, SEED + 1):  # what stays after the first round is no leak
         held = Holding.of(service.pid)
-        contents = Breaker(seed, pictures).contents(BROKEN)
+        contents = Breaker(seed, pictures).contents(EFFORT.broken_inputs)
         outcomes = await gathered(partial(service.ask, content) for content in contents)
         kinds = Counter(
             outcome if isinstance(outcome, grpc.StatusCode) else service.broken(outcome)
             for outcome in outcomes
         )
         assert kinds.keys() <= {grpc.StatusCode.INVALID_ARGUMENT, True, False}, kinds
-        assert kinds[False] <= BROKEN // 100, kinds  # a flipped bit may do no harm
+        assert kinds[False] <= EFFORT.broken_inputs // 50, kinds  # a flipped bit may do no harm
     Holding.of(service.pid).assert_no_more_than(held)
     assert await service.answer("a witness") == pytest.approx(expected, abs=1e-4)
     assert service.mesh.restarts() == restarts

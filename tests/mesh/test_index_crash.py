@@ -1,4 +1,4 @@
-"""Index processes killed at random moments of ingest, deletion and search, a hundred times.
+"""Index processes killed at random moments of ingest, deletion and search, again and again.
 
 The seed of a round fixes what is written, who is killed and when; not how the processes interleave.
 """
@@ -22,13 +22,13 @@ import pytest
 from mmesh.content import Modality
 from mmesh.filters import Compare, Operator
 from mmesh.search import Consistency
+from tests.effort import EFFORT, patient
 
-ROUNDS = int(os.environ.get("MMESH_CRASH_ROUNDS", "100"))
 SEED = int(os.environ.get("MMESH_CRASH_SEED", "20261"))
 DIM, BUCKETS, WRITERS = 8, 4, 3
 STEADY, CROWD = 4, 330
 """Candidates of a writer that always live; living ones above which it deletes."""
-ANSWERED_S, HAMMER_S = 15.0, 5.0
+ANSWERED_S = patient(15.0)
 TOLERANCE = 2e-3
 COLLECTION = "crash"
 PLACES = [
@@ -386,7 +386,7 @@ def world(log_settings, index_processes, tmp_path, new_row) -> World:
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_doubled_or_resurrected_by_kills(world, index_processes, eventually):
     begun = time.monotonic()
-    for number in range(ROUNDS):
+    for number in range(EFFORT.crash_rounds):
         try:
             world.play(f"{SEED} {number}")
         except BaseException:
@@ -434,6 +434,6 @@ def test_writes_beside_a_search_hide_nothing_from_it(index_processes, tmp_path, 
 
     with ThreadPoolExecutor(3) as pool:
         running = [pool.submit(work) for work in (replace, look, look)]
-        time.sleep(HAMMER_S)
+        time.sleep(EFFORT.hammer_s)
         stop.set()
         print("{} replacements, {} and {} searches".format(*(task.result() for task in running)))

@@ -30,11 +30,12 @@ from mmesh.api.index.v1 import collection_service_pb2, index_pb2
 from mmesh.content import Modality
 from mmesh.filter_language import parse_filter
 from mmesh.search import Consistency
+from tests.effort import EFFORT, patient
 
 DIM = 8
 BULK = 100
-CALL_S = 10.0
-EXAMPLES, STEPS = 30, 30
+CALL_S = patient(10.0)
+STEPS = 30
 PURGE = {"purge_s": 0.3, "tombstone_s": 0.2}
 
 numbers = st.lists(st.integers(0, 40), min_size=1, max_size=8, unique=True)
@@ -303,7 +304,8 @@ def test_an_index_process_answers_as_a_dict_would(new_machine):
         run_state_machine_as_test(
             new_machine,
             settings=settings(
-                max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, print_blob=True,
+                max_examples=EFFORT.machine_examples, stateful_step_count=STEPS, deadline=None,
+                print_blob=True,
                 database=None, suppress_health_check=list(HealthCheck),
             ),
         )  # fmt: skip

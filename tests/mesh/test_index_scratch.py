@@ -9,7 +9,7 @@ def test_the_segments_of_a_deleted_collection_leave_the_disk(
     index_processes, tmp_path, new_row, eventually
 ):
     scratch = tmp_path / "scratch"
-    process = index_processes.start(tmp_path / "data", scratch_dir=scratch)
+    process = index_processes.start(tmp_path / "data", fork=True, scratch_dir=scratch)
     process.wait_ready()
     process.create("c", DIM)
     for batch in range(4):

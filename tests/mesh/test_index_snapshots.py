@@ -7,8 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,13 +20,14 @@ from mmesh.api.index.v1 import index_pb2
 from mmesh.content import Modality
 from mmesh.local.ports import free_port
 from mmesh.search import Consistency
+from services.index import verify
+from tests.effort import EFFORT, patient
 
 DIM = 8
 COLLECTION = "snapshots"
-CALL_S = 30.0
+CALL_S = patient(30.0)
 FAILURES = "mmesh_index_snapshot_failures_total"
 TEXTS, OTHERS = 250, 90
-KILLS = 12
 PURGE = {"purge_s": 0.2, "tombstone_s": 0.1}
 
 
@@ -137,11 +136,15 @@ DAMAGES: list[Callable[[Path, Path], None]] = [flip, truncate, delete, swap]
 
 
 def damaged_in_turn(files: list[Path]) -> Iterator[str]:
-    """Damage each file in each way, undoing the damage before; files next in size are swapped."""
+    """Damage each file in some ways, undoing the damage before; files next in size are swapped.
+
+    With fewer ways than there are, each file has the next ones.
+    """
     whole = {path: path.read_bytes() for path in files}
     for number, path in enumerate(files):
         other = files[number - 1] if number else files[1]
-        for damage in DAMAGES:
+        ways = [DAMAGES[(number + n) % len(DAMAGES)] for n in range(EFFORT.damages)]
+        for damage in ways:
             damage(path, other)
             yield f"{damage.__name__} of {path.name}"
             for changed in (path, other):
@@ -190,7 +193,7 @@ def test_a_damaged_snapshot_falls_back_to_the_one_before(filled, tmp_path):
 def test_a_process_killed_while_it_stores_a_snapshot_leaves_none_that_is_half(filled):
     fill(filled)
     choices, stored = random.Random(3), 2
-    for number in range(KILLS):
+    for number in range(EFFORT.snapshot_kills):
         filled.write(range(number * 5, number * 5 + 60))
         filled.process.search(
             COLLECTION, np.eye(1, DIM, dtype=np.float32), consistency=Consistency.STRONG
@@ -284,19 +287,9 @@ def test_another_number_of_shards_does_without_the_snapshots_of_before(
         filled.check(process)
 
 
-def verify(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "services.index.verify", "--data-dir", str(tmp_path), *arguments],
-        capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-
-
 def test_verify_tells_a_sound_snapshot_from_a_damaged_one(filled, tmp_path):
     fill(filled)
-    sound = verify(tmp_path)
-    assert sound.returncode == 0, sound
+    assert verify.main(["--data-dir", str(tmp_path)]) == 0
     _, files = snapshot_files(tmp_path)
     flip(files[-1], files[-1])
-    damaged = verify(tmp_path)
-    assert damaged.returncode != 0, damaged
-    print(damaged.stdout, damaged.stderr)
+    assert verify.main(["--data-dir", str(tmp_path)]) == 1

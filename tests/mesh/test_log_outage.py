@@ -19,14 +19,14 @@ from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
 from mmesh.candidates import Candidate
 from mmesh.content import Content
 from mmesh.testing.postgres import PostgresServer, postgres_path
+from tests.effort import EFFORT, patient
 
-OUTAGE_S, FREEZE_S = 20.0, 8.0
 BEFORE_S = 2.0
-BACK_S = 10.0
+BACK_S = patient(10.0)
 """Within this time after the database is started again, writes must work again."""
-REFUSED_S = 12.0
+REFUSED_S = patient(12.0)
 """Within this time a write must get its answer, whatever it is."""
-CALL_S = 20.0
+CALL_S = patient(20.0)
 READ = 6
 """Searches ask for a write so many before the last one: what is acknowledged in the moment before
 the database goes is not in any replica yet, and is STALE_REPLICA until it is back."""
@@ -238,11 +238,11 @@ def test_a_stopped_database_costs_no_search_and_no_acknowledged_write(
 ):
     texts = ids_in(own_client, load.collection)
     restarts = own_mesh.restarts()
-    stopped, back = load.live_through(database.stop, database.start, OUTAGE_S)
+    stopped, back = load.live_through(database.stop, database.start, EFFORT.outage_s)
 
     check_searches(load)
     during = [call for call in load.searches if stopped < call.begun and call.ended < back]
-    assert len(during) > 5 * OUTAGE_S
+    assert len(during) > EFFORT.outage_s
 
     failed = [call for call in load.writes if call.refusal is not None]
     assert failed
@@ -270,7 +270,7 @@ def test_a_database_that_hangs_costs_no_search_and_no_acknowledged_write(
 ):
     texts = ids_in(own_client, load.collection)
     with contextlib.ExitStack() as ice:
-        load.live_through(lambda: ice.enter_context(database.frozen()), ice.close, FREEZE_S)
+        load.live_through(lambda: ice.enter_context(database.frozen()), ice.close, EFFORT.freeze_s)
     check_searches(load)
     failed = [call for call in load.writes if call.refusal is not None]
     assert {call.refusal.code for call in failed} <= {grpc.StatusCode.UNAVAILABLE}

@@ -7,7 +7,7 @@ from mmesh.search import Consistency
 from services.index.view.memory import load_bytes
 
 DIM = 1024
-ROWS = 20_000
+ROWS = 10_000
 MIB = 1 << 20
 
 

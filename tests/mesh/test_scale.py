@@ -17,29 +17,43 @@ import pytest
 from mmesh import Client, Rerank
 from mmesh.errors import MmeshError
 from mmesh.search import Consistency
+from tests.effort import patient
 
 CANDIDATES = 300
 QUERY = "harbour glacier violin"
-TIMEOUT_S = 10.0
+TIMEOUT_S = patient(10.0)
 MMESH = (sys.executable, "-c", "from mmesh.cli import main; main()")
 
 
-@pytest.fixture
-def scalable_mesh(start_mesh, tmp_path):
-    mesh = start_mesh(tmp_path / "scaled", 2, reranker="none")
+@pytest.fixture(scope="module")
+def own_mesh(start_mesh, tmp_path_factory):
+    mesh = start_mesh(tmp_path_factory.mktemp("scaled"), 2, reranker="none")
     yield mesh
     mesh.close()
 
 
 @pytest.fixture
-def filled(scalable_mesh, new_candidates) -> Iterator[tuple[Client, str, list[str]]]:
+def scalable_mesh(own_mesh):
+    """A mesh of two shards in one process each, before and after a test."""
+    yield own_mesh
+    own_mesh.scale(2, 1)
+
+
+@pytest.fixture
+def filled(
+    scalable_mesh, new_collection, new_candidates
+) -> Iterator[tuple[Client, str, list[str]]]:
     """A client, a collection, and the ids in it."""
-    with Client(scalable_mesh.address) as client:
-        client.create_collection("c")
+    with Client(scalable_mesh.address) as client, new_collection(client) as name:
         candidates = new_candidates(CANDIDATES)
-        client.ingest("c", candidates)
-        client.search("c", QUERY, consistency=Consistency.STRONG)
-        yield client, "c", sorted(one.id for one in candidates)
+        client.ingest(name, candidates)
+        client.search(name, QUERY, consistency=Consistency.STRONG)
+        yield client, name, sorted(one.id for one in candidates)
+
+
+def index_names(mesh) -> list[str]:
+    """Return the names of the index processes, by replica and shard."""
+    return [name for name in mesh.names if name.startswith("index")]
 
 
 class Searcher(threading.Thread):
@@ -114,11 +128,11 @@ def test_the_number_of_shards_changes_under_searches_and_an_ingest(
 ):
     client, collection, known = filled
     more = new_candidates(400, prefix="more ")
-    reports = []
+    reports, scaled = [], threading.Event()
 
     def ingest() -> None:
         with Client(scalable_mesh.address) as ingesting:
-            reports.append(ingesting.ingest(collection, slowly(more), batch_size=8))
+            reports.append(ingesting.ingest(collection, slowly(more, scaled), batch_size=8))
 
     with searching(scalable_mesh.address, collection, known) as searchers:
         ingesting = threading.Thread(target=ingest)
@@ -127,21 +141,23 @@ def test_the_number_of_shards_changes_under_searches_and_an_ingest(
         assert shards_in_use(client, collection) == 3
         scalable_mesh.scale(2)
         assert shards_in_use(client, collection) == 2
+        scaled.set()
         ingesting.join()
     assert {3, 2} == set.union(*(searcher.shards for searcher in searchers))
     assert (reports[0].stored, reports[0].rejected) == (len(more), ())
     everything = sorted([*known, *(one.id for one in more)])
     assert ids_in(client, collection) == everything
     assert all_ids(client, collection) == everything
-    index = [name for name in scalable_mesh.names if name.startswith("index")]
+    index = index_names(scalable_mesh)
     assert index == ["index-0-of-2", "index-1-of-2"]
     assert all(scalable_mesh.pid(name) for name in index)
 
 
-def slowly(candidates):
+def slowly(candidates, over: threading.Event):
+    """Yield 16 candidates a second as long as it is not over, and then the others at once."""
     for number, candidate in enumerate(candidates):
         if number % 8 == 0:
-            time.sleep(0.2)
+            over.wait(0.5)
         yield candidate
 
 
@@ -149,10 +165,11 @@ def test_a_replica_that_is_killed_costs_no_search_and_no_coverage(
     scalable_mesh, filled, eventually
 ):
     client, collection, known = filled
+    first, second = index_names(scalable_mesh)
     scalable_mesh.scale(2, 2)
-    assert {"index-0", "index-1", "index-0-r1", "index-1-r1"} <= set(scalable_mesh.names)
+    assert set(index_names(scalable_mesh)) == {first, second, f"{first}-r1", f"{second}-r1"}
     with searching(scalable_mesh.address, collection, known) as searchers:
-        for victim in ("index-0", "index-1-r1"):
+        for victim in (first, f"{second}-r1"):
             before = sum(searcher.searches for searcher in searchers)
             assert scalable_mesh.kill(victim)
             eventually(
@@ -186,14 +203,22 @@ def test_a_process_of_a_new_set_that_is_killed_takes_no_search_with_it(
     assert all_ids(client, collection) == known
 
 
-def test_an_alias_that_moves_never_mixes_two_collections(scalable_mesh, filled, new_candidates):
+@pytest.fixture
+def second(filled, new_collection) -> Iterator[str]:
+    """Another collection of the same mesh."""
+    with new_collection(filled[0]) as name:
+        yield name
+
+
+def test_an_alias_that_moves_never_mixes_two_collections(
+    scalable_mesh, filled, second, new_candidates
+):
     client, old, known = filled
-    client.create_collection("d")
     new = new_candidates(CANDIDATES, prefix="new ")
-    client.ingest("d", new)
-    for name in (old, "d"):
+    client.ingest(second, new)
+    for name in (old, second):
         client.search(name, QUERY, consistency=Consistency.STRONG)
-    sides = {old: set(known), "d": {one.id for one in new}}
+    sides = {old: set(known), second: {one.id for one in new}}
     client.set_alias("both", old)
     time.sleep(0.2)
     stopped, wrong, seen = threading.Event(), [], set()
@@ -212,13 +237,13 @@ def test_an_alias_that_moves_never_mixes_two_collections(scalable_mesh, filled, 
     for thread in threads:
         thread.start()
     for number in range(20):
-        client.set_alias("both", "d" if number % 2 == 0 else old)
+        client.set_alias("both", second if number % 2 == 0 else old)
         time.sleep(float(np.random.default_rng(number).uniform(0.05, 0.2)))
     stopped.set()
     for thread in threads:
         thread.join()
     assert not wrong, wrong[:3]
-    assert seen == {old, "d"}
+    assert seen == {old, second}
 
 
 @contextmanager
@@ -238,21 +263,20 @@ def mesh_up(data, *options: str):
     assert process.returncode == 0
 
 
-def scale_command(data, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [*MMESH, "scale", "--data", str(data), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-
-def test_the_command_scales_the_mesh_that_runs_on_a_folder(tmp_path):
+def test_the_command_scales_the_mesh_that_runs_on_a_folder(tmp_path, command_here):
     data = tmp_path / "data"
     data.mkdir()
-    nothing = scale_command(data, "--shards", "2")
-    assert nothing.returncode == 1
-    assert f"no mesh runs on {data}" in nothing.stderr
+
+    def scale(*options: str) -> tuple[int, str, str]:
+        return command_here("scale", "--data", data, *options, env={}, folder=tmp_path)
+
+    code, _, errors = scale("--shards", "2")
+    assert code == 1
+    assert f"no mesh runs on {data}" in errors
     with mesh_up(data, "--replicas", "2") as address, Client(address) as client:
-        done = scale_command(data, "--shards", "2", "--replicas", "1")
-        assert (done.returncode, done.stderr) == (0, "")
-        lines = done.stdout.splitlines()
+        code, output, errors = scale("--shards", "2", "--replicas", "1")
+        assert (code, errors) == (0, "")
+        lines = output.splitlines()
         assert lines[0] == "loading index-0-of-2, index-1-of-2"
         assert lines[-1] == "the mesh has 2 shards, 1 process each"
         status = client.get_status()
@@ -260,7 +284,6 @@ def test_the_command_scales_the_mesh_that_runs_on_a_folder(tmp_path):
         assert places == [("encoder", 0, 0), ("index", 0, 2), ("index", 1, 2)]
         assert status.shard_count == 2
         assert not (data / "scale.json").exists()
-        wrong = scale_command(data, "--shards", "0")
-        assert wrong.returncode == 2
-    assert scale_command(data, "--shards", "2").returncode == 1
+        assert scale("--shards", "0")[0] == 2
+    assert scale("--shards", "2")[0] == 1
     assert not os.path.exists(data / "scale.json")

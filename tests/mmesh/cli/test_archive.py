@@ -53,7 +53,7 @@ def types_in(candidate: Candidate) -> dict[str, type]:
     return {name: type(value) for name, value in candidate.attributes.items()}
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(candidates, max_size=5), st.booleans())
 def test_what_is_written_is_read_again(tmp_path, found, with_vectors):
     path = tmp_path / "export.parquet"

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
-@pytest.fixture(scope="module")
-def check(mesh):
+
+@pytest.fixture
+def check(command_here, mesh, tmp_path):
     """Run `mmesh WHAT check`; return exit code, stdout and stderr."""
 
-    def check(what, *arguments, data=mesh.settings.data):
-        code = "from mmesh.cli import main; main()"
-        command = [sys.executable, "-c", code, what, "check", "--data", data, *arguments]
-        env = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, env=env, timeout=120,
-            check=False,
-        )  # fmt: skip
-        return done.returncode, done.stdout, done.stderr
+    def check(what, *arguments, data=mesh.settings.data, command=command_here):
+        options = ("check", "--data", data, *arguments)
+        return command(what, *options, env=ENVIRONMENT, folder=tmp_path)
 
     return check
 
@@ -68,14 +61,6 @@ def test_an_encoder_is_compared_with_the_same_model_in_this_process(check):
     [
         (["--address", "127.0.0.1:1"], "UNAVAILABLE"),
         (["--data", "nowhere"], "--address"),
-        pytest.param(
-            ["--reference", "no such folder"],
-            "no such folder",
-            marks=pytest.mark.skipif(
-                importlib.util.find_spec("torch") is None,
-                reason="torch is absent: run `make setup-models`",
-            ),
-        ),
         (["--reference", "x", "--stored", __file__], "not both"),
         (["--stored", __file__], "no stored answers"),
         (["--stored", "nowhere"], "nowhere"),
@@ -85,4 +70,15 @@ def test_what_cannot_be_checked_is_one_line(check, arguments, said):
     code, _, errors = check("rerank", *arguments)
     assert code in (1, 2)
     assert said in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="torch is absent: run `make setup-models`"
+)
+def test_a_model_that_is_not_there_is_one_line(check, command_as_program):
+    """A program of its own: what loads models reads its environment once."""
+    code, _, errors = check("rerank", "--reference", "no such folder", command=command_as_program)
+    assert code in (1, 2)
+    assert "no such folder" in errors
     assert "Traceback" not in errors

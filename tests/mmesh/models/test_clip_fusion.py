@@ -21,10 +21,13 @@ from mmesh.models.encoders.families import EncoderChoice, open_encoder
 from mmesh.models.protocol import EncoderModel, FloatMatrix, encode_together
 from mmesh.testing.tiny_models import BUILDERS
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("transformers") is None,
-    reason="transformers is absent: run `make setup-models`",
-)
+pytestmark = [
+    pytest.mark.models,
+    pytest.mark.skipif(
+        importlib.util.find_spec("transformers") is None,
+        reason="transformers is absent: run `make setup-models`",
+    ),
+]
 ARCHITECTURES = ("clip", "siglip", "siglip2")
 LIMITS = {"clip": 77, "siglip": 64, "siglip2": 64}
 PADDING = {"clip": True, "siglip": "max_length", "siglip2": "max_length"}

@@ -6,9 +6,12 @@ import importlib.util
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None, reason="torch is absent: run `make setup-models`"
-)
+pytestmark = [
+    pytest.mark.models,
+    pytest.mark.skipif(
+        importlib.util.find_spec("torch") is None, reason="torch is absent: run `make setup-models`"
+    ),
+]
 
 
 def test_a_recording_has_room_and_is_the_smallest() -> None:

@@ -96,10 +96,10 @@ def test_a_truncated_picture_is_refused(kind: str) -> None:
 def test_too_large_is_refused_before_decoding(header: Any, size: tuple[int, int]) -> None:
     if header is webp_header and size[0] > 16_384:
         size = (16_384, 16_384)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(InvalidImage, match="at most"):
         images.decode(header(*size), "p")
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 0.1
 
 
 def test_a_gif_frame_larger_than_its_canvas_is_refused() -> None:

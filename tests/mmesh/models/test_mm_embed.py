@@ -32,6 +32,7 @@ from mmesh.models.encoders.mm_embed_network import (  # noqa: E402
 from mmesh.models.protocol import encode_together  # noqa: E402
 from mmesh.testing.tiny_models import build_tiny_mm_embed  # noqa: E402
 
+pytestmark = pytest.mark.models
 MAX_TEXT_TOKENS = 128
 PUBLISHED_CONFIG = {  # of nvidia/MM-Embed, without what nothing depends on
     "add_eos_token": True,

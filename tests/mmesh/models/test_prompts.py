@@ -14,6 +14,7 @@ from mmesh.errors import FailedPrecondition, InputTooLong, InvalidField
 from mmesh.models.judges.prompts import Frame, PromptBuilder, word_id
 from mmesh.testing.tiny_models import build_tiny_mm_embed, build_tiny_qwen3_vl
 
+pytestmark = pytest.mark.models
 FRAME = Frame.parse("Task: {instruction}\nQuery: {query}\nText: {candidate}\nTrue?", "<image>\n")
 PICTURE = b"not opened here"
 

@@ -24,10 +24,13 @@ from mmesh.models.encoders.families import EncoderChoice, open_encoder
 from mmesh.models.protocol import EncoderModel, encode_together
 from mmesh.testing.tiny_models import build_tiny_qwen3_vl
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("transformers") is None,
-    reason="transformers is absent: run `make setup-models`",
-)
+pytestmark = [
+    pytest.mark.models,
+    pytest.mark.skipif(
+        importlib.util.find_spec("transformers") is None,
+        reason="transformers is absent: run `make setup-models`",
+    ),
+]
 
 MAX_TEXT_TOKENS = 256
 SIZES = {  # by `smart_resize` of qwen-vl-utils 0.0.14: width and height, before and after

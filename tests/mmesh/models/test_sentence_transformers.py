@@ -25,10 +25,13 @@ from mmesh.testing.tiny_models import (
     build_tiny_sentence_transformer,
 )
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("sentence_transformers") is None,
-    reason="sentence-transformers is absent: run `make setup-models`",
-)
+pytestmark = [
+    pytest.mark.models,
+    pytest.mark.skipif(
+        importlib.util.find_spec("sentence_transformers") is None,
+        reason="sentence-transformers is absent: run `make setup-models`",
+    ),
+]
 ROOT = Path(__file__).parents[3]
 INSTRUCT = "Instruct: Given a question, retrieve passages that answer it\nQuery: "
 PROMPTS = {

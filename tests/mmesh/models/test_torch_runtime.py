@@ -11,9 +11,12 @@ import pytest
 from mmesh.errors import FailedPrecondition, InternalError
 from mmesh.models.protocol import OutOfDeviceMemory
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None, reason="torch is absent: run `make setup-models`"
-)
+pytestmark = [
+    pytest.mark.models,
+    pytest.mark.skipif(
+        importlib.util.find_spec("torch") is None, reason="torch is absent: run `make setup-models`"
+    ),
+]
 
 
 @pytest.mark.parametrize(

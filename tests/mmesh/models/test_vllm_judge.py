@@ -28,6 +28,7 @@ from mmesh.models.judges.zero_shot import load_zero_shot
 from mmesh.models.protocol import JudgeModel
 from mmesh.models.text.plain import PlainText
 from mmesh.testing.tiny_models import build_tiny_llava_next, build_tiny_qwen3_vl
+from tests.effort import patient
 
 pytestmark = [
     pytest.mark.vllm,
@@ -195,7 +196,7 @@ def assert_agreement(pair: tuple[float, float]) -> None:
 
 async def until_running(judge: VllmJudge) -> None:
     """Wait until the engine has requests."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patient(10)):
         while not judge.running_requests:  # noqa: ASYNC110  # vLLM offers no event
             await asyncio.sleep(0.001)
 
@@ -405,7 +406,7 @@ async def test_an_engine_that_is_killed_makes_the_judge_unavailable(qwen: Opened
     killed = time.monotonic()
     with pytest.raises(Unavailable):
         await call
-    assert time.monotonic() - killed < 2
+    assert time.monotonic() - killed < patient(2)
     assert not qwen.judge.is_healthy()
     with pytest.raises(Unavailable):
         await scores(qwen.judge, Content.of("x"), Content.of("y"))

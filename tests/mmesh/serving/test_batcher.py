@@ -11,6 +11,7 @@ from mmesh.serving.batching.backlog import BatchShape, Priority, Work
 from mmesh.serving.batching.batcher import Batcher, BatchLimits
 from mmesh.serving.batching.coalesce import Ticket
 from mmesh.serving.batching.lane import TooLarge
+from tests.effort import patient
 
 FOREVER = float("inf")
 
@@ -58,13 +59,13 @@ def bulk(batcher, item, **more):
 
 async def outcomes(*tickets):
     """Return the results, or the errors, of all tickets."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patient(5)):
         found = await asyncio.gather(*(t.outcome for t in tickets), return_exceptions=True)
     return [getattr(one, "result", one) for one in found]
 
 
 async def until(condition):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patient(5)):
         while not condition():  # noqa: ASYNC110  # a plain flag
             await asyncio.sleep(0.001)
 
@@ -448,7 +449,7 @@ async def test_whatever_happens_every_ticket_gets_its_outcome():
                 rng.choice(tickets).outcome.cancel()
             if rng.random() < 0.2:
                 await asyncio.sleep(0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patient(10)):
             await asyncio.wait([ticket.outcome for ticket in tickets])
         assert batcher.waiting_cost == 0
         assert len({id(ticket) for ticket in tickets if not ticket.outcome.cancelled()}) > 300

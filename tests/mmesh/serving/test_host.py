@@ -8,6 +8,7 @@ import pytest
 
 from mmesh.serving.host import Host
 from mmesh.serving.settings import ServiceSettings
+from tests.effort import patient
 
 
 @pytest.mark.parametrize("option", ["port", "metrics_port"])
@@ -32,7 +33,7 @@ async def test_full_collections_pass_over_what_was_there_when_serving_began():
     await host.start()
     running = asyncio.create_task(host.run())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(patient(5)):
             while not gc.get_freeze_count():  # noqa: ASYNC110  # nothing tells but looking
                 await asyncio.sleep(0.001)
         assert gc.get_freeze_count() > 10_000

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import grpc
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
 from mmesh import wire
 from mmesh.api.encoder.v1 import encoder_pb2 as pb
@@ -25,6 +26,7 @@ from services.encoder.config import EncoderSettings
 from services.encoder.engine import EncodeInput, EncoderEngine
 from services.encoder.preparation import EncodeOptions
 from services.encoder.servicer import EncoderServicer
+from tests.effort import patient
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,16 @@ async def running(stub, model):
     while not model.batches:  # noqa: ASYNC110  # set on the device thread
         await asyncio.sleep(0.01)
     return call
+
+
+def waiting():
+    return REGISTRY.get_sample_value("mmesh_encoder_waiting_cost")
+
+
+async def until(holds):
+    async with asyncio.timeout(patient(5)):
+        while not holds():  # noqa: ASYNC110  # a metric
+            await asyncio.sleep(0.01)
 
 
 async def failure(call):
@@ -210,11 +222,11 @@ async def test_a_full_queue_is_refused_and_what_waits_is_answered():
     model = SlowModel()
     async with serving(model, limits=BatchLimits(max_waiting_cost=10)) as stub:
         busy = await running(stub, model)
-        waiting = asyncio.ensure_future(stub.Encode(texts("waiting")))
-        await asyncio.sleep(0.1)
+        queued = asyncio.ensure_future(stub.Encode(texts("waiting")))
+        await until(waiting)
         error = await failure(stub.Encode(texts("too many")))
         model.free.set()
-        await asyncio.gather(busy, waiting)
+        await asyncio.gather(busy, queued)
     assert error.reason == "QUEUE_FULL"
     assert error.retry_after_s > 0
 
@@ -223,7 +235,10 @@ async def test_work_whose_caller_went_away_never_runs():
     model = SlowModel()
     async with serving(model) as stub:
         busy = await running(stub, model)
-        error = await failure(stub.Encode(texts("late"), timeout=0.1))
+        late = asyncio.ensure_future(stub.Encode(texts("late"), timeout=patient(0.3)))
+        await until(waiting)
+        error = await failure(late)
+        await until(lambda: not waiting())
         model.free.set()
         await busy
         await stub.Encode(texts("next"))
@@ -239,11 +254,11 @@ async def test_a_caller_with_time_left_does_not_share_the_end_of_one_without():
         busy = await running(stub, model)
         hurried = asyncio.ensure_future(stub.Encode(texts("same"), timeout=0.2))
         await asyncio.sleep(0.05)
-        patient = asyncio.ensure_future(stub.Encode(texts("same"), timeout=10))
+        calm = asyncio.ensure_future(stub.Encode(texts("same"), timeout=patient(10)))
         await asyncio.sleep(0.5)
         model.free.set()
         await busy
-        assert (await patient).vectors.dim == 2
+        assert (await calm).vectors.dim == 2
         assert (await failure(hurried)).code.name == "DEADLINE_EXCEEDED"
 
 
@@ -272,7 +287,7 @@ async def test_an_input_nobody_waits_for_any_more_is_not_even_prepared():
     model.prepare = prepare
     async with serving(model, prepare_threads=1) as stub:
         long = texts(*(f"{word} " * 3000 for word in ("one", "two", "three")))
-        await failure(stub.Encode(long, timeout=0.3))
+        await failure(stub.Encode(long, timeout=patient(0.3)))
         first.set()
         await stub.Encode(texts("next"))
     assert [text.split()[0] for text in model.prepared] == ["one", "next"]

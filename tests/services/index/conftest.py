@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager
 
 import numpy as np
+import psycopg
 import pytest
 import sqlalchemy as sa
 from obstore.exceptions import GenericError
@@ -18,6 +19,7 @@ from mmesh.serving.backoff import Pauses
 from services.index.log.ledger import Delete, Upsert, Write, Written
 from services.index.log.log import Log
 from services.index.log.rows import CollectionRow, NewCandidate, Rows
+from services.index.log.tables import metadata
 from services.index.slots import SLOTS, slot_of
 from services.index.view.follower import Follower
 from services.index.view.memory import Budget
@@ -82,9 +84,37 @@ class Writer:
         return [row.id for row in self.log.page(collection, "", 10_000)]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def log_url(request, tmp_path) -> Iterator[str]:
-    """Address of an empty database."""
+ENGINES = ["sqlite", "postgresql"]
+
+
+def empty_log(url: str) -> None:
+    """Take all rows out of a log in PostgreSQL, whoever still has a connection to it."""
+    with psycopg.connect(url.replace("+psycopg", ""), options="-c lock_timeout=5s") as connection:
+        connection.execute(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY")
+
+
+@pytest.fixture(scope="session")
+def used_urls() -> list[str]:
+    """Databases of PostgreSQL that have the tables of a log and no rows."""
+    return []
+
+
+@pytest.fixture(params=ENGINES)
+def log_url(request, tmp_path, used_urls) -> Iterator[str]:
+    """Address of a log without rows, or of an empty database."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'log.db'}"
+        return
+    server = request.getfixturevalue("postgres")
+    url = used_urls.pop() if used_urls else server.new_database()
+    yield url
+    empty_log(url)
+    used_urls.append(url)
+
+
+@pytest.fixture(params=ENGINES)
+def empty_url(request, tmp_path) -> Iterator[str]:
+    """Address of an empty database, for tests that look at its tables."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'log.db'}"
         return

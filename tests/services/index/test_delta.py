@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mmesh.filters import Compare, Operator
@@ -42,7 +42,6 @@ def check(block, vectors, alive, queries, limit, condition):
         assert not found[found.sum() :].any()
 
 
-@settings(max_examples=50, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
     st.lists(st.tuples(st.integers(1, 20), st.integers(0, 9)), min_size=1, max_size=12),

@@ -35,11 +35,11 @@ log.close()
 
 
 @pytest.fixture
-def processes(log_url):
+def processes(empty_url):
     """Processes that open the log at the same moment and write to it."""
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, log_url, name],
+            [sys.executable, "-c", PROCESS, empty_url, name],
             stdin=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for name in "abcd"
@@ -70,14 +70,14 @@ def run(*targets):
 
 
 def test_processes_may_open_an_empty_database_at_once_and_leave_no_gap(
-    processes, log_url, open_log
+    processes, empty_url, open_log
 ):
     for process in processes:
         process.stdin.write(b"go\n")
         process.stdin.flush()
     for process in processes:
         assert process.wait(60) == 0, process.stderr.read().decode()
-    log = open_log(log_url).log
+    log = open_log(empty_url).log
     head = log.collection("c")
     rows, through = log.read_after("c", head.epoch, 0, range(256), 10_000, 1)
     # 4 writers, 15 rounds, 6 rows and one deletion each; 45 rows are shared by all writers.

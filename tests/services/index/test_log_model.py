@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from mmesh.content import Modality
 from mmesh.errors import InvalidField, MmeshError, RequestIdReused
 from services.index.log.ledger import Delete, DeleteUnchanged, Upsert, Written
+from tests.effort import EFFORT
 
 IDS = st.sampled_from(["a", "b", "c", "d", "e"])
 STEPS = st.one_of(
@@ -125,7 +126,7 @@ def test_random_writes_purges_and_restarts_leave_what_a_dict_holds(open_log, log
     run_state_machine_as_test(
         lambda: LogMachine(open_log, log_url, row, upsert),
         settings=settings(
-            max_examples=20,
+            max_examples=EFFORT.log_examples,
             stateful_step_count=8,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],

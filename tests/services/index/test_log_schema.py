@@ -39,6 +39,11 @@ TIME = "2026-11-20 08:00:00.250000"
 
 
 @pytest.fixture
+def log_url(empty_url):
+    return empty_url
+
+
+@pytest.fixture
 def old_file(tmp_path):
     """A log as the first release wrote it: two collections, one with a deletion."""
     path = tmp_path / "log.db"

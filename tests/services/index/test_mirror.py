@@ -13,6 +13,7 @@ from mmesh.collections import CollectionSettings
 from mmesh.content import Modality
 from mmesh.errors import CollectionFull, FailedPrecondition, InvalidField, ModelMismatch, NotFound
 from services.index.log.ledger import Delete, DeleteUnchanged, Fill, Mirrored, Upsert
+from tests.effort import EFFORT
 
 IDS = st.sampled_from(["a", "b", "c", "d"])
 
@@ -246,7 +247,7 @@ def test_no_order_of_writes_and_fills_lets_the_two_differ(writer, row):
     run_state_machine_as_test(
         lambda: MirrorMachine(writer, row),
         settings=settings(
-            max_examples=20,
+            max_examples=EFFORT.log_examples,
             stateful_step_count=10,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],

@@ -9,6 +9,7 @@ import pytest
 
 from mmesh.errors import DataLoss, StorageFull, Unavailable
 from services.index.store.objects import open_objects
+from tests.effort import patient
 
 MIB = 1 << 20
 
@@ -194,4 +195,4 @@ def test_a_store_that_is_away_is_said_soon(tmp_path, monkeypatch):
             start = time.monotonic()
             with pytest.raises(Unavailable):
                 call()
-            assert time.monotonic() - start < 15, name
+            assert time.monotonic() - start < patient(15), name

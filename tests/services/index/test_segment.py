@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mmesh.errors import DataLoss
@@ -111,7 +111,6 @@ def test_every_kind_finds_enough_of_what_lives_and_matches(
     np.testing.assert_allclose(segment.vectors(numbers[:50]), vectors[:50], atol=1e-3)
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 70),
     st.sets(st.integers(0, 69)),

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.index.build.tiers import Merge, Sizes, next_merge, whole_merge
@@ -42,7 +42,6 @@ def test_a_whole_merge_takes_everything_even_where_it_is_one_segment_already():
     assert whole_merge(sizes(growing=3)) == Merge((), deltas=True, growing=True)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 4), min_size=50, max_size=400))
 def test_a_row_is_built_about_log_n_times_and_segments_stay_few(arrivals):
     """Full deltas of 1,000 rows come, now and then several at a time."""

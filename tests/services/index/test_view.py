@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mmesh.content import Modality
@@ -79,7 +79,6 @@ WRITES = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), WRITES)
 def test_a_view_finds_what_a_dict_finds_after_any_writes(seed, batches):
     writer = Writer(seed)

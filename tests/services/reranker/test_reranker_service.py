@@ -176,8 +176,8 @@ async def test_image_tokens_are_spent_on_the_query_and_then_best_first():
 
 
 async def test_a_budget_of_seconds_ends_judging_before_the_deadline():
-    async with serving(Judge(seconds=0.1)) as stub:
-        reply = await stub.Rerank(request(*"abcdef", budget=budget_of(0.15)), timeout=30)
+    async with serving(Judge(seconds=0.4)) as stub:
+        reply = await stub.Rerank(request(*"abcdef", budget=budget_of(0.6)), timeout=30)
     assert scores_of(reply) == [1, 1, *["DEADLINE"] * 4]
 
 

@@ -25,6 +25,7 @@ from mmesh.serving.deadline import Deadline
 from mmesh.tokens import Token
 from services.gateway.interfaces import Scored, ShardAnswer, ShardOrder
 from services.gateway.search.fanout import search_shards
+from tests.effort import patient
 
 TEXT = Modality.TEXT
 SOON = Deadline.after(3600)
@@ -131,7 +132,7 @@ async def test_disagreeing_shards_do_not_keep_a_search_beyond_its_deadline():
     start = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         await search_shards(Slow(["e1", "e2"]), order_for(), Deadline.after(0.0))
-    assert time.monotonic() - start < 0.1
+    assert time.monotonic() - start < patient(0.5)
 
 
 @pytest.mark.parametrize(

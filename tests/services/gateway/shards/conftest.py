@@ -28,6 +28,7 @@ from services.gateway.interfaces import ShardOrder
 from services.gateway.search.fanout import search_shards
 from services.gateway.shards.index_backend import IndexBackend
 from services.index.search_stream import SearchStream
+from tests.effort import patient
 
 TEXT = Modality.TEXT
 ORDER = ShardOrder(
@@ -170,7 +171,7 @@ class SearchedIndex(IndexBackend):
 
     @staticmethod
     async def eventually(holds, timeout_s=5.0):
-        until = time.monotonic() + timeout_s
+        until = time.monotonic() + patient(timeout_s)
         while not await holds():
             assert time.monotonic() < until
             await asyncio.sleep(0.01)

@@ -1,0 +1,85 @@
+"""How often tests repeat what they repeat, and how long they wait: one table for all of them.
+
+`make test` takes FAST: every behaviour once or a few times. `make test-all` takes FULL (it sets
+MMESH_TEST_EFFORT=full): what depends on chance, such as kills at random moments, gets the number of
+tries at which it has found something before. One number alone is changed by its own variable, such
+as MMESH_TEST_CRASH_ROUNDS=1000.
+
+MMESH_TEST_PATIENCE multiplies the times that tests wait for something to happen. They are limits:
+a test that passes takes no longer for a larger one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+from hypothesis import settings
+
+PREFIX = "MMESH_TEST_"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Repetitions and durations that a test could make shorter or longer."""
+
+    examples: int
+    """Inputs that hypothesis tries for each property."""
+    machine_examples: int
+    """Random orders of calls to an index process that are compared with a dict."""
+    log_examples: int
+    """Random orders of calls to a log on each engine that are compared with a dict."""
+    crash_rounds: int
+    """Rounds of load, kill and restart of three index processes, on each engine."""
+    snapshot_kills: int
+    """Kills of an index process while it stores a snapshot."""
+    damages: int
+    """Ways of four in which each file of a snapshot is damaged."""
+    hammer_s: float
+    """Time that searches are looked at beside writes that replace all rows."""
+    broken_inputs: int
+    """Broken contents that a service is sent, twice."""
+    outage_s: float
+    """Time that the database is away under load."""
+    freeze_s: float
+    """Time that the database hangs under load; longer than the 5.5 s after which a write is given
+    up."""
+
+
+FAST = Effort(
+    examples=20, machine_examples=8, log_examples=6, crash_rounds=10, snapshot_kills=3, damages=1,
+    hammer_s=1.5, broken_inputs=150, outage_s=6.0, freeze_s=7.0,
+)  # fmt: skip
+FULL = Effort(
+    examples=100, machine_examples=30, log_examples=20, crash_rounds=100, snapshot_kills=12,
+    damages=4, hammer_s=5.0, broken_inputs=1000, outage_s=20.0, freeze_s=8.0,
+)  # fmt: skip
+
+
+def chosen(environment: Mapping[str, str]) -> Effort:
+    """Return the effort that the environment asks for.
+
+    Raises:
+        ValueError: MMESH_TEST_EFFORT is neither "fast" nor "full", or a number is none.
+    """
+    name = environment.get(f"{PREFIX}EFFORT", "fast")
+    efforts = {"fast": FAST, "full": FULL}
+    if name not in efforts:
+        raise ValueError(f"{PREFIX}EFFORT is {name!r}; use one of {', '.join(efforts)}")
+    given = {one.name: environment.get(f"{PREFIX}{one.name.upper()}") for one in fields(Effort)}
+    base = efforts[name]
+    numbers = {n: type(getattr(base, n))(text) for n, text in given.items() if text is not None}
+    return replace(base, **numbers)
+
+
+EFFORT = chosen(os.environ)
+PATIENCE = float(os.environ.get(f"{PREFIX}PATIENCE", "2"))
+
+
+def patient(seconds: float) -> float:
+    """Return a limit for a wait that is `seconds` on a machine with nothing else to do."""
+    return seconds * PATIENCE
+
+
+settings.register_profile("mmesh", max_examples=EFFORT.examples, deadline=None)
