@@ -15,6 +15,7 @@ import platform
 import subprocess
 import time
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ class Durations:
 
     def table(self) -> dict[str, Any]:
         """Return the table as it is stored."""
-        files: Counter[str] = Counter()
-        groups: Counter[str] = Counter()
+        files: defaultdict[str, float] = defaultdict(float)
+        groups: defaultdict[str, float] = defaultdict(float)
         for name, seconds in self._seconds.items():
             files[name.partition("::")[0]] += seconds
             groups[self._groups[name]] += seconds
@@ -78,9 +79,10 @@ class Durations:
         }
 
 
-def rounded(seconds: Counter[str], most: int | None = None) -> dict[str, float]:
+def rounded(seconds: Mapping[str, float], most: int | None = None) -> dict[str, float]:
     """Return what takes longest first, to a tenth of a second."""
-    return {name: round(value, 1) for name, value in seconds.most_common(most)}
+    longest = sorted(seconds, key=lambda name: -seconds[name])[:most]
+    return {name: round(seconds[name], 1) for name in longest}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
