@@ -19,8 +19,8 @@ HERE = Path(__file__).parent
 SHARED = ("vllm_mesh", "mesh", "s3", "postgres")
 """Fixtures of the whole run; a test belongs to the first one that it uses."""
 TIMED = {
-    "mesh/test_degradation.py", "mesh/test_log_outage.py", "services/gateway/shards/test_hedging.py",
-    "services/gateway/shards/test_shard_search.py",
+    "mesh/test_degradation.py", "mesh/test_log_outage.py",
+    "services/gateway/shards/test_hedging.py", "services/gateway/shards/test_shard_search.py",
 }  # fmt: skip
 """Modules that freeze things and look at how long others take: never two at a time."""
 STARTERS = {"start_mesh", "index_processes", "s3", "postgres"}
