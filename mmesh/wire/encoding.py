@@ -14,27 +14,38 @@ from typing import Any, TypeVar, cast
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from mmesh.candidates import Candidate
 from mmesh.content import Content, Image
 
 LARGE_BYTES = 1 << 20
 """From here on a message is worth a thread: it takes a millisecond to build."""
+Built = TypeVar("Built", bound=Message)
 Channel = TypeVar("Channel")
 
 
-async def built(size: int, build: Callable[[], Message]) -> Any:
+async def built(size: int, build: Callable[[], Built]) -> Built:
     """Return the message that `build` returns; one of many bytes is built and encoded in a thread.
 
-    A serializer such as `as_bytes` takes both.
+    Then it is the encoding that is returned, whatever the type says: serializers here take both.
     """
     if size < LARGE_BYTES:
         return build()
-    return await asyncio.to_thread(lambda: encode(build()))
+    return cast(Built, await asyncio.to_thread(lambda: encode(build())))
 
 
 def content_bytes(contents: Iterable[Content]) -> int:
     """Return about how many bytes contents take in a message."""
     parts = (part for content in contents for part in content.parts)
     return sum(len(part.data if isinstance(part, Image) else part) for part in parts)
+
+
+def candidate_bytes(candidates: Iterable[Candidate]) -> int:
+    """Return about how many bytes candidates take in a message, with their attributes."""
+    found = list(candidates)
+    values = (value for one in found for value in one.attributes.values())
+    texts = (text for value in values for text in (value if isinstance(value, tuple) else (value,)))
+    attributes = sum(32 + len(text) if isinstance(text, str) else 32 for text in texts)
+    return content_bytes(one.content for one in found) + attributes + 64 * len(found)
 
 
 def as_bytes(message: Message | bytes) -> bytes:

@@ -15,7 +15,9 @@ from mmesh.collections import check_change, check_settings
 from mmesh.errors import InvalidField, InvalidFilter, InvalidRequest, MmeshError
 from mmesh.filters import check_filter
 from mmesh.mesh_status import MeshStatus
+from mmesh.search import SearchResult
 from mmesh.serving.deadline import Context, Deadline
+from mmesh.wire.encoding import built, candidate_bytes, content_bytes
 from mmesh.wire.search import result_to_pb, search_from_pb
 from mmesh.wire.status import status_to_pb
 from services.gateway.config import GatewaySettings
@@ -43,7 +45,8 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
 
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
         search = search_from_pb(request)
-        return result_to_pb(await self._mesh.pipeline.search(search, self._deadline(context)))
+        result = await self._mesh.pipeline.search(search, self._deadline(context))
+        return await built(_shown_bytes(result), lambda: result_to_pb(result))
 
     async def SearchBatch(
         self, request: pb.SearchBatchRequest, context: Context
@@ -53,7 +56,10 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
         good = [search for search in searches if not isinstance(search, MmeshError)]
         answers = iter(await self._mesh.pipeline.search_batch(good, self._deadline(context)))
         outcomes = [s if isinstance(s, MmeshError) else next(answers) for s in searches]
-        return pb.SearchBatchResponse(results=[_outcome_to_pb(outcome) for outcome in outcomes])
+        return await built(
+            sum(map(_shown_bytes, outcomes)),
+            lambda: pb.SearchBatchResponse(results=map(_outcome_to_pb, outcomes)),
+        )
 
     # -- candidates
 
@@ -96,8 +102,10 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
     ) -> pb.BatchGetCandidatesResponse:
         deadline = self._deadline(context)
         found = await self._mesh.index.get(request.collection, request.ids, deadline)
-        messages = [wire.candidate_to_pb(candidate) for candidate in found]
-        return pb.BatchGetCandidatesResponse(candidates=messages)
+        return await built(
+            candidate_bytes(found),
+            lambda: pb.BatchGetCandidatesResponse(candidates=map(wire.candidate_to_pb, found)),
+        )
 
     async def ListCandidates(
         self, request: pb.ListCandidatesRequest, context: Context
@@ -110,11 +118,14 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
             include_images=request.include_images,
             include_vectors=request.include_vectors,
         )
-        return pb.ListCandidatesResponse(
-            candidates=[wire.candidate_to_pb(candidate) for candidate in page.candidates],
-            next_page_token=page.next_token,
-            vectors=None if page.vectors is None else wire.vectors_to_pb(page.vectors),
-            model_fingerprint=page.model_fingerprint,
+        return await built(
+            candidate_bytes(page.candidates),
+            lambda: pb.ListCandidatesResponse(
+                candidates=map(wire.candidate_to_pb, page.candidates),
+                next_page_token=page.next_token,
+                vectors=None if page.vectors is None else wire.vectors_to_pb(page.vectors),
+                model_fingerprint=page.model_fingerprint,
+            ),
         )
 
     # -- ingest
@@ -227,6 +238,13 @@ def _outcome_to_pb(outcome: Any) -> pb.SearchResult:
     if isinstance(outcome, MmeshError):
         return pb.SearchResult(problem=wire.problem_to_pb(outcome))
     return pb.SearchResult(response=result_to_pb(outcome))
+
+
+def _shown_bytes(outcome: SearchResult | MmeshError) -> int:
+    """Return about how many bytes of content an answer has."""
+    if isinstance(outcome, MmeshError):
+        return 0
+    return content_bytes(hit.content for hit in outcome.hits if hit.content is not None)
 
 
 def _check_count(path: str, count: int, most: int) -> None:

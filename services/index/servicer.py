@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import Any
 
 from mmesh import wire
-from mmesh.api.candidate.v1 import candidate_pb2
 from mmesh.api.index.v1 import (
     collection_service_pb2,
     collection_service_pb2_grpc,
@@ -25,6 +24,7 @@ from mmesh.search import Consistency
 from mmesh.serving.deadline import Context, Deadline
 from mmesh.vectors import MAX_DIM, unpack
 from mmesh.wire import page_size_of
+from mmesh.wire.encoding import built, candidate_bytes
 from services.index.attribute_cache import AttributeCache
 from services.index.config import IndexSettings
 from services.index.description import SegmentState
@@ -170,8 +170,12 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
     ) -> index_pb2.BatchGetCandidatesResponse:
         _check_ids(request.ids)
         found = await self._engine.get(request.collection, list(dict.fromkeys(request.ids)))
-        messages = [wire.candidate_to_pb(candidate) for candidate in found]
-        return index_pb2.BatchGetCandidatesResponse(candidates=messages)
+        return await built(
+            candidate_bytes(found),
+            lambda: index_pb2.BatchGetCandidatesResponse(
+                candidates=map(wire.candidate_to_pb, found)
+            ),
+        )
 
     async def ListCandidates(
         self, request: index_pb2.ListCandidatesRequest, context: Context
@@ -180,21 +184,23 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
         row, stored = await self._engine.page(
             request.collection, request.page_token, size + 1, vectors=request.include_vectors
         )
-        room = int(PAGE_SHARE * self._settings.max_message_bytes)
-        messages: list[candidate_pb2.Candidate] = []
+        most, filled = int(PAGE_SHARE * self._settings.max_message_bytes), 0
+        found: list[Candidate] = []
         for one in stored[:size]:
             candidate = await self._engine.candidate(one, images=request.include_images)
-            message = wire.candidate_to_pb(candidate)
-            room -= message.ByteSize() + len(one.vector)
-            if room < 0 and messages:  # one alone always fits
+            filled += candidate_bytes([candidate]) + len(one.vector)
+            if filled > most and found:  # one alone always fits
                 break
-            messages.append(message)
-        shown = stored[: len(messages)]
-        return index_pb2.ListCandidatesResponse(
-            candidates=messages,
-            next_page_token=shown[-1].id if len(shown) < len(stored) else "",
-            vectors=_vectors_to_pb(shown, row.dim) if request.include_vectors else None,
-            model_fingerprint=row.model_fingerprint,
+            found.append(candidate)
+        shown = stored[: len(found)]
+        return await built(
+            filled,
+            lambda: index_pb2.ListCandidatesResponse(
+                candidates=map(wire.candidate_to_pb, found),
+                next_page_token=shown[-1].id if len(shown) < len(stored) else "",
+                vectors=_vectors_to_pb(shown, row.dim) if request.include_vectors else None,
+                model_fingerprint=row.model_fingerprint,
+            ),
         )
 
     async def Search(

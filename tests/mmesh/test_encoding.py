@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from mmesh.api.content.v1 import content_pb2
 from mmesh.api.gateway.v1 import gateway_pb2
 from mmesh.api.index.v1 import index_pb2
+from mmesh.candidates import Candidate
 from mmesh.content import Content, Image
-from mmesh.wire.encoding import LARGE_BYTES, as_bytes, built, content_bytes, encode
+from mmesh.wire import candidate_to_pb
+from mmesh.wire.encoding import LARGE_BYTES, as_bytes, built, candidate_bytes, content_bytes, encode
 
 PARTS = st.one_of(
     st.builds(lambda text: content_pb2.Part(text=text), st.text(max_size=300)),
@@ -63,6 +65,14 @@ async def test_only_large_messages_are_built_in_a_thread(size, inline):
 
 def test_sizes_count_words_and_pictures():
     assert content_bytes([Content(("abc", Image(b"12345", ""))), Content(("d",))]) == 9
+
+
+def test_sizes_of_candidates_are_near_those_of_their_messages():
+    content = Content(("words " * 50, Image(b"p" * 5000, "image/png")))
+    attributes = {"year": 1969, "tags": ("a" * 40, "b" * 50), "title": "x" * 300}
+    candidates = [Candidate(f"id {number}", content, attributes) for number in range(9)]
+    message = index_pb2.BatchGetCandidatesResponse(candidates=map(candidate_to_pb, candidates))
+    assert candidate_bytes(candidates) == pytest.approx(len(message.SerializeToString()), rel=0.05)
 
 
 def test_what_is_encoded_already_is_sent_as_it_is():

@@ -15,6 +15,7 @@ from mmesh.errors import DeadlineExceeded, LogUnavailable, MmeshError, Unavailab
 from mmesh.filters import Filter
 from mmesh.mesh_status import ServiceStatus
 from mmesh.serving.deadline import Deadline
+from mmesh.wire.encoding import built, candidate_bytes
 from services.gateway.interfaces import Embeddings, EncoderModel, ShardOrder
 from services.gateway.rpc import answer_of, first_answer, options_for
 from services.gateway.shards.hedging import HedgeDelays
@@ -163,15 +164,18 @@ class IndexBackend:
         fill: bool = False,
     ) -> str:
         """Store candidates durably, all or none; return the token. See `interfaces.Index`."""
-        request = index_pb2.UpsertCandidatesRequest(
-            collection=collection,
-            candidates=[wire.candidate_to_pb(candidate) for candidate in candidates],
-            vectors=wire.vectors_to_pb(vectors.rows),
-            model_fingerprint=vectors.fingerprint,
-            request_id=request_id or _new_id(),
-            mirror_vectors=wire.vectors_to_pb(mirror.rows) if mirror else None,
-            mirror_fingerprint=mirror.fingerprint if mirror else "",
-            fill=fill,
+        request = await built(
+            candidate_bytes(candidates),
+            lambda: index_pb2.UpsertCandidatesRequest(
+                collection=collection,
+                candidates=map(wire.candidate_to_pb, candidates),
+                vectors=wire.vectors_to_pb(vectors.rows),
+                model_fingerprint=vectors.fingerprint,
+                request_id=request_id or _new_id(),
+                mirror_vectors=wire.vectors_to_pb(mirror.rows) if mirror else None,
+                mirror_fingerprint=mirror.fingerprint if mirror else "",
+                fill=fill,
+            ),
         )
         reply = await self._any(_INDEX, "UpsertCandidates", request, deadline)
         return str(reply.token)

@@ -16,6 +16,7 @@ from mmesh.serving import telemetry
 from mmesh.serving.backoff import Pauses
 from mmesh.serving.deadline import Deadline
 from mmesh.serving.supervision import Supervised
+from mmesh.wire.encoding import taking_bytes
 from mmesh.wire.transport import open_channel
 from services.gateway.circuit_breaker import CircuitBreaker
 from services.gateway.rpc import answer_of, options_for
@@ -61,7 +62,7 @@ class Replica:
     def __init__(self, address: str, on_change: Callable[[], None]) -> None:
         self.address = address
         self._channel = open_channel(address)
-        self.index = index_pb2_grpc.IndexServiceStub(self._channel)
+        self.index = index_pb2_grpc.IndexServiceStub(taking_bytes(self._channel))
         self.collections = collection_service_pb2_grpc.CollectionServiceStub(self._channel)
         self._searches = SearchChannel(self.index)
         self.facts: Facts | None = None
