@@ -37,9 +37,11 @@ from mmesh.testing.postgres import PostgresServer
 from mmesh.testing.s3 import S3Server, weed_path
 from mmesh.wire.errors import DETAILS_KEY
 from tests.effort import patient
+from tests.loop_watch import LoopLogs, set_limits
 
 pytest_plugins = ["tests.command_line", "tests.grouping"]
 settings.load_profile("mmesh")
+set_limits()
 START_S = 150.0
 PORTS = range(10_000, 20_000)
 """Ports of test workers; programs that tests start draw theirs from 20,000 on."""
@@ -49,6 +51,7 @@ VLLM_SETTINGS = {
     "MMESH_RERANKER_KV_CACHE_GIB": "0.1",
     "MMESH_RERANKER_MAX_MODEL_LEN": "2048",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a process less to start
+    "MMESH_RERANKER_LOOP_LIMIT_MS": "0",  # so the engine computes on the service's loop
 }
 
 
@@ -163,11 +166,26 @@ class RunningMesh:
 
 
 @pytest.fixture(scope="session")
-def start_mesh() -> Iterator[Callable[..., RunningMesh]]:
+def loop_logs() -> LoopLogs:
+    """The logs in which services say what blocked their event loops."""
+    return LoopLogs()
+
+
+@pytest.fixture(autouse=True)
+def loops_turn(loop_logs) -> Iterator[None]:
+    """No test blocks the event loop of a service."""
+    yield
+    complaints = loop_logs.complaints()
+    assert not complaints, "blocked an event loop: " + "\n".join(complaints)
+
+
+@pytest.fixture(scope="session")
+def start_mesh(loop_logs) -> Iterator[Callable[..., RunningMesh]]:
     """Start meshes that a test may treat badly; all that still run at the end are stopped."""
     running: list[RunningMesh] = []
 
     def start(data: Path, shards: int = 2, **settings: object) -> RunningMesh:
+        loop_logs.watch(data / "logs")
         chosen = {"metrics": False} | settings
         running.append(RunningMesh(LocalSettings(data, shards, 0, **chosen)))
         return running[-1]

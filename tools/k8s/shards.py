@@ -1,4 +1,4 @@
-"""Shard set of an overlay: one StatefulSet a shard, written as kustomizations (docs/adr/0021).
+"""Shard set of an overlay: one StatefulSet a shard, written as kustomizations (docs/adr/0022).
 
 The number of shards changes by a new set beside the old one: write it, apply, wait for the switch,
 drop the old one, apply. Gateways move by themselves as soon as the new set is whole.
