@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import click
@@ -84,6 +85,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; failures of the mesh are one line on stderr and exit code 1."""
+    gc.set_threshold(50_000)  # most of what is made at the start stays: looking for garbage is vain
     try:
         cli(standalone_mode=False)
     except click.exceptions.Exit as done:

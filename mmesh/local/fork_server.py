@@ -3,9 +3,10 @@
 A fork starts without the second that Python needs to import gRPC, numpy, FAISS and the rest, and
 shares their memory pages with its siblings. As threads do not survive a fork, this process has
 none: it imports modules, but opens no channel, server or model. Orders and reports are lines of
-JSON on stdin and stdout. It ends with the process that started it, and its children with it.
+JSON on a socket. It ends with the process that started it, and its children with it.
 
-`python -m mmesh.local.fork_server`; Linux only.
+`python -m mmesh.local.fork_server MODULES SOCKET...` imports modules that all services need, then
+has a branch for each socket, a fork of itself, which imports on beside the others. Linux only.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 
 from mmesh.local.trimming import trim_when_idle
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class Order:
     """A service to start."""
 
     id: int
+    name: str
+    """By which `top` and `ps -o comm` tell it from its siblings."""
     module: str
     """Its `__main__`, whose `main()` reads `sys.argv`."""
     arguments: list[str]
@@ -50,24 +53,28 @@ class CannotFork(Exception):
 
 
 class ForkServer:
-    """Takes orders until stdin ends. `run` returns in every child, with its order."""
+    """Takes orders until a socket ends. `run` returns in every child, with its order."""
 
-    def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(0, selectors.EVENT_READ)
-        self._children: dict[int, int] = {}
-        """Process ids by pidfd."""
-        self._reports = os.dup(1)
-        os.dup2(2, 1)  # what a module prints while it is imported is no report
-        self._given = set(os.environ)
+    def __init__(self, socket: int, given: set[str], branches: list[int]) -> None:
+        self._socket = socket
+        self._given = given
+        """Variables that it was started with."""
         self._loaded: set[str] = set()
         self._received = b""
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(socket, selectors.EVENT_READ)
+        self._children: dict[int, int] = {}
+        """Process ids by pidfd."""
+        self._branches = branches
+        """Those of its children that are fork servers; who talks to them sees that they end."""
+        for pid in branches:
+            self._watch(pid)
 
     def run(self) -> Order | None:
         """Fork as ordered and report ends; None when the process that orders is gone."""
         while True:
             for key, _ in self._selector.select():
-                if key.fd != 0:
+                if key.fd != self._socket:
                     self._report_end(key.fd)
                     continue
                 orders = self._read()
@@ -78,7 +85,7 @@ class ForkServer:
                         return order
 
     def _read(self) -> list[Order] | None:
-        data = os.read(0, 1 << 16)
+        data = os.read(self._socket, 1 << 16)
         if not data:
             return None
         *lines, self._received = (self._received + data).split(b"\n")
@@ -89,45 +96,35 @@ class ForkServer:
         self._import(order)
         try:
             with _opened(order.log) as log:
-                pid = self._fork()
+                pid = fork()
                 if not pid:
                     self._become(order, log)
                     return True
         except (CannotFork, OSError) as problem:
             self._report(id=order.id, error=str(problem))
             return False
-        pidfd = os.pidfd_open(pid)
-        self._children[pidfd] = pid
-        self._selector.register(pidfd, selectors.EVENT_READ)
+        self._watch(pid)
         self._report(id=order.id, pid=pid)
         return False
 
+    def _watch(self, pid: int) -> None:
+        pidfd = os.pidfd_open(pid)
+        self._children[pidfd] = pid
+        self._selector.register(pidfd, selectors.EVENT_READ)
+
     def _import(self, order: Order) -> None:
         self._loaded.add(order.module)
-        for module in (order.module, *order.preload):
-            # The child meets the same error, and says so in its log.
-            with contextlib.suppress(Exception):
-                import_module(module)
-
-    def _fork(self) -> int:
-        threads = len(os.listdir("/proc/self/task"))
-        if threads > 1:
-            raise CannotFork(f"{threads} threads run, of which a fork would have one")
-        gc.freeze()  # a collection in a child would write to every page, and unshare it
-        parent = os.getpid()
-        pid = os.fork()
-        if not pid:
-            _die_with(parent)
-        return pid
+        _import_all([order.module, *order.preload])
 
     def _become(self, order: Order, log: int) -> None:
         """Be like a process that was started by itself."""
         gc.enable()
         os.setsid()
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, f"mmesh {order.name}".encode())
         for pidfd in self._children:
             os.close(pidfd)
         self._selector.close()
-        os.close(self._reports)
+        os.close(self._socket)
         nothing = os.open(os.devnull, os.O_RDONLY)
         for target, source in enumerate((nothing, log, log)):
             os.dup2(source, target)
@@ -143,11 +140,12 @@ class ForkServer:
         self._selector.unregister(pidfd)
         os.close(pidfd)
         _, status = os.waitpid(pid, 0)
-        self._report(pid=pid, returncode=os.waitstatus_to_exitcode(status))
+        if pid not in self._branches:
+            self._report(pid=pid, returncode=os.waitstatus_to_exitcode(status))
 
     def _report(self, **fields: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # stdin ends, too, then
-            os.write(self._reports, json.dumps(fields).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it ends soon, then
+            os.write(self._socket, json.dumps(fields).encode() + b"\n")
 
 
 @contextlib.contextmanager
@@ -157,6 +155,30 @@ def _opened(log: str) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def fork() -> int:
+    """Return the id of a new process, which ends with this one, or 0 in that.
+
+    Raises:
+        CannotFork: there are threads.
+    """
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+        raise CannotFork(f"{threads} threads run, of which a fork would have one")
+    gc.freeze()  # a collection in a child would write to every page, and unshare it
+    parent = os.getpid()
+    pid = os.fork()
+    if not pid:
+        _die_with(parent)
+    return pid
+
+
+def _import_all(modules: list[str]) -> None:
+    for module in modules:
+        # A service that needs it meets the same error, and says so in its log.
+        with contextlib.suppress(Exception):
+            import_module(module)
 
 
 def _die_with(parent: int) -> None:
@@ -180,10 +202,27 @@ def _forget_metrics(package: str) -> None:
                 REGISTRY.unregister(value)
 
 
+def _grow(modules: list[str], sockets: list[int]) -> ForkServer:
+    """Import what all need, and return the fork server of a branch, in the process of each."""
+    given = set(os.environ)
+    _import_all(modules)
+    own, *others = sockets
+    branches: list[int] = []
+    for number, socket in enumerate(others, start=1):
+        if pid := fork():
+            branches.append(pid)
+            os.close(socket)
+            continue
+        for other in (own, *others[number:]):
+            os.close(other)
+        return ForkServer(socket, given, [])
+    return ForkServer(own, given, branches)
+
+
 def main() -> None:
     """Serve orders, or be what was ordered."""
     gc.disable()
-    order = ForkServer().run()
+    order = _grow(json.loads(sys.argv[1]), [int(socket) for socket in sys.argv[2:]]).run()
     if order is None:
         return
     trim_when_idle()

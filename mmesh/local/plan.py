@@ -100,6 +100,11 @@ class Service:
         return self.name.partition("-")[0]
 
     @property
+    def branch(self) -> str:
+        """The branch of the fork server that it comes from."""
+        return "index" if self.kind == "index" else BRANCHES[0]
+
+    @property
     def preload(self) -> Sequence[str]:
         """Modules that it imports when it runs, and its siblings, too."""
         return PRELOAD.get(self.kind, ())
@@ -188,13 +193,17 @@ def place_of(service: Service) -> tuple[int, int]:
 
 
 EMBEDDED_ENCODER, EMBEDDED_JUDGE = "lite", "maxsim"
+BRANCHES = ("models", "index")
+"""What takes long to import on one is not needed on the other: they import at the same time."""
+TRUNK = ("mmesh.serving.libraries", "mmesh.serving.host", "mmesh.wire", "numpy")
+"""What all branches have in common, mostly gRPC, numpy and pydantic."""
 PRELOAD: dict[str, Sequence[str]] = {
     "encoder": ("mmesh.models.encoders.lite.model", "numpy.random"),
     "reranker": ("mmesh.models.judges.maxsim", "numpy.random"),
     "index": ("services.index.log.sqlite",),
 }
 """What a service of each kind imports when it runs. Not onnxruntime: its import starts a thread."""
-_HEALTH = {
+HEALTH = {
     "encoder": "mmesh.api.encoder.v1.EncoderService",
     "index": "mmesh.api.index.v1.IndexService",
     "reranker": "mmesh.api.reranker.v1.RerankerService",
@@ -209,4 +218,4 @@ def _service(
     common = ["--port", str(port), "--metrics-port", str(metrics_port), "--stop-with-parent"]
     metrics = f"127.0.0.1:{metrics_port}" if settings.metrics else None
     kind = name.partition("-")[0]
-    return Service(name, port, _HEALTH[kind], [*arguments, *common], metrics)
+    return Service(name, port, HEALTH[kind], [*arguments, *common], metrics)

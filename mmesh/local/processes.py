@@ -8,12 +8,13 @@ import itertools
 import json
 import os
 import signal
+import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmesh.local.plan import Process, Service
+from mmesh.local.plan import BRANCHES, TRUNK, Process, Service
 
 FORK_SERVER = "mmesh.local.fork_server"
 
@@ -68,34 +69,21 @@ class CannotFork(Exception):
 
 
 class ForkServer:
-    """This side of the fork server: orders go out, and reports come in."""
+    """This side of one branch: orders go out, and reports come in."""
 
-    def __init__(self, server: asyncio.subprocess.Process) -> None:
-        self._server = server
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reports, self._writer = reader, writer
         self._ids = itertools.count()
         self._orders: dict[int, asyncio.Future[ForkedProcess]] = {}
         self._children: dict[int, ForkedProcess] = {}
         self.is_running = True
         """Whether it takes orders."""
-        self._reader = asyncio.create_task(self._read())
-
-    @classmethod
-    async def start(cls, environment: Mapping[str, str], log: Path) -> ForkServer:
-        """Start a server, which imports nothing before the first order."""
-        with log.open("ab") as file:
-            server = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", FORK_SERVER),
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=file,
-                env=environment, start_new_session=True,
-            )  # fmt: skip
-        return cls(server)
+        self._reading = asyncio.create_task(self._read())
 
     async def close(self) -> None:
-        """End it; a child that is left gets a SIGTERM from the kernel."""
-        with contextlib.suppress(ProcessLookupError):
-            self._server.kill()
-        await self._server.wait()
-        await self._reader
+        """Wait for the ends of its children, when the process behind it has ended."""
+        await self._reading
+        self._writer.close()
 
     async def fork(self, service: Service, environment: Mapping[str, str], log: Path) -> Process:
         """Return a new process of a service.
@@ -103,23 +91,24 @@ class ForkServer:
         Raises:
             CannotFork: it cannot be forked.
         """
-        if not self.is_running or self._server.stdin is None:
+        if not self.is_running:
             raise CannotFork("the fork server has ended")
         number = next(self._ids)
         order = {
-            "id": number, "module": f"{service.module}.__main__", "preload": service.preload,
-            "arguments": service.arguments, "environment": dict(environment), "log": str(log),
+            "id": number, "name": service.name, "module": f"{service.module}.__main__",
+            "preload": service.preload, "arguments": service.arguments,
+            "environment": dict(environment), "log": str(log),
         }  # fmt: skip
         self._orders[number] = asyncio.get_running_loop().create_future()
-        self._server.stdin.write(json.dumps(order).encode() + b"\n")
+        self._writer.write(json.dumps(order).encode() + b"\n")
         return await self._orders[number]
 
     async def _read(self) -> None:
         """Take reports until there are no more; nothing that was asked stays unanswered."""
-        assert self._server.stdout is not None
         try:
-            async for line in self._server.stdout:
-                self._take(json.loads(line))
+            with contextlib.suppress(ConnectionError):
+                async for line in self._reports:
+                    self._take(json.loads(line))
         finally:
             self.is_running = False
             for answer in self._orders.values():
@@ -144,18 +133,54 @@ class ForkServer:
             answer.set_result(child)
 
 
+class ForkTree:
+    """A process with fork servers as its branches."""
+
+    def __init__(self, trunk: asyncio.subprocess.Process, branches: dict[str, ForkServer]) -> None:
+        self.trunk, self.branches = trunk, branches
+
+    @classmethod
+    async def plant(
+        cls,
+        names: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        modules: Sequence[str] = TRUNK,
+    ) -> ForkTree:
+        """Start one, which imports `modules`; its branches take orders from now on."""
+        pairs = {name: socket.socketpair() for name in names}
+        theirs = [there.fileno() for _, there in pairs.values()]
+        command = [sys.executable, "-m", FORK_SERVER, json.dumps(modules), *map(str, theirs)]
+        with log.open("ab") as file:
+            trunk = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.DEVNULL, stdout=file, stderr=file,
+                env=environment, start_new_session=True, pass_fds=theirs,
+            )  # fmt: skip
+        for _, there in pairs.values():
+            there.close()
+        ours = {n: await asyncio.open_connection(sock=here) for n, (here, _) in pairs.items()}
+        return cls(trunk, {name: ForkServer(*streams) for name, streams in ours.items()})
+
+    async def fell(self) -> None:
+        """End it; a service that is left gets a SIGTERM from the kernel."""
+        with contextlib.suppress(ProcessLookupError):
+            self.trunk.kill()
+        await self.trunk.wait()
+        await asyncio.gather(*(branch.close() for branch in self.branches.values()))
+
+
 class Launcher:
     """Starts the processes of one mesh, with their logs in `folder`; close it after them."""
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self._folder, self._say = folder, say
-        self._server: ForkServer | None = None
+        self._trees: list[ForkTree] = []
+        self._branches: dict[str, ForkServer] = {}
         self._starting = asyncio.Lock()
 
     async def close(self) -> None:
-        """End the fork server, if there is one."""
-        if self._server is not None:
-            await self._server.close()
+        """End the fork servers."""
+        await asyncio.gather(*(tree.fell() for tree in self._trees))
 
     def log_of(self, name: str) -> Path:
         """Return the file that a process writes its log to."""
@@ -171,17 +196,22 @@ class Launcher:
         service.log_start = log.stat().st_size if log.is_file() else 0
         if service.forks and sys.platform == "linux":
             try:
-                server = await self._running_server()
-                return await server.fork(service, _environment(service.environment), log)
+                branch = await self._running_branch(service.branch)
+                return await branch.fork(service, _environment(service.environment), log)
             except CannotFork as problem:
                 self._say(f"{service.name} is not forked: {problem}")
         return await _spawn(service, log)
 
-    async def _running_server(self) -> ForkServer:
+    async def _running_branch(self, name: str) -> ForkServer:
+        """Return a branch: of the first tree, or, if that has lost it, of one that has no other."""
         async with self._starting:
-            if self._server is None or not self._server.is_running:
-                self._server = await ForkServer.start(_environment({}), self.log_of("fork-server"))
-            return self._server
+            branch = self._branches.get(name)
+            if branch is None or not branch.is_running:
+                names = [name] if self._trees else BRANCHES
+                log = self.log_of("fork-server")
+                self._trees.append(await ForkTree.plant(names, _environment({}), log))
+                self._branches |= self._trees[-1].branches
+            return self._branches[name]
 
 
 async def _spawn(service: Service, log: Path) -> Process:

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from mmesh.mesh_status import MeshStatus
 
-LOOK_S = 0.02
+LOOK_S, ASK_S = 0.02, 2.0
+"""Between two questions, and how long one waits for an answer, or for somebody who listens."""
 _SAMPLE_S = 0.5
 """Between two looks at log and CPU time."""
 LEAST_CPU_S = 0.05
@@ -29,7 +30,7 @@ _LAST_LINES, _LINE_LENGTH, _TAIL_BYTES = 10, 300, 16_384
 _CHANNEL = [
     ("grpc.initial_reconnect_backoff_ms", 20),
     ("grpc.min_reconnect_backoff_ms", 20),
-    ("grpc.max_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 50),
     ("grpc.enable_http_proxy", 0),
 ]
 
@@ -133,16 +134,31 @@ class Waiting:
 
     async def _wait(self, progress: Progress) -> None:
         service = progress.service
-        async with open_channel(service.address) as channel:
-            while not await _serves(channel, service.health):
-                if service.pid is None:
-                    raise MeshFailed(f"{service.name} ended while it started{_words(progress)}")
-                if progress.idle_s() > self._timeout_s:
-                    raise MeshFailed(
-                        f"{service.name} does not start: no progress for {self._timeout_s:.0f} s"
-                        f"{_words(progress)}"
-                    )
-                await asyncio.sleep(LOOK_S)
+        assert service.process is not None
+        ended = asyncio.create_task(service.process.wait())
+        try:
+            async with open_channel(service.address) as channel:
+                while not await _first(_serves(channel, service.health, waits=True), ended):
+                    if ended.done():
+                        raise MeshFailed(f"{service.name} ended while it started{_words(progress)}")
+                    if progress.idle_s() > self._timeout_s:
+                        problem = f"no progress for {self._timeout_s:.0f} s"
+                        raise MeshFailed(
+                            f"{service.name} does not start: {problem}{_words(progress)}"
+                        )
+                    await asyncio.sleep(LOOK_S)
+        finally:
+            ended.cancel()
+
+
+async def _first(question: Coroutine[Any, Any, bool], ended: asyncio.Task[int]) -> bool:
+    """Return the answer, or False as soon as nobody is left to give one."""
+    asking = asyncio.create_task(question)
+    try:
+        await asyncio.wait({asking, ended}, return_when=asyncio.FIRST_COMPLETED)
+        return asking.done() and asking.result()
+    finally:
+        asking.cancel()
 
 
 def _words(progress: Progress) -> str:
@@ -162,14 +178,15 @@ def open_channel(address: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, _CHANNEL)
 
 
-async def _serves(channel: grpc.aio.Channel, service: str) -> bool:
+async def _serves(channel: grpc.aio.Channel, service: str, *, waits: bool = False) -> bool:
     import grpc
 
     # One message with one string field, spelled out: the SDK does without the health package.
     request = b"\x0a" + bytes([len(service)]) + service.encode()
     check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
     try:
-        return bool(await check(request, timeout=2.0) == b"\x08\x01")
+        reply = await check(request, timeout=ASK_S, wait_for_ready=waits)
+        return bool(reply == b"\x08\x01")
     except grpc.aio.AioRpcError:
         return False
 

@@ -7,7 +7,6 @@ import click
 from mmesh.cli.calls.clients import open_client
 from mmesh.cli.options import address_option
 from mmesh.cli.output.tables import console, content_preview, table
-from mmesh.filter_language import parse_filter
 
 BATCH = 1000
 BY_FILTER_S = 3600.0
@@ -37,6 +36,8 @@ def delete(
 
 
 def _delete_by_filter(collection: str, expression: str, yes: bool, address: str) -> None:
+    from mmesh.filter_language import parse_filter
+
     condition = parse_filter(expression)
     with open_client(address) as client:
         total = sum(client.get_collection(collection).candidates.values())

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,8 +15,10 @@ from mmesh.cli.options import address_option, json_option
 from mmesh.cli.output.tables import console, footnotes, hits_table
 from mmesh.content import Content, Image, Modality, Part
 from mmesh.errors import MmeshError
-from mmesh.filter_language import parse_filter
 from mmesh.search import MergePolicy, Rerank, Search, SearchResult
+
+if TYPE_CHECKING:
+    from mmesh.filters import Filter
 
 _ANY = "any"
 
@@ -89,10 +91,16 @@ def _template(
         limit=limit,
         rerank=_rerank(rerank, rerank_seconds, rerank_image_tokens),
         merge=MergePolicy(merge) if merge else None,
-        filter=parse_filter(expression) if expression else None,
+        filter=_filter(expression) if expression else None,
         token=token,
         require_all_shards=require_all_shards,
     )
+
+
+def _filter(expression: str) -> Filter:
+    from mmesh.filter_language import parse_filter
+
+    return parse_filter(expression)
 
 
 def _rerank(candidates: int | None, seconds: float, image_tokens: int) -> Rerank | None:

@@ -106,7 +106,8 @@ def _image_tower(out: Path) -> ImageTower:
     session = open_session(out / artefacts.IMAGE_GRAPH, "onnxruntime", threads=1)
     trained = Head.load(out / artefacts.HEAD)
     classes = Names.load(out / artefacts.CLASSES)
-    return ImageTower(session, trained, classes, Names.load(out / artefacts.VOCABULARY))
+    vocabulary = Names.load(out / artefacts.VOCABULARY)
+    return ImageTower(session, trained, classes, lambda: vocabulary)
 
 
 def _tests(sets: Splits, train: Sequence[Picture], *, with_dev: bool) -> list[Test]:

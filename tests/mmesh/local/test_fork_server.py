@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
 import pytest
 
-from mmesh.local.plan import PRELOAD
-from mmesh.local.processes import CannotFork, ForkServer, Launcher
+from mmesh.local.plan import PRELOAD, TRUNK
+from mmesh.local.processes import CannotFork, ForkTree, Launcher
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
 
@@ -38,10 +38,14 @@ from mmesh.local.processes import Launcher
 async def run():
     launcher = Launcher(Path(sys.argv[1]), print)
     process = await launcher.start(Service("sleeper", 1, "", ()))
-    print(process.pid, launcher._server._server.pid, flush=True)
+    print(process.pid, launcher._trees[0].trunk.pid, flush=True)
     await asyncio.sleep(600)
 asyncio.run(run())
 """
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def is_running(pid: int) -> bool:
@@ -59,18 +63,19 @@ def wait_gone(pid: int) -> None:
 
 
 @pytest.fixture
-async def server(tmp_path, make_service):
-    started = await ForkServer.start(os.environ, tmp_path / "fork-server.log")
-    async with aclosing(_Closing(started)):
-        yield started
+async def tree(tmp_path, make_service):
+    """A tree with two branches that has imported nothing."""
+    planted = await ForkTree.plant(["one", "other"], os.environ, tmp_path / "tree.log", ())
+    yield planted
+    await planted.fell()
 
 
-class _Closing:
-    def __init__(self, server):
-        self.aclose = server.close
+@pytest.fixture
+def server(tree):
+    return tree.branches["one"]
 
 
-async def test_a_fork_is_like_a_process_of_its_own(server, make_service, tmp_path):
+async def test_a_fork_is_like_a_process_of_its_own(tree, server, make_service, tmp_path):
     service = make_service("teller", TELL, "--flag", "a value")
     log = tmp_path / "teller.log"
     log.write_text("before\n")
@@ -82,7 +87,7 @@ async def test_a_fork_is_like_a_process_of_its_own(server, make_service, tmp_pat
     assert arguments == ["--flag", "a value"]
     assert variables == ["ONLY"]
     assert (session, pid) == (process.pid, process.pid)
-    assert parent == server._server.pid
+    assert parent == tree.trunk.pid
 
 
 async def test_a_signal_ends_a_fork_and_its_end_is_reported(server, make_service, tmp_path):
@@ -106,13 +111,27 @@ async def test_what_a_module_cannot_import_is_in_the_log_of_the_fork(
     assert "no_such_module" in (tmp_path / "log").read_text()
 
 
-async def test_children_end_with_the_fork_server(server, make_service, tmp_path):
-    process = await server.fork(make_service("sleeper", SLEEP), os.environ, tmp_path / "log")
-    server._server.kill()
-    assert await process.wait() == -signal.SIGTERM
-    assert not is_running(process.pid)
-    with pytest.raises(CannotFork):
-        await server.fork(make_service("teller", TELL), os.environ, tmp_path / "log")
+async def test_all_services_end_with_the_trunk(tree, make_service, tmp_path):
+    service = make_service("sleeper", SLEEP)
+    forked = [await b.fork(service, os.environ, tmp_path / "log") for b in tree.branches.values()]
+    tree.trunk.kill()
+    for process, branch in zip(forked, tree.branches.values(), strict=True):
+        assert await process.wait() == -signal.SIGTERM
+        assert not is_running(process.pid)
+        with pytest.raises(CannotFork):
+            await branch.fork(service, os.environ, tmp_path / "log")
+
+
+async def test_a_branch_that_dies_takes_its_own_services_only(tree, make_service, tmp_path):
+    service = make_service("sleeper", SLEEP)
+    one, other = [
+        await branch.fork(service, os.environ, tmp_path / "log")
+        for branch in tree.branches.values()
+    ]
+    os.kill(parent_of(other.pid), signal.SIGKILL)
+    assert await other.wait() == -signal.SIGTERM
+    assert one.returncode is None
+    assert (await tree.branches["one"].fork(service, os.environ, tmp_path / "log")).pid
 
 
 async def test_an_order_that_is_cancelled_leaves_no_child(server, make_service, tmp_path):
@@ -158,7 +177,7 @@ async def test_a_fork_server_that_died_is_replaced(make_service, tmp_path):
     service = make_service("sleeper", SLEEP)
     launcher = Launcher(tmp_path, print)
     first = await launcher.start(service)
-    launcher._server._server.kill()
+    launcher._trees[0].trunk.kill()
     await first.wait()
     second = await launcher.start(service)
     assert is_running(second.pid)
@@ -168,7 +187,7 @@ async def test_a_fork_server_that_died_is_replaced(make_service, tmp_path):
 
 def test_importing_all_services_starts_no_thread():  # 1.5 CPU seconds
     modules = [f"services.{service}.__main__" for service in SERVICES]
-    program = THREADS.format("import " + ", ".join([*modules, *chain(*PRELOAD.values())]))
+    program = THREADS.format("import " + ", ".join([*TRUNK, *modules, *chain(*PRELOAD.values())]))
     environment = {n: v for n, v in os.environ.items() if n != "OPENBLAS_NUM_THREADS"}
     output = subprocess.check_output([sys.executable, "-c", program], env=environment, text=True)
     assert int(output) == 1

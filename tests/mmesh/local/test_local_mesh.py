@@ -30,10 +30,18 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def test_all_services_are_forks_of_one_process(small_mesh):
-    parents = {parent_of(small_mesh.pid(name)) for name in small_mesh.names}
-    assert len(parents) == 1
-    assert parents != {os.getpid()}
+def test_all_services_are_forks(small_mesh):
+    parents = {name: parent_of(small_mesh.pid(name)) for name in small_mesh.names}
+    assert parents["encoder"] == parents["gateway"]
+    assert parents["index-0"] != parents["gateway"]
+    assert parent_of(parents["index-0"]) == parents["gateway"]  # a branch of its
+    assert parent_of(parents["gateway"]) == os.getpid()
+
+
+def test_every_process_bears_the_name_of_its_service(small_mesh):
+    for name in small_mesh.names:
+        comm = Path(f"/proc/{small_mesh.pid(name)}/comm").read_text().strip()
+        assert comm == f"mmesh {name}"
 
 
 def test_a_service_exports_its_own_metrics_and_no_other(small_mesh):

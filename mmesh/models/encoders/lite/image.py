@@ -8,8 +8,9 @@ into names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -77,13 +78,18 @@ class ImageTower:
     """EfficientNet-Lite0 and its head: pixels to features, vectors and words."""
 
     def __init__(
-        self, session: Session, head: Head, classes: Names, vocabulary: Names, threads: int = 1
+        self,
+        session: Session,
+        head: Head,
+        classes: Names,
+        vocabulary: Callable[[], Names],
+        threads: int = 1,
     ) -> None:
         self._session = session
         self._at_once = VIEWS_A_THREAD * threads
         self._head = head
         self._classes = classes
-        self._vocabulary = vocabulary
+        self._vocabulary = cache(vocabulary)  # only `words` needs it, and so only judges do
 
     @staticmethod
     def prepare(image: Image.Image) -> NDArray[np.float32]:
@@ -129,7 +135,8 @@ class ImageTower:
         features, logits = self.features(pixels)
         vectors = self.vectors(features, logits)
         seen = best_names(logits, self._classes.names)
-        near = best_names(vectors @ self._vocabulary.vectors.T, self._vocabulary.names)
+        known = self._vocabulary()
+        near = best_names(vectors @ known.vectors.T, known.names)
         return [take_turns(*pair)[:limit] for pair in zip(seen, near, strict=True)]
 
 

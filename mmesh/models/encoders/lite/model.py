@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -174,7 +175,7 @@ def load_image_tower(
     session = open_session(graph, backend, threads=threads, keep_memory=True)
     head = Head.load(directory / artefacts.HEAD)
     classes = Names.load(directory / artefacts.CLASSES)
-    vocabulary = Names.load(directory / artefacts.VOCABULARY)
+    vocabulary = partial(Names.load, directory / artefacts.VOCABULARY)
     return ImageTower(session, head, classes, vocabulary, threads)
 
 
