@@ -26,8 +26,11 @@ EMPTY_WHILE_WELL = {
     "mmesh_gateway_degradations_total",
     "mmesh_gateway_mirror_refused_total",
     "mmesh_gateway_rejected_total",
+    "mmesh_index_build_failures_total",
+    "mmesh_index_purge_failures_total",
     "mmesh_index_segment",  # there is none before 4,096 rows
     "mmesh_index_snapshot_failures_total",
+    "mmesh_index_tail_failures_total",
     "mmesh_reranker_unjudged_total",
     "mmesh_task_failures_total",
 }

@@ -87,7 +87,7 @@ INDEX = Board("index", "mmesh / Index", "Freshness, recall, memory and upkeep of
         panel("Segments", "short", "By collection, the most in a shard. They are merged when writes are quiet.", gauge("mmesh_index_segments", "collection")),
         panel("Builds", "s", "Time of a build. Runbook: builds.", *quantiles("mmesh_index_build_seconds")),
         panel("Snapshots", "s", "Time of storing one. Runbook: snapshots.", *quantiles("mmesh_index_snapshot_seconds")),
-        panel("Failures of upkeep", "ops", "Snapshots by reason, and builds.", rate("mmesh_index_snapshot_failures_total", _BY_REASON), 'sum(rate(mmesh_index_build_failures_total{namespace="$namespace"}[$__rate_interval]))  # build'),
+        panel("Failures of upkeep", "ops", "Snapshots by reason, builds and purges.", rate("mmesh_index_snapshot_failures_total", _BY_REASON), 'sum(rate(mmesh_index_build_failures_total{namespace="$namespace"}[$__rate_interval]))  # build', 'sum(rate(mmesh_index_purge_failures_total{namespace="$namespace"}[$__rate_interval]))  # purge'),
     )),
 ))  # fmt: skip
 
