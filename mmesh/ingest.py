@@ -116,6 +116,7 @@ class Ingest:
 
     def __post_init__(self) -> None:
         """Begin at the first batch."""
+        self._wanted = self.batch_size  # by the caller; a server that is behind allows fewer
         self._sent: deque[_Batch] = deque()  # sent and not acknowledged, in order
         self._sequence = 0
         self._exhausted = False
@@ -186,13 +187,14 @@ class Ingest:
         match event.WhichOneof("event"):
             case "opened":
                 self._max_bytes = event.opened.max_message_bytes - MESSAGE_RESERVE
+                self.batch_size = min(self._wanted, event.opened.max_candidates)
                 link.begin(event.opened.window, self._send(link))
             case "rejected":
                 for one in event.rejected.candidates:
                     key, error = (event.rejected.sequence, one.number), one.problem
                     self._rejected[key] = Rejected(one.id, wire.problem_from_pb(error))
             case "slow_down":
-                self.batch_size = min(self.batch_size, event.slow_down.max_candidates)
+                self.batch_size = min(self._wanted, event.slow_down.max_candidates)
             case "draining":
                 link.stop_sending()
             case "ack":

@@ -35,6 +35,7 @@ from mmesh.content import Content, Modality
 from mmesh.errors import FailedPrecondition, MessageTooLarge, MmeshError
 from mmesh.ingest import Progress
 from mmesh.search import Consistency, Rerank, Search, SearchResult
+from mmesh.tokens import Token
 
 PAGE, GET = 1000, 32
 """Candidates that one call lists, and gets with their pictures."""
@@ -99,7 +100,7 @@ async def _clear_name(client: AsyncClient, live: Collection, alias: str) -> str:
     """
     there = await client.list_collections()
     for left in (one for one in there if one.settings.mirror == live.name):
-        if not left.token.endswith(":0"):
+        if Token.parse(left.token).seq:
             raise FailedPrecondition(
                 f"{left.name!r} is no longer in step with {live.name!r}; delete it first"
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from mmesh.errors import (
 from mmesh.filters import Filter, check_filter
 from mmesh.search import Consistency
 from mmesh.serving.deadline import Deadline
+from mmesh.tokens import Token
 from mmesh.vectors import FloatMatrix, pack, unit_rows
 from services.index.build.tuning import check_factory
 from services.index.config import IndexSettings
@@ -64,7 +64,6 @@ Result = TypeVar("Result")
 FRESH_SHARE = 0.9
 """Share of a search's time that may go by in waiting for a write."""
 START_PAUSE_S = 1.0
-_SEQUENCE = re.compile("[0-9]{1,18}")
 
 
 class SearchOrder(NamedTuple):
@@ -375,14 +374,15 @@ class IndexEngine:
             Overloaded: too many searches wait already.
             MemoryFull: this shard refused to load the collection.
         """
-        row = await self._row_for_search(order)
+        token = Token.parse(order.token) if order.consistency is Consistency.SESSION else None
+        row = await self._row_for_search(order, token)
         check_limit(order.limit, row.settings.limits)
         if order.filter is not None:
             self._check_filter(order.filter, row)
         queries = unit_rows(order.queries, "queries")
         wanted = row.seq if order.consistency is Consistency.STRONG else 0
-        if order.consistency is Consistency.SESSION:
-            wanted = _seq_of(order.token, row)
+        if token is not None:
+            wanted = _seq_of(token, row)
         view = await self._open.follower.wait_for(row, wanted, deadline.share(FRESH_SHARE))
         return await self._searcher.search(
             Work(view, queries, order.modalities, order.limit, order.filter)
@@ -393,11 +393,11 @@ class IndexEngine:
         check_depth(condition, row.settings.limits)
         check_types(condition, row.attribute_types)
 
-    async def _row_for_search(self, order: SearchOrder) -> CollectionRow:
+    async def _row_for_search(self, order: SearchOrder, token: Token | None) -> CollectionRow:
         dim, model_fingerprint = order.queries.shape[1], order.model_fingerprint or None
         if order.consistency is not Consistency.STRONG:
             row = await self._row_that_fits(order.collection, dim, model_fingerprint)
-            if order.consistency is not Consistency.SESSION or _is_of(order.token, row):
+            if token is None or token.epoch == row.epoch:
                 return row
         self._open.follower.look(order.collection)
         row = await self._read(self._open.log.collection, order.collection)
@@ -495,16 +495,9 @@ def check_model(row: CollectionRow, dim: int, model_fingerprint: str | None) -> 
         )
 
 
-def _is_of(token: str, row: CollectionRow) -> bool:
-    return token.partition(":")[0] == row.epoch
-
-
-def _seq_of(token: str, row: CollectionRow) -> int:
+def _seq_of(token: Token, row: CollectionRow) -> int:
     """Return the sequence that the token names; that of the row if it is of another collection.
 
     The alias may have moved from that one to its mirror, which has the same writes.
     """
-    seq = token.partition(":")[2]
-    if not _SEQUENCE.fullmatch(seq):
-        raise InvalidField("token", f"is {token[:80]!r}, which is no token of this mesh")
-    return int(seq) if _is_of(token, row) else row.seq
+    return token.seq if token.epoch == row.epoch else row.seq

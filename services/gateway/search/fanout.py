@@ -1,7 +1,7 @@
 """Scatter-gather, a search of all shards at once: what answers in time counts, the rest is said.
 
-Each shard looks up by itself what an alias names. While an alias moves, two shards may for a moment
-answer from two collections; the epochs of their tokens tell, and such lists are never merged.
+While a collection is deleted and made anew, two shards may for a moment answer from two histories;
+the epochs of their tokens tell, and such lists are never merged.
 """
 
 from __future__ import annotations

@@ -1259,13 +1259,13 @@ Global___RejectedCandidate: _TypeAlias = RejectedCandidate  # noqa: Y015
 
 @_typing.final
 class IngestSlowDown(_message.Message):
-    """Backpressure: asks for smaller batches."""
+    """Backpressure: asks for smaller batches, and says when larger ones are welcome again."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MAX_CANDIDATES_FIELD_NUMBER: _builtins.int
     max_candidates: _builtins.int
-    """Greatest number of candidates in a batch, until further notice."""
+    """Greatest number of candidates in a batch, until the next message of this kind."""
     def __init__(
         self,
         *,
