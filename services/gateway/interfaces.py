@@ -13,10 +13,9 @@ from mmesh.candidates import Candidate
 from mmesh.collections import Collection
 from mmesh.content import Attributes, Content, Modality, Role
 from mmesh.errors import Cancelled, DeadlineExceeded, MmeshError, ResourceExhausted, Unavailable
-from mmesh.filters import Filter
-from mmesh.search import Consistency
 from mmesh.serving.deadline import Deadline
 from mmesh.tokens import Token
+from mmesh.vector_search import VectorSearch
 from mmesh.vectors import FloatMatrix
 
 PASSING = (Unavailable, DeadlineExceeded, ResourceExhausted, Cancelled)
@@ -56,20 +55,6 @@ class Encoded:
     truncated: frozenset[int]
     batch_size: int
     service_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class ShardOrder:
-    """A search of one shard."""
-
-    collection: str
-    queries: FloatMatrix
-    fingerprint: str
-    modalities: Sequence[Modality]
-    limit: int
-    filter: Filter | None
-    consistency: Consistency
-    token: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +137,7 @@ class ShardSearch(Protocol):
 class Index(Protocol):
     """Stores candidates, and searches them shard by shard."""
 
-    async def prepare(self, order: ShardOrder, deadline: Deadline) -> ShardSearch:
+    async def prepare(self, order: VectorSearch, deadline: Deadline) -> ShardSearch:
         """Return a search of the shard set that is in use now."""
 
     async def get_collection(self, name: str, deadline: Deadline) -> Collection:

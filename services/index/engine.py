@@ -16,7 +16,6 @@ import numpy as np
 
 from mmesh.candidates import Candidate
 from mmesh.collections import Collection, CollectionSettings, SettingsChange
-from mmesh.content import Modality
 from mmesh.errors import (
     DimMismatch,
     FailedPrecondition,
@@ -28,6 +27,7 @@ from mmesh.filters import Filter, check_filter
 from mmesh.search import Consistency
 from mmesh.serving.deadline import Deadline
 from mmesh.tokens import Token
+from mmesh.vector_search import VectorSearch
 from mmesh.vectors import FloatMatrix, pack, unit_rows
 from services.index.build.tuning import check_factory
 from services.index.config import IndexSettings
@@ -64,19 +64,6 @@ Result = TypeVar("Result")
 FRESH_SHARE = 0.9
 """Share of a search's time that may go by in waiting for a write."""
 START_PAUSE_S = 1.0
-
-
-class SearchOrder(NamedTuple):
-    """A search as the engine takes it; `queries` are rows (m, dim)."""
-
-    collection: str
-    queries: FloatMatrix
-    model_fingerprint: str
-    modalities: tuple[Modality, ...]
-    limit: int
-    filter: Filter | None
-    consistency: Consistency
-    token: str
 
 
 class MirrorVectors(NamedTuple):
@@ -366,7 +353,7 @@ class IndexEngine:
 
     # -- search
 
-    async def search(self, order: SearchOrder, deadline: Deadline) -> Searched:
+    async def search(self, order: VectorSearch, deadline: Deadline) -> Searched:
         """Search this shard.
 
         Raises:
@@ -393,7 +380,7 @@ class IndexEngine:
         check_depth(condition, row.settings.limits)
         check_types(condition, row.attribute_types)
 
-    async def _row_for_search(self, order: SearchOrder, token: Token | None) -> CollectionRow:
+    async def _row_for_search(self, order: VectorSearch, token: Token | None) -> CollectionRow:
         dim, model_fingerprint = order.queries.shape[1], order.model_fingerprint or None
         if order.consistency is not Consistency.STRONG:
             row = await self._row_that_fits(order.collection, dim, model_fingerprint)

@@ -20,15 +20,15 @@ from mmesh.candidates import Candidate, check_candidate
 from mmesh.collections import check_change, check_settings
 from mmesh.content import Modality, check_id
 from mmesh.errors import InvalidField
-from mmesh.search import Consistency
 from mmesh.serving.deadline import Context, Deadline
 from mmesh.vectors import MAX_DIM, unpack
 from mmesh.wire import page_size_of
 from mmesh.wire.encoding import built, candidate_bytes
+from mmesh.wire.vector_search import vector_search_from_pb
 from services.index.attribute_cache import AttributeCache
 from services.index.config import IndexSettings
 from services.index.description import SegmentState
-from services.index.engine import IndexEngine, MirrorVectors, SearchOrder
+from services.index.engine import IndexEngine, MirrorVectors
 from services.index.log.rows import StoredCandidate
 from services.index.search_stream import SearchStream
 from services.index.view.view import Found
@@ -222,10 +222,11 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
         response: index_pb2.SearchResponse,
         deadline: Deadline,
     ) -> None:
-        order = _order_of(request)
-        result = await self._engine.search(order, deadline)
+        search = vector_search_from_pb(request)
+        _check_count("queries", len(search.queries), MAX_QUERIES)
+        result = await self._engine.search(search, deadline)
         for lists in result.lists:
-            for modality, found in zip(order.modalities, lists, strict=True):
+            for modality, found in zip(search.modalities, lists, strict=True):
                 _fill_list(response.lists.add(), modality, found, self._attributes)
         response.token = result.token
         response.search_seconds, response.queue_seconds = result.search_s, result.queue_s
@@ -292,24 +293,6 @@ def _candidates_of(messages: Any) -> list[Candidate]:
         seen[candidate.id] = number
         candidates.append(candidate)
     return candidates
-
-
-def _order_of(request: index_pb2.SearchRequest) -> SearchOrder:
-    queries = wire.vectors_from_pb(request.queries)
-    _check_count("queries", len(queries), MAX_QUERIES)
-    given = [wire.modality_from_pb(value, "modalities") for value in request.modalities]
-    condition = wire.filter_from_pb(request.filter) if request.HasField("filter") else None
-    default = Consistency.SESSION if request.token else Consistency.EVENTUAL
-    return SearchOrder(
-        collection=request.collection,
-        queries=queries,
-        model_fingerprint=request.model_fingerprint,
-        modalities=tuple(modality for modality in given if modality) or tuple(Modality),
-        limit=request.limit,
-        filter=condition,
-        consistency=wire.consistency_from_pb(request.consistency) or default,
-        token=request.token,
-    )
 
 
 def _fill_list(

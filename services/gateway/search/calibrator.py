@@ -19,7 +19,8 @@ from mmesh.errors import MmeshError
 from mmesh.search import Consistency
 from mmesh.serving.deadline import Deadline
 from mmesh.tokens import Token
-from services.gateway.interfaces import Encoder, Index, ShardOrder
+from mmesh.vector_search import VectorSearch
+from services.gateway.interfaces import Encoder, Index
 from services.gateway.search.calibration import QUERIES, TAIL, Calibration, fit
 from services.gateway.search.fanout import search_shards
 from services.gateway.search.ranking import Lists
@@ -103,7 +104,7 @@ class Calibrator:
         queries = model.calibration.get(query_modality)
         if queries is None:
             return None
-        order = ShardOrder(
+        order = VectorSearch(
             collection, queries[:QUERIES], model.fingerprint, tuple(Modality), TAIL, None,
             Consistency.EVENTUAL, "",
         )  # fmt: skip

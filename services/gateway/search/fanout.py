@@ -20,7 +20,8 @@ from mmesh.errors import (
 )
 from mmesh.serving.deadline import Deadline
 from mmesh.tokens import Token, newest
-from services.gateway.interfaces import PASSING, Index, Scored, ShardAnswer, ShardOrder, ShardSearch
+from mmesh.vector_search import VectorSearch
+from services.gateway.interfaces import PASSING, Index, Scored, ShardAnswer, ShardSearch
 from services.gateway.search.ranking import join_shards
 
 MORE_ATTEMPTS, PAUSE_S = 2, 0.05
@@ -42,7 +43,7 @@ class Gathered:
     service_s: float
 
 
-async def search_shards(index: Index, order: ShardOrder, deadline: Deadline) -> Gathered:
+async def search_shards(index: Index, order: VectorSearch, deadline: Deadline) -> Gathered:
     """Search every shard of one set; those that fail are left out and listed.
 
     Raises:
@@ -74,7 +75,7 @@ async def _ask_all(search: ShardSearch, deadline: Deadline) -> tuple[Answers, Mi
 
 
 async def _until_they_agree(
-    index: Index, order: ShardOrder, deadline: Deadline
+    index: Index, order: VectorSearch, deadline: Deadline
 ) -> tuple[ShardSearch, Answers, Missing]:
     """Search again by the name that the log gives the collection; keep the answers that are of it.
 
@@ -108,7 +109,7 @@ def _worst(missing: Missing) -> MmeshError:
     return ShardUnavailable(f"no shard answered: {first.message}")
 
 
-def _gather(order: ShardOrder, by_shard: Answers, missing: Missing, total: int) -> Gathered:
+def _gather(order: VectorSearch, by_shard: Answers, missing: Missing, total: int) -> Gathered:
     answers = list(by_shard.values())
     lists = [
         {

@@ -28,10 +28,11 @@ from mmesh.errors import (
 from mmesh.search import Consistency, Coverage, Hit, Receipt, RerankOutcome, Search, SearchResult
 from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
+from mmesh.vector_search import VectorSearch
 from services.gateway import metrics
 from services.gateway.catalog import Catalog
 from services.gateway.config import GatewaySettings
-from services.gateway.interfaces import PASSING, Encoder, Index, Reranker, ShardOrder
+from services.gateway.interfaces import PASSING, Encoder, Index, Reranker
 from services.gateway.search.calibrator import Calibrator
 from services.gateway.search.fanout import Gathered, search_shards
 from services.gateway.search.merge import merge, needs_calibration
@@ -310,11 +311,11 @@ def _alike(runs: Sequence[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def _order_for(runs: Sequence[Run]) -> ShardOrder:
+def _order_for(runs: Sequence[Run]) -> VectorSearch:
     search = runs[0].search
     embeddings = [run.embedding for run in runs if run.embedding is not None]
     default = Consistency.SESSION if search.token else Consistency.EVENTUAL
-    return ShardOrder(
+    return VectorSearch(
         runs[0].collection,
         np.stack([embedding.vector for embedding in embeddings]),
         runs[0].model,

@@ -15,8 +15,9 @@ from mmesh.errors import DeadlineExceeded, LogUnavailable, MmeshError, Unavailab
 from mmesh.filters import Filter
 from mmesh.mesh_status import ServiceStatus
 from mmesh.serving.deadline import Deadline
+from mmesh.vector_search import VectorSearch
 from mmesh.wire.encoding import built, candidate_bytes
-from services.gateway.interfaces import Embeddings, EncoderModel, ShardOrder
+from services.gateway.interfaces import Embeddings, EncoderModel
 from services.gateway.rpc import answer_of, first_answer, options_for
 from services.gateway.shards.hedging import HedgeDelays
 from services.gateway.shards.replica import Replica
@@ -45,7 +46,7 @@ class IndexBackend:
         """End the watching and close all channels."""
         await self._topology.close()
 
-    async def prepare(self, order: ShardOrder, deadline: Deadline) -> ReplicatedSearch:
+    async def prepare(self, order: VectorSearch, deadline: Deadline) -> ReplicatedSearch:
         """Return a search of the shard set that is in use now."""
         shards = await self._topology.set_in_use(deadline)
         delay = self._delays.of(order.collection)

@@ -24,8 +24,10 @@ from mmesh.errors import (
 )
 from mmesh.serving.deadline import Deadline
 from mmesh.tokens import Token
+from mmesh.vector_search import VectorSearch
+from mmesh.wire.vector_search import vector_search_to_pb
 from services.gateway import metrics
-from services.gateway.interfaces import Scored, ShardAnswer, ShardOrder
+from services.gateway.interfaces import Scored, ShardAnswer
 from services.gateway.rpc import answer_of
 from services.gateway.shards.hedging import HedgeDelay, Race
 from services.gateway.shards.replica import Replica
@@ -48,13 +50,13 @@ class ReplicatedSearch:
         self,
         topology: Topology,
         shards: ShardSet,
-        order: ShardOrder,
+        order: VectorSearch,
         turn: int,
         delay: HedgeDelay,
     ) -> None:
         self._topology, self._set = topology, shards
         self._order, self._turn, self._delay = order, turn, delay
-        self._request = _request_of(order)
+        self._request = vector_search_to_pb(order)
 
     @property
     def shard_count(self) -> int:
@@ -145,19 +147,6 @@ class ReplicatedSearch:
         width = len(modalities)
         by_query = [lists[start : start + width] for start in range(0, len(lists), width)]
         return ShardAnswer(by_query, Token.parse(reply.token), reply.seconds)
-
-
-def _request_of(order: ShardOrder) -> index_pb2.SearchRequest:
-    return index_pb2.SearchRequest(
-        collection=order.collection,
-        queries=wire.vectors_to_pb(order.queries),
-        model_fingerprint=order.fingerprint,
-        modalities=[wire.modality_to_pb(modality) for modality in order.modalities],
-        limit=order.limit,
-        filter=wire.filter_to_pb(order.filter) if order.filter else None,
-        consistency=wire.consistency_to_pb(order.consistency),
-        token=order.token,
-    )
 
 
 def _scored(message: index_pb2.HitList, modality: Modality) -> list[Scored]:

@@ -28,17 +28,10 @@ from mmesh.mesh_status import ServiceRole, ServiceState, ServiceStatus
 from mmesh.models.images import decode
 from mmesh.serving.host import Host
 from mmesh.tokens import Token
+from mmesh.vector_search import VectorSearch
 from mmesh.wire.transport import open_channel
 from services.gateway.config import GatewaySettings
-from services.gateway.interfaces import (
-    Encoded,
-    EncoderModel,
-    Judge,
-    Scored,
-    ShardAnswer,
-    ShardOrder,
-    Verdict,
-)
+from services.gateway.interfaces import Encoded, EncoderModel, Judge, Scored, ShardAnswer, Verdict
 from services.gateway.mesh import Mesh
 from services.gateway.servicer import RetrievalServicer
 
@@ -143,7 +136,7 @@ class FakeIndex(Faulty):
     names: dict[str, str] = field(default_factory=lambda: {"photos": "photos"})
     """The collection that each name or alias stands for."""
     stored: dict[str, Candidate] = field(default_factory=dict)
-    orders: list[ShardOrder] = field(default_factory=list)
+    orders: list[VectorSearch] = field(default_factory=list)
     token: Token = field(default_factory=lambda: Token("e", 10))
 
     # -- what `interfaces.Index` says
@@ -185,7 +178,7 @@ class FakeIndex(Faulty):
 @dataclass
 class _Prepared:
     index: FakeIndex
-    order: ShardOrder
+    order: VectorSearch
 
     @property
     def shard_count(self):

@@ -22,8 +22,9 @@ from mmesh.filters import Compare, Operator
 from mmesh.search import Consistency
 from mmesh.serving import supervision
 from mmesh.serving.deadline import Deadline
+from mmesh.vector_search import VectorSearch
 from services.index.config import IndexSettings
-from services.index.engine import IndexEngine, MirrorVectors, SearchOrder
+from services.index.engine import IndexEngine, MirrorVectors
 from services.index.log.log import Log
 
 DIM, MODEL = 4, "model"
@@ -72,7 +73,9 @@ async def search(engine, *, collection="c", query=EYE[:1], seconds=10, **options
         "queries": query, "model_fingerprint": MODEL, "modalities": (Modality.TEXT,), "limit": 10,
         "filter": None, "consistency": Consistency.STRONG, "token": "",
     }  # fmt: skip
-    found = await engine.search(SearchOrder(collection, **order | options), Deadline.after(seconds))
+    found = await engine.search(
+        VectorSearch(collection, **order | options), Deadline.after(seconds)
+    )
     return list(found.lists[0][0].ids)
 
 

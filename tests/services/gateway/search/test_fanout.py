@@ -23,7 +23,8 @@ from mmesh.errors import (
 from mmesh.search import Consistency
 from mmesh.serving.deadline import Deadline
 from mmesh.tokens import Token
-from services.gateway.interfaces import Scored, ShardAnswer, ShardOrder
+from mmesh.vector_search import VectorSearch
+from services.gateway.interfaces import Scored, ShardAnswer
 from services.gateway.search.fanout import search_shards
 from tests.effort import patient
 
@@ -33,7 +34,7 @@ SOON = Deadline.after(3600)
 
 def order_for(collection="alias"):
     queries = np.eye(1, 4, dtype=np.float32)
-    return ShardOrder(collection, queries, "m", (TEXT,), 10, None, Consistency.EVENTUAL, "")
+    return VectorSearch(collection, queries, "m", (TEXT,), 10, None, Consistency.EVENTUAL, "")
 
 
 class Index:

@@ -23,15 +23,15 @@ from mmesh.content import Modality
 from mmesh.errors import MmeshError, ShardUnavailable
 from mmesh.search import Consistency
 from mmesh.serving.deadline import Deadline
+from mmesh.vector_search import VectorSearch
 from mmesh.wire.errors import status_of
-from services.gateway.interfaces import ShardOrder
 from services.gateway.search.fanout import search_shards
 from services.gateway.shards.index_backend import IndexBackend
 from services.index.search_stream import SearchStream
 from tests.effort import patient
 
 TEXT = Modality.TEXT
-ORDER = ShardOrder(
+ORDER = VectorSearch(
     "c", np.eye(1, 4, dtype=np.float32), "m", (TEXT,), 10, None, Consistency.EVENTUAL, ""
 )
 

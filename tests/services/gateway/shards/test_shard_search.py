@@ -26,7 +26,8 @@ from mmesh.filter_language import parse_filter
 from mmesh.search import Consistency
 from mmesh.serving.deadline import Deadline
 from mmesh.tokens import Token
-from services.gateway.interfaces import Scored, ShardOrder
+from mmesh.vector_search import VectorSearch
+from services.gateway.interfaces import Scored
 
 TEXT, IMAGE, PAIR = Modality
 
@@ -237,7 +238,7 @@ async def test_a_search_says_to_the_process_all_that_was_ordered(start_index, ba
     asked = []
     process.fill = lambda request, response: asked.append(request)
     condition = parse_filter("year >= 1969")
-    order = ShardOrder(
+    order = VectorSearch(
         "photos", np.eye(1, 4, dtype=np.float32), "m-1", (TEXT,), 7, condition,
         Consistency.SESSION, "e:5",
     )  # fmt: skip
