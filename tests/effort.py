@@ -36,6 +36,8 @@ class Effort:
     """Kills of an index process while it stores a snapshot."""
     damages: int
     """Ways of four in which each file of a snapshot is damaged."""
+    pause_s: float
+    """Pause between two calls of those that make load beside a change of the mesh."""
     hammer_s: float
     """Time that searches are looked at beside writes that replace all rows."""
     broken_inputs: int
@@ -49,11 +51,11 @@ class Effort:
 
 FAST = Effort(
     examples=20, machine_examples=8, log_examples=6, crash_rounds=10, snapshot_kills=3, damages=1,
-    hammer_s=1.5, broken_inputs=150, outage_s=6.0, freeze_s=7.0,
+    pause_s=0.03, hammer_s=1.5, broken_inputs=150, outage_s=6.0, freeze_s=7.0,
 )  # fmt: skip
 FULL = Effort(
     examples=100, machine_examples=30, log_examples=20, crash_rounds=100, snapshot_kills=12,
-    damages=4, hammer_s=5.0, broken_inputs=1000, outage_s=20.0, freeze_s=8.0,
+    damages=4, pause_s=0.0, hammer_s=5.0, broken_inputs=1000, outage_s=20.0, freeze_s=8.0,
 )  # fmt: skip
 
 

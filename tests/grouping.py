@@ -16,7 +16,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 HERE = Path(__file__).parent
-SHARED = ("vllm_mesh", "mesh", "s3", "postgres")
+SHARED = ("mesh", "s3", "postgres")
 """Fixtures of the whole run; a test belongs to the first one that it uses."""
 TIMED = {
     "mesh/test_degradation.py", "mesh/test_log_outage.py",
@@ -68,6 +68,8 @@ def starts_processes(item: pytest.Item) -> bool:
 def group_of(item: pytest.Item) -> str | None:
     """Return the group of a test, or None when it may run anywhere."""
     module = module_of(item)
+    if item.get_closest_marker("vllm"):
+        return "vllm"  # one engine at a time has the memory and the time that it needs
     if module in TIMED:
         return "timed"
     shared = [name for name in SHARED if name in fixtures_of(item)]

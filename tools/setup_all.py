@@ -1,7 +1,7 @@
 """Runs the steps of `make setup-all`, each whether or not one before it failed.
 
 What a step says is shown as it comes. In the end each is listed with its time, and for one that
-failed the last line it said; the exit status is that of the required ones.
+failed the first errors it told; the exit status is that of the required ones.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import platform
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+ERRORS, MOST_ERRORS = ("error", "npm error"), 3
 HAS_VLLM = (platform.system(), platform.machine()) == ("Linux", "x86_64")
 
 
@@ -43,19 +43,19 @@ class Outcome:
     step: Step
     status: int
     seconds: float
-    said: str
-    """The last lines of its output."""
+    errors: str
+    """The first lines of its output that tell an error."""
 
     def __str__(self) -> str:
         word = "ok" if self.status == 0 else "FAILED" if self.step.required else "absent"
         line = f"  {word:6} {self.step.target:14} {self.seconds:5.0f} s"
-        return line if self.status == 0 else f"{line}  {self.said}"
+        return line if self.status == 0 else f"{line}  {self.errors or 'see above'}"
 
 
 def run(step: Step, make: str) -> Outcome:
     """Run a step and pass on what it says."""
     print(f"== {step.target}", flush=True)
-    start, last = time.monotonic(), deque[str](maxlen=3)
+    start, errors = time.monotonic(), list[str]()
     with subprocess.Popen(
         [make, "--no-print-directory", step.target],
         stdout=subprocess.PIPE,
@@ -66,9 +66,9 @@ def run(step: Step, make: str) -> Outcome:
         assert running.stdout is not None
         for line in running.stdout:
             print(line, end="", flush=True)
-            if line.strip() and "***" not in line:
-                last.append(line.strip())
-    return Outcome(step, running.returncode, time.monotonic() - start, " | ".join(last))
+            if line.lower().startswith(ERRORS) and len(errors) < MOST_ERRORS:
+                errors.append(line.strip())
+    return Outcome(step, running.returncode, time.monotonic() - start, " | ".join(errors))
 
 
 def main(arguments: Sequence[str]) -> int:

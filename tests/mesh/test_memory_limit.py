@@ -14,7 +14,7 @@ MIB = 1 << 20
 def test_a_collection_that_would_not_fit_is_refused_and_the_others_are_served(
     index_processes, tmp_path, new_row, refusal
 ):
-    process = index_processes.start(tmp_path / "data", seal_rows=4096)
+    process = index_processes.start(tmp_path / "data", fork=True, seal_rows=4096)
     process.wait_ready()
     row = new_row(1, DIM)
     process.create("small", DIM)
@@ -52,7 +52,7 @@ def test_a_collection_that_would_not_fit_is_refused_and_the_others_are_served(
 def test_a_limit_below_what_the_process_needs_refuses_everything_but_starts(
     index_processes, tmp_path, new_row, limit
 ):
-    process = index_processes.start(tmp_path / "data")
+    process = index_processes.start(tmp_path / "data", fork=True)
     process.wait_ready()
     process.create("c", DIM)
     process.upsert("c", {"one": new_row(1, DIM)})

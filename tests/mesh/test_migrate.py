@@ -22,12 +22,13 @@ from mmesh.cli.main import cli
 from mmesh.errors import FailedPrecondition, MmeshError, ModelMismatch
 from mmesh.filter_language import parse_filter
 from mmesh.search import Consistency
+from tests.effort import EFFORT, patient
 
 ALIAS, OLD, NEW = "pets", "pets-1", "pets-2"
 QUERY = "harbour glacier violin"
 WORDS = ("harbour", "glacier", "violin", "tractor", "orchid", "comet", "bakery", "lantern")
 KEPT = [f"kept-{n:04}" for n in range(300)]
-TIMEOUT_S = 10.0
+TIMEOUT_S = patient(10.0)
 
 
 def candidate(candidate_id: str, revision: int = 0) -> Candidate:
@@ -98,7 +99,7 @@ def migrate(two_models):
 
 def until_it_works(call, *arguments, **options):
     """Call until it succeeds: processes that die take calls with them that may be repeated."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + patient(60)
     while True:
         try:
             return call(*arguments, timeout=TIMEOUT_S, **options)
@@ -119,7 +120,7 @@ class Caller(threading.Thread):
 
     def run(self) -> None:
         with Client(self._address) as client:
-            while not self.stopped.is_set():
+            while not self.stopped.wait(EFFORT.pause_s):
                 try:
                     self.call(client)
                 except Exception as error:

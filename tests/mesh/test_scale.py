@@ -17,7 +17,7 @@ import pytest
 from mmesh import Client, Rerank
 from mmesh.errors import MmeshError
 from mmesh.search import Consistency
-from tests.effort import patient
+from tests.effort import EFFORT, patient
 
 CANDIDATES = 300
 QUERY = "harbour glacier violin"
@@ -70,7 +70,7 @@ class Searcher(threading.Thread):
 
     def run(self) -> None:
         with Client(self._address) as client:
-            while not self._stopped.is_set():
+            while not self._stopped.wait(EFFORT.pause_s):
                 self._search(client)
 
     def _search(self, client: Client) -> None:
@@ -225,7 +225,7 @@ def test_an_alias_that_moves_never_mixes_two_collections(
 
     def search() -> None:
         with Client(scalable_mesh.address) as searching:
-            while not stopped.is_set():
+            while not stopped.wait(EFFORT.pause_s):
                 found = searching.search("both", QUERY, limit=1000, rerank=Rerank(0))
                 ids = {hit.id for hit in found.hits}
                 side = next((name for name, has in sides.items() if ids == has), None)
