@@ -15,7 +15,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.models,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(700),
     pytest.mark.skipif(
         importlib.util.find_spec("sentence_transformers") is None,
         reason="sentence-transformers is absent: run `make setup-models`",
@@ -29,7 +29,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [str(SCRIPT), "--device", "cpu", "--small", "--out", str(folder), *arguments]
     environment = {**os.environ, "PYTHON": sys.executable}
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=200, check=False
+        command, capture_output=True, text=True, env=environment, timeout=600, check=False
     )
 
 

@@ -430,4 +430,5 @@ async def test_an_engine_that_is_killed_at_work_costs_its_say_and_comes_back(rer
     assert not [message for message in said if "its time ran out" in message]
     assert mesh.restarts() == restarts | {"reranker": restarts["reranker"] + 1}
     eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in old), "the old ones end")
-    assert await reranker.answer("a witness") == pytest.approx(expected, abs=1e-4)
+    again = await reconnected(lambda: reranker.answer("a witness"))
+    assert again == pytest.approx(expected, abs=1e-4)

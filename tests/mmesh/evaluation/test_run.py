@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from mmesh.aio import AsyncClient
-from mmesh.collections import CollectionLimits, CollectionSettings
 from mmesh.content import Modality
 from mmesh.evaluation.cost import TooMuch, is_local, size
 from mmesh.evaluation.datasets.circo import Circo
@@ -177,12 +176,11 @@ async def test_answers_of_another_evaluation_are_not_mixed_in(evaluation) -> Non
 async def test_what_cannot_fit_is_refused_unless_told_otherwise(
     evaluation, sdk, collection, tmp_path
 ) -> None:
-    limits = CollectionLimits(max_candidates=5)
-    await sdk.update_collection(collection, CollectionSettings(limits=limits))
+    await sdk.update_collection(collection, max_candidates=5)
     with pytest.raises(TooMuch, match="may hold 5 candidates"):
         await evaluation().run()
     assert (await sdk.get_collection(collection)).candidates[Modality.TEXT] == 0
-    await sdk.update_collection(collection, CollectionSettings())
+    await sdk.update_collection(collection, max_candidates=0)
     slow = evaluation(limits=Limits(max_hours=1e-9))
     with (tmp_path / "own/pool.jsonl").open("a") as file:
         file.write(
