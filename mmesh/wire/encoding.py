@@ -1,6 +1,6 @@
 """Large messages off the event loop: built in a worker thread, serialised piece by piece.
 
-protobuf serialises a message in one call that holds the GIL, 60 MiB of pictures for 75 ms, and a
+protobuf serialises a message in one call that holds the GIL, 60 MiB of pictures for 85 ms, and a
 thread changes nothing about that. The encoding of a message is the concatenation of those of its
 fields (protobuf.dev/programming-guides/encoding), so they can be made one by one.
 """
