@@ -23,7 +23,7 @@ from mmesh.evaluation.options import Effort, Options, Way
 from mmesh.evaluation.rejections import BROKEN, Rejections
 from mmesh.evaluation.results import RESULTS, SCORES, Results, write_results
 from mmesh.evaluation.runfiles import write_runs, write_submission
-from mmesh.evaluation.scoring import Poor, Scored, read_judgements, score_task
+from mmesh.evaluation.scoring import Poor, ScoredRun, read_judgements, score_task
 from mmesh.evaluation.survey import Survey, survey
 from mmesh.evaluation.watching import Silent, Watcher
 
@@ -187,7 +187,7 @@ class Evaluation:
 
     async def _task(
         self, task: Task, way: Way, collection: Collection, found: Survey, rejections: Rejections
-    ) -> Scored | None:
+    ) -> ScoredRun | None:
         name = f"{task.name}.{way.value}"
         path = self.place.folder / ANSWERS / f"{name}.jsonl"
         first_way = way is self.options.ways_of(self.dataset)[0]
@@ -219,7 +219,7 @@ class Evaluation:
 
     def _score(
         self, task: Task, way: Way, answers: dict[str, Answer], found: Survey, notes: Rejections
-    ) -> Scored | None:
+    ) -> ScoredRun | None:
         folder, name = self.place.folder, f"{task.name}.{way.value}"
         quiet = Rejections()
         write_runs(task, name, self._queries(task, quiet), answers, folder / RUNS)
@@ -237,7 +237,7 @@ class Evaluation:
                 yield one
 
     def _results(
-        self, collection: Collection, found: Survey, rejections: Rejections, scored: list[Scored]
+        self, collection: Collection, found: Survey, rejections: Rejections, scored: list[ScoredRun]
     ) -> Results:
         results = Results(
             dataset=self.dataset.name,
@@ -255,7 +255,7 @@ class Evaluation:
         return results
 
 
-def _averages(scored: list[Scored]) -> dict[str, Estimate]:
+def _averages(scored: list[ScoredRun]) -> dict[str, Estimate]:
     ways = dict.fromkeys(one.result.way for one in scored)
     return {
         way: estimate_macro_mean([one.headlines for one in scored if one.result.way == way])

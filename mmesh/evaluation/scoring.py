@@ -63,7 +63,7 @@ def read_judgements(
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredRun:
     """The figures of a task, the headline of each query, and the poorest queries."""
 
     result: TaskResult
@@ -89,7 +89,7 @@ def score_task(
     answers: Mapping[str, Answer],
     judged: Judgements,
     folder: Path,
-) -> Scored:
+) -> ScoredRun:
     """Compute the figures of a task one way, and write the values of each query down."""
     metrics = {name: metric(name) for name in task.metrics}
     tally = _Tally({name: [] for name in metrics})
@@ -140,7 +140,7 @@ def _add(
 
 def _scored(
     task: Task, way: Way, tally: _Tally, answers: list[Answer], judged: Judgements
-) -> Scored:
+) -> ScoredRun:
     share = share_by_modality(tally.rankings, SHARE_AT)
     result = TaskResult(
         task=task.name,
@@ -162,7 +162,7 @@ def _scored(
         unknown=judged.unknown,
         judgements=judged.digest,
     )
-    return Scored(result, tally.values[task.headline], [poor for _, _, poor in tally.poor])
+    return ScoredRun(result, tally.values[task.headline], [poor for _, _, poor in tally.poor])
 
 
 def _counts(names: Iterable[str]) -> dict[str, int]:

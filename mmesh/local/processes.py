@@ -68,7 +68,7 @@ class CannotFork(Exception):
     """The fork server could not do it; the message says why."""
 
 
-class ForkServer:
+class ForkClient:
     """This side of one branch: orders go out, and reports come in."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -136,7 +136,7 @@ class ForkServer:
 class ForkTree:
     """A process with fork servers as its branches."""
 
-    def __init__(self, trunk: asyncio.subprocess.Process, branches: dict[str, ForkServer]) -> None:
+    def __init__(self, trunk: asyncio.subprocess.Process, branches: dict[str, ForkClient]) -> None:
         self.trunk, self.branches = trunk, branches
 
     @classmethod
@@ -159,7 +159,7 @@ class ForkTree:
         for _, there in pairs.values():
             there.close()
         ours = {n: await asyncio.open_connection(sock=here) for n, (here, _) in pairs.items()}
-        return cls(trunk, {name: ForkServer(*streams) for name, streams in ours.items()})
+        return cls(trunk, {name: ForkClient(*streams) for name, streams in ours.items()})
 
     async def fell(self) -> None:
         """End it; a service that is left gets a SIGTERM from the kernel."""
@@ -175,7 +175,7 @@ class Launcher:
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self._folder, self._say = folder, say
         self._trees: list[ForkTree] = []
-        self._branches: dict[str, ForkServer] = {}
+        self._branches: dict[str, ForkClient] = {}
         self._starting = asyncio.Lock()
 
     async def close(self) -> None:
@@ -202,7 +202,7 @@ class Launcher:
                 self._say(f"{service.name} is not forked: {problem}")
         return await _spawn(service, log)
 
-    async def _running_branch(self, name: str) -> ForkServer:
+    async def _running_branch(self, name: str) -> ForkClient:
         """Return a branch: of the first tree, or, if that has lost it, of one that has no other."""
         async with self._starting:
             branch = self._branches.get(name)

@@ -36,7 +36,7 @@ _CHANNEL = [
 
 
 @dataclass(slots=True)
-class Progress:
+class StartProgress:
     """Signs of life of a service that starts: its log grows, or its processes compute."""
 
     service: Service
@@ -113,7 +113,7 @@ class Waiting:
 
     def __init__(self, log_of: Callable[[str], Path], timeout_s: float) -> None:
         self._log_of, self._timeout_s = log_of, timeout_s
-        self._awaited: list[Progress] = []
+        self._awaited: list[StartProgress] = []
 
     def describe(self) -> str:
         """Return who is waited for, for how long, and what they say; "" when there is nobody."""
@@ -125,14 +125,14 @@ class Waiting:
         Raises:
             MeshFailed: it ended, or shows no progress; with the last lines of its log.
         """
-        progress = Progress(service, self._log_of(service.name))
+        progress = StartProgress(service, self._log_of(service.name))
         self._awaited.append(progress)
         try:
             await self._wait(progress)
         finally:
             self._awaited.remove(progress)
 
-    async def _wait(self, progress: Progress) -> None:
+    async def _wait(self, progress: StartProgress) -> None:
         service = progress.service
         assert service.process is not None
         ended = asyncio.create_task(service.process.wait())
@@ -161,7 +161,7 @@ async def _first(question: Coroutine[Any, Any, bool], ended: asyncio.Task[int]) 
         asking.cancel()
 
 
-def _words(progress: Progress) -> str:
+def _words(progress: StartProgress) -> str:
     process = progress.service.process
     ended = process.returncode if process else None
     cause = "" if ended is None else f" ({cause_of(ended)})"

@@ -23,7 +23,7 @@ LOOK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ScaleOrder:
     """How many shards a mesh shall have, and how many processes each."""
 
     id: str
@@ -39,7 +39,7 @@ def order_scaling(data: Path, shards: int, replicas: int) -> Iterator[str]:
     """
     if not _is_running(data):
         raise MeshFailed(f"no mesh runs on {data}; `mmesh up --data {data}` starts one")
-    order = Order(uuid.uuid4().hex, shards, replicas)
+    order = ScaleOrder(uuid.uuid4().hex, shards, replicas)
     _place_order(data, order)
     told = 0
     while True:
@@ -63,7 +63,7 @@ async def carry_out_orders(mesh: LocalMesh) -> None:
     path.unlink(missing_ok=True)  # one that a mesh before this one has left undone
     while True:
         try:
-            order = Order(**json.loads(path.read_text()))
+            order = ScaleOrder(**json.loads(path.read_text()))
         except FileNotFoundError:
             await asyncio.sleep(LOOK_S)
         except (ValueError, TypeError):
@@ -73,7 +73,7 @@ async def carry_out_orders(mesh: LocalMesh) -> None:
             await _carry_out(mesh, order)
 
 
-async def _carry_out(mesh: LocalMesh, order: Order) -> None:
+async def _carry_out(mesh: LocalMesh, order: ScaleOrder) -> None:
     data = mesh.settings.data
     _report_path(data).write_text("")
 
@@ -110,7 +110,7 @@ def _is_running(data: Path) -> bool:
     return False
 
 
-def _place_order(data: Path, order: Order) -> None:
+def _place_order(data: Path, order: ScaleOrder) -> None:
     draft = data / f"scale-{order.id}.json"
     draft.write_text(json.dumps(asdict(order)))
     try:
@@ -121,7 +121,7 @@ def _place_order(data: Path, order: Order) -> None:
         draft.unlink()
 
 
-def _report_of(data: Path, order: Order) -> list[dict[str, str]]:
+def _report_of(data: Path, order: ScaleOrder) -> list[dict[str, str]]:
     with contextlib.suppress(FileNotFoundError):
         # The last piece is a line that is being written, or nothing.
         lines = map(json.loads, _report_path(data).read_text().split("\n")[:-1])

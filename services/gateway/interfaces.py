@@ -23,7 +23,7 @@ PASSING = (Unavailable, DeadlineExceeded, ResourceExhausted, Cancelled)
 
 
 @dataclass(frozen=True, slots=True)
-class EncoderModel:
+class ServedModel:
     """What the gateway knows of an encoder's model."""
 
     name: str
@@ -43,7 +43,7 @@ class Embeddings:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedBatch:
     """Unit rows (n, dim) with the inputs that could not be encoded or were cut, by number.
 
     The row of an input that could not be encoded is all zeros.
@@ -102,7 +102,7 @@ class Verdict:
 class Encoder(Protocol):
     """Turns content into unit vectors of the models that the mesh serves."""
 
-    async def model(self, fingerprint: str, deadline: Deadline) -> EncoderModel:
+    async def model(self, fingerprint: str, deadline: Deadline) -> ServedModel:
         """Return a model that is served.
 
         Raises:
@@ -115,7 +115,7 @@ class Encoder(Protocol):
         inputs: Sequence[tuple[Content, str]],
         role: Role,
         deadline: Deadline,
-    ) -> Encoded:
+    ) -> EncodedBatch:
         """Encode (content, instruction) pairs with a model; queries go before bulk work.
 
         Raises:

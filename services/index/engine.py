@@ -54,8 +54,8 @@ from services.index.upkeep.maintainer import Maintainer
 from services.index.upkeep.restorer import Restorer
 from services.index.upkeep.scratch import Scratch
 from services.index.view.follower import Follower
-from services.index.view.memory import Budget
-from services.index.view.searcher import Searched, Searcher, Work
+from services.index.view.memory import MemoryBudget
+from services.index.view.searcher import PendingSearch, Searched, Searcher
 from services.index.view.view import View
 
 logger = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class IndexEngine:
             slots,
             delta_rows=rows,
             poll_s=settings.poll_s,
-            budget=Budget.of(settings.memory_limit_bytes),
+            budget=MemoryBudget.of(settings.memory_limit_bytes),
             source=Restorer(
                 snapshots, scratch, slots, delta_rows=rows, device=settings.search_device
             ),
@@ -372,7 +372,7 @@ class IndexEngine:
             wanted = _seq_of(token, row)
         view = await self._open.follower.wait_for(row, wanted, deadline.share(FRESH_SHARE))
         return await self._searcher.search(
-            Work(view, queries, order.modalities, order.limit, order.filter)
+            PendingSearch(view, queries, order.modalities, order.limit, order.filter)
         )
 
     def _check_filter(self, condition: Filter, row: CollectionRow) -> None:

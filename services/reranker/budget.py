@@ -43,7 +43,7 @@ class Budget:
             yield counted and paid
 
 
-class Pace:
+class PairRate:
     """Chooses the sizes of rounds: doubling while there is plenty of time, smaller near the end."""
 
     def __init__(self, first: int) -> None:

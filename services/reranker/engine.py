@@ -12,7 +12,7 @@ from mmesh.errors import InvalidField, MmeshError, Overloaded, Unavailable
 from mmesh.models.protocol import JudgeInfo, JudgeModel
 from mmesh.serving.deadline import Deadline
 from services.reranker import metrics
-from services.reranker.budget import Budget, Pace
+from services.reranker.budget import Budget, PairRate
 from services.reranker.score_cache import ScoreCache
 
 RESERVE = 0.1
@@ -125,7 +125,7 @@ class RerankerEngine:
             metrics.waiting_calls.set(self._waiting)
 
     async def _rounds(self, call: _Call, stop: Deadline) -> None:
-        pace = Pace(self._round)
+        pace = PairRate(self._round)
         while call.due and (size := pace.next_size(stop.remaining())):
             start = time.perf_counter()
             places = call.due[:size]

@@ -12,7 +12,7 @@ from mmesh.serving.deadline import Deadline
 from mmesh.wire.encoding import built, content_bytes, taking_bytes
 from mmesh.wire.transport import open_channel
 from services.gateway.circuit_breaker import CircuitBreaker
-from services.gateway.interfaces import Encoded, EncoderModel
+from services.gateway.interfaces import EncodedBatch, ServedModel
 from services.gateway.rpc import answer_of, options_for
 
 DISTRUST_S, LEAST_S = 2.0, 0.5
@@ -28,7 +28,7 @@ class EncoderBackend:
         self._channel = open_channel(address)
         self._stub = encoder_pb2_grpc.EncoderServiceStub(taking_bytes(self._channel))
         self._circuit = CircuitBreaker(open_s=DISTRUST_S, least_s=LEAST_S)
-        self.model: EncoderModel | None = None
+        self.model: ServedModel | None = None
         """As last heard; None when it has not been reached, or has another since."""
 
     async def close(self) -> None:
@@ -40,7 +40,7 @@ class EncoderBackend:
         """Tell whether it has not failed just now."""
         return self._circuit.is_closed
 
-    async def ask_model(self, deadline: Deadline) -> EncoderModel:
+    async def ask_model(self, deadline: Deadline) -> ServedModel:
         """Return the encoder's model as it is now."""
         request = encoder_pb2.GetModelRequest()
         reply = await answer_of(
@@ -53,7 +53,7 @@ class EncoderBackend:
         known = {modality: rows for modality, rows in calibration.items() if modality}
         read = (wire.modality_from_pb(value) for value in reply.modalities)
         modalities = frozenset(modality for modality in read if modality)
-        self.model = EncoderModel(reply.name, reply.fingerprint, reply.dim, known, modalities)
+        self.model = ServedModel(reply.name, reply.fingerprint, reply.dim, known, modalities)
         return self.model
 
     async def encode(
@@ -62,7 +62,7 @@ class EncoderBackend:
         inputs: Sequence[tuple[Content, str]],
         role: Role,
         deadline: Deadline,
-    ) -> Encoded:
+    ) -> EncodedBatch:
         """Encode (content, instruction) pairs; candidates are bulk work, queries are not.
 
         Raises:
@@ -84,7 +84,7 @@ class EncoderBackend:
                 {"model_fingerprint": fingerprint},
             )
         timing = reply.timing
-        return Encoded(
+        return EncodedBatch(
             wire.vectors_from_pb(reply.vectors),
             reply.model_fingerprint,
             {p.input: wire.problem_from_pb(p.problem) for p in reply.problems},

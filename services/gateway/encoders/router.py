@@ -27,7 +27,7 @@ from mmesh.mesh_status import ServiceRole, ServiceState, ServiceStatus
 from mmesh.serving.deadline import Deadline
 from mmesh.serving.supervision import Supervised
 from services.gateway.encoders.encoder_backend import EncoderBackend
-from services.gateway.interfaces import Encoded, EncoderModel
+from services.gateway.interfaces import EncodedBatch, ServedModel
 from services.gateway.rpc import first_answer
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Encoders:
     def __init__(self, addresses: Sequence[str]) -> None:
         self._backends = [EncoderBackend(address) for address in addresses]
         self._turn = count()
-        self._looking: asyncio.Task[list[EncoderModel | MmeshError]] | None = None
+        self._looking: asyncio.Task[list[ServedModel | MmeshError]] | None = None
         self._looked_at = -LOOK_S
         self._finder = Supervised("encoder discovery", self._keep_looking)
 
@@ -69,7 +69,7 @@ class Encoders:
 
     # -- models
 
-    async def model(self, fingerprint: str, deadline: Deadline) -> EncoderModel:
+    async def model(self, fingerprint: str, deadline: Deadline) -> ServedModel:
         """Return the model with this fingerprint.
 
         Raises:
@@ -79,7 +79,7 @@ class Encoders:
         backends = await self._serving(fingerprint, deadline)
         return next(backend.model for backend in backends if backend.model is not None)
 
-    async def find(self, wanted: str, deadline: Deadline) -> EncoderModel:
+    async def find(self, wanted: str, deadline: Deadline) -> ServedModel:
         """Return the model with this name or fingerprint; with "", that of the first encoder.
 
         Raises:
@@ -110,7 +110,7 @@ class Encoders:
     def _with(self, fingerprint: str) -> list[EncoderBackend]:
         return [b for b in self._backends if b.model and b.model.fingerprint == fingerprint]
 
-    def _known(self) -> list[EncoderModel]:
+    def _known(self) -> list[ServedModel]:
         return [backend.model for backend in self._backends if backend.model is not None]
 
     def _unknown(self, wanted: str) -> MmeshError:
@@ -129,7 +129,7 @@ class Encoders:
             self._looking.add_done_callback(self._note_look)
         await asyncio.wait({self._looking}, timeout=deadline.remaining())
 
-    def _note_look(self, look: asyncio.Task[list[EncoderModel | MmeshError]]) -> None:
+    def _note_look(self, look: asyncio.Task[list[ServedModel | MmeshError]]) -> None:
         self._looking, self._looked_at = None, time.monotonic()
         if not look.cancelled() and (defect := look.exception()) is not None:
             logger.error("encoders could not be asked", exc_info=defect)
@@ -138,7 +138,7 @@ class Encoders:
         while True:
             unknown = [backend for backend in self._backends if backend.model is None]
             for model in await _ask(unknown, Deadline.after(ASK_S)):
-                if isinstance(model, EncoderModel):
+                if isinstance(model, ServedModel):
                     extra = {"model": model.name, "fingerprint": model.fingerprint}
                     logger.info("encoder found", extra=extra)
             self._finder.progress()
@@ -148,7 +148,7 @@ class Encoders:
 
     async def encode(
         self, fingerprint: str, inputs: Inputs, role: Role, deadline: Deadline
-    ) -> Encoded:
+    ) -> EncodedBatch:
         """Encode (content, instruction) pairs with the model that has this fingerprint.
 
         Raises: see `model`.
@@ -190,16 +190,16 @@ async def _encode(
     inputs: Inputs,
     role: Role,
     deadline: Deadline,
-) -> Encoded:
+) -> EncodedBatch:
     """Return the answer of the first encoder that has one."""
 
-    def ask(backend: EncoderBackend, part: Deadline) -> Awaitable[Encoded]:
+    def ask(backend: EncoderBackend, part: Deadline) -> Awaitable[EncodedBatch]:
         return backend.encode(fingerprint, inputs, role, part)
 
     return await first_answer(order, ask, deadline, lambda _, e: isinstance(e, _OF_THE_ENCODER))
 
 
-def _joined(answers: Sequence[Encoded], shares: Sequence[Sequence[int]]) -> Encoded:
+def _joined(answers: Sequence[EncodedBatch], shares: Sequence[Sequence[int]]) -> EncodedBatch:
     """Return the answers as one; `shares` are the places of their inputs."""
     if len(answers) == 1:
         return answers[0]
@@ -210,7 +210,7 @@ def _joined(answers: Sequence[Encoded], shares: Sequence[Sequence[int]]) -> Enco
         rows[places] = answer.vectors
         problems |= {places[number]: error for number, error in answer.problems.items()}
         truncated |= {places[number] for number in answer.truncated}
-    return Encoded(
+    return EncodedBatch(
         rows,
         answers[0].fingerprint,
         problems,
@@ -222,12 +222,12 @@ def _joined(answers: Sequence[Encoded], shares: Sequence[Sequence[int]]) -> Enco
 
 async def _ask(
     backends: Sequence[EncoderBackend], deadline: Deadline
-) -> list[EncoderModel | MmeshError]:
+) -> list[ServedModel | MmeshError]:
     """Return the model of each, or why it does not answer."""
     return await asyncio.gather(*(_model_of(backend, deadline) for backend in backends))
 
 
-def _status(address: str, answer: EncoderModel | MmeshError) -> ServiceStatus:
+def _status(address: str, answer: ServedModel | MmeshError) -> ServiceStatus:
     if isinstance(answer, MmeshError):
         state, detail = ServiceState.of(answer), answer.message
     else:
@@ -235,7 +235,7 @@ def _status(address: str, answer: EncoderModel | MmeshError) -> ServiceStatus:
     return ServiceStatus(ServiceRole.ENCODER, state, address, detail=detail)
 
 
-async def _model_of(backend: EncoderBackend, deadline: Deadline) -> EncoderModel | MmeshError:
+async def _model_of(backend: EncoderBackend, deadline: Deadline) -> ServedModel | MmeshError:
     try:
         return await backend.ask_model(deadline)
     except MmeshError as error:

@@ -17,7 +17,7 @@ from mmesh.mesh_status import ServiceStatus
 from mmesh.serving.deadline import Deadline
 from mmesh.vector_search import VectorSearch
 from mmesh.wire.encoding import built, candidate_bytes
-from services.gateway.interfaces import Embeddings, EncoderModel
+from services.gateway.interfaces import Embeddings, ServedModel
 from services.gateway.rpc import answer_of, first_answer, options_for
 from services.gateway.shards.hedging import HedgeDelays
 from services.gateway.shards.replica import Replica
@@ -85,7 +85,7 @@ class IndexBackend:
     async def create_collection(
         self,
         name: str,
-        model: EncoderModel,
+        model: ServedModel,
         settings: CollectionSettings,
         request_id: str,
         deadline: Deadline,

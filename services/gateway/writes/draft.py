@@ -24,7 +24,7 @@ from mmesh.errors import (
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
 from services.gateway.catalog import Catalog
-from services.gateway.interfaces import Embeddings, Encoded, Encoder, Index
+from services.gateway.interfaces import Embeddings, EncodedBatch, Encoder, Index
 
 _CULPRIT = re.compile(r"(candidates|vectors)\[(\d+)\]")
 
@@ -65,12 +65,12 @@ class Draft:
     def __init__(self, encoder: Encoder, index: Index, catalog: Catalog, upsert: Upsert) -> None:
         self._encoder, self._index, self._catalog = encoder, index, catalog
         self._wanted = upsert
-        self._encoded: dict[str, Encoded] = {}
+        self._encoded: dict[str, EncodedBatch] = {}
         self._models = _Models("", None)
         self._culprits: dict[int, Refused] = {}
         if upsert.given is not None:
             rows = upsert.given.rows[[number for number, _ in upsert.candidates]]
-            given = Encoded(rows, upsert.given.fingerprint, {}, frozenset(), 0, 0.0)
+            given = EncodedBatch(rows, upsert.given.fingerprint, {}, frozenset(), 0, 0.0)
             self._encoded[given.fingerprint] = given
 
     @property

@@ -28,7 +28,7 @@ from services.index import metrics
 from services.index.log.log import Log
 from services.index.log.rows import CollectionRow, Rows
 from services.index.view.loader import Loader, LogAlone, Source
-from services.index.view.memory import Budget
+from services.index.view.memory import MemoryBudget
 from services.index.view.view import View
 from services.index.view.waiters import Waiters
 
@@ -96,7 +96,7 @@ class Follower:
         *,
         delta_rows: int,
         poll_s: float,
-        budget: Budget,
+        budget: MemoryBudget,
         source: Source | None = None,
         pauses: Pauses = PAUSES,
     ) -> None:

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from services.index.log.log import Log
 from services.index.log.rows import CollectionRow, Rows
 from services.index.slots import SLOTS
-from services.index.view.memory import Budget, load_bytes
+from services.index.view.memory import MemoryBudget, load_bytes
 from services.index.view.view import View
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Loader:
     """The threads that read the log and change views."""
 
     def __init__(
-        self, log: Log, slots: range, delta_rows: int, budget: Budget, source: Source
+        self, log: Log, slots: range, delta_rows: int, budget: MemoryBudget, source: Source
     ) -> None:
         self._log, self._slots, self._delta_rows = log, slots, delta_rows
         self._budget, self._source = budget, source

@@ -16,13 +16,13 @@ _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class MemoryBudget:
     """A limit on the memory of this process, in bytes."""
 
     limit: int
 
     @classmethod
-    def of(cls, limit: int) -> Budget:
+    def of(cls, limit: int) -> MemoryBudget:
         """Return the budget of `limit` bytes; 0 takes a share of what the container may use."""
         return cls(limit or int(SHARE * available_bytes()))
 

@@ -54,7 +54,7 @@ class Searched(NamedTuple):
     queue_s: float
 
 
-class Work(NamedTuple):
+class PendingSearch(NamedTuple):
     """A search of one view; `queries` are unit rows (m, dim)."""
 
     view: View
@@ -71,7 +71,7 @@ class Work(NamedTuple):
 
 @dataclass(slots=True)
 class _Waiting:
-    work: Work
+    work: PendingSearch
     outcome: asyncio.Future[Searched]
     since: float
 
@@ -99,7 +99,7 @@ class Searcher:
         """Let running searches end."""
         await asyncio.to_thread(self._pool.shutdown)
 
-    async def search(self, work: Work) -> Searched:
+    async def search(self, work: PendingSearch) -> Searched:
         """Answer one search.
 
         Raises:

@@ -31,7 +31,14 @@ from mmesh.tokens import Token
 from mmesh.vector_search import VectorSearch
 from mmesh.wire.transport import open_channel
 from services.gateway.config import GatewaySettings
-from services.gateway.interfaces import Encoded, EncoderModel, Judge, Scored, ShardAnswer, Verdict
+from services.gateway.interfaces import (
+    EncodedBatch,
+    Judge,
+    Scored,
+    ServedModel,
+    ShardAnswer,
+    Verdict,
+)
 from services.gateway.mesh import Mesh
 from services.gateway.servicer import RetrievalServicer
 
@@ -80,8 +87,8 @@ class FakeEncoder(Faulty):
     Texts with "too long" in them are cut.
     """
 
-    model_known: EncoderModel = field(
-        default_factory=lambda: EncoderModel(
+    model_known: ServedModel = field(
+        default_factory=lambda: ServedModel(
             "lite", MODEL, DIM, {m: np.eye(DIM, dtype=np.float32) for m in Modality}
         )
     )
@@ -115,7 +122,7 @@ class FakeEncoder(Faulty):
             rows[number] = self.vector_of(content)
             if "too long" in content.text:
                 truncated.add(number)
-        return Encoded(rows, fingerprint, problems, frozenset(truncated), len(inputs), 0.001)
+        return EncodedBatch(rows, fingerprint, problems, frozenset(truncated), len(inputs), 0.001)
 
     @staticmethod
     def vector_of(content: Content) -> np.ndarray:

@@ -22,7 +22,7 @@ from services.index.log.rows import CollectionRow, NewCandidate, Rows
 from services.index.log.tables import metadata
 from services.index.slots import SLOTS, slot_of
 from services.index.view.follower import Follower
-from services.index.view.memory import Budget
+from services.index.view.memory import MemoryBudget
 
 DIM = 2
 ERRORS = [
@@ -182,7 +182,7 @@ def follow(sqlite_writer):
     @asynccontextmanager
     async def follow(log=sqlite_writer.log, limit=1 << 40, **options) -> AsyncIterator[Follower]:
         given = {"delta_rows": 64, "poll_s": 0.005, "pauses": Pauses(0.001, 0.001)} | options
-        async with Follower(log, range(SLOTS), budget=Budget(limit), **given) as follower:
+        async with Follower(log, range(SLOTS), budget=MemoryBudget(limit), **given) as follower:
             yield follower
 
     return follow

@@ -21,7 +21,7 @@ from mmesh.serving.backoff import Pauses
 from mmesh.serving.deadline import Deadline
 from services.index.view import follower as module
 from services.index.view.loader import TAIL_ROWS, LogAlone
-from services.index.view.memory import Budget
+from services.index.view.memory import MemoryBudget
 
 AT_ONCE = Pauses(first_s=0.001, longest_s=0.001)
 
@@ -347,7 +347,7 @@ async def test_a_collection_that_does_not_fit_into_memory_is_refused_alone(follo
         assert isinstance(follower.refused["c"], MemoryFull)
         with pytest.raises(MemoryFull):
             await caught_up(follower, writer)
-        follower._loader._budget = Budget(1 << 40)
+        follower._loader._budget = MemoryBudget(1 << 40)
         await until(lambda: not follower.lags()["c"].writes)
 
 

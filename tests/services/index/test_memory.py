@@ -1,11 +1,11 @@
 import pytest
 
 from mmesh.errors import MemoryFull
-from services.index.view.memory import Budget, available_bytes, load_bytes, process_bytes
+from services.index.view.memory import MemoryBudget, available_bytes, load_bytes, process_bytes
 
 
 def test_what_fits_is_let_in_and_what_does_not_is_refused_with_the_numbers():
-    budget = Budget(process_bytes() + (64 << 20))
+    budget = MemoryBudget(process_bytes() + (64 << 20))
     budget.check("small", 1 << 20)
     with pytest.raises(MemoryFull, match="collection 'large' needs about 1024 MiB more") as refused:
         budget.check("large", 1 << 30)
@@ -14,8 +14,8 @@ def test_what_fits_is_let_in_and_what_does_not_is_refused_with_the_numbers():
 
 
 def test_the_default_limit_is_most_of_what_there_is():
-    assert 0.8 * available_bytes() < Budget.of(0).limit < available_bytes()
-    assert Budget.of(123).limit == 123
+    assert 0.8 * available_bytes() < MemoryBudget.of(0).limit < available_bytes()
+    assert MemoryBudget.of(123).limit == 123
 
 
 def test_loading_takes_at_least_the_vectors():

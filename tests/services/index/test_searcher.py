@@ -10,7 +10,7 @@ import pytest
 from mmesh.content import Modality
 from mmesh.errors import Draining, Overloaded
 from mmesh.filters import Compare, Operator
-from services.index.view.searcher import MAX_BATCH, Searcher, Work
+from services.index.view.searcher import MAX_BATCH, PendingSearch, Searcher
 from services.index.view.view import Found
 
 TEXT = (Modality.TEXT,)
@@ -42,7 +42,7 @@ class FakeView:
 
 
 def work(view, number, rows=1, condition=None, limit=10):
-    return Work(view, np.full((rows, 2), number, np.float32), TEXT, limit, condition)
+    return PendingSearch(view, np.full((rows, 2), number, np.float32), TEXT, limit, condition)
 
 
 @pytest.fixture

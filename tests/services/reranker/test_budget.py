@@ -1,7 +1,7 @@
 """What a budget pays for, and how large rounds become."""
 
 from mmesh.serving.deadline import Deadline
-from services.reranker.budget import Budget, Pace
+from services.reranker.budget import Budget, PairRate
 
 
 def test_without_limits_everything_is_affordable():
@@ -21,7 +21,7 @@ def test_seconds_bring_the_deadline_forward_but_never_put_it_off():
 
 
 def test_rounds_double_while_there_is_plenty_of_time():
-    pace, sizes = Pace(8), []
+    pace, sizes = PairRate(8), []
     for _ in range(3):
         sizes.append(pace.next_size(60.0))
         pace.note(sizes[-1], 0.01 * sizes[-1])
@@ -29,6 +29,6 @@ def test_rounds_double_while_there_is_plenty_of_time():
 
 
 def test_rounds_shrink_near_the_end_and_stop_when_not_one_more_fits():
-    pace = Pace(8)
+    pace = PairRate(8)
     pace.note(8, 0.8)
     assert [pace.next_size(seconds) for seconds in (4.0, 1.0, 0.15, 0.1)] == [16, 5, 1, 0]

@@ -7,7 +7,7 @@ from mmesh.content import Modality
 from mmesh.errors import Unavailable
 from mmesh.serving.deadline import Deadline
 from mmesh.tokens import Token
-from services.gateway.interfaces import EncoderModel, Scored, ShardAnswer
+from services.gateway.interfaces import Scored, ServedModel, ShardAnswer
 from services.gateway.search.calibrator import RETRY_S, Calibrator
 
 TEXT, IMAGE, PAIR = Modality
@@ -19,7 +19,7 @@ class Encoder:
 
     async def model(self, fingerprint, deadline):
         queries = {TEXT: np.eye(2, dtype=np.float32)}
-        return EncoderModel("m", "m-1", 2, queries)
+        return ServedModel("m", "m-1", 2, queries)
 
 
 class Index:

@@ -14,7 +14,7 @@ from mmesh.content import Content
 from mmesh.errors import CollectionNotFound, InvalidField, ModelMismatch
 from mmesh.serving.deadline import Deadline
 from services.gateway.catalog import Catalog
-from services.gateway.interfaces import Embeddings, Encoded
+from services.gateway.interfaces import Embeddings, EncodedBatch
 from services.gateway.writes.draft import Draft, Upsert
 
 SOON = Deadline.after(3600)
@@ -73,7 +73,7 @@ class Encoder:
         }  # fmt: skip
         rows = np.ones((len(texts), WIDTHS[fingerprint]), np.float32)
         rows[list(problems)] = 0
-        return Encoded(rows, fingerprint, problems, frozenset(), len(texts), 0.0)
+        return EncodedBatch(rows, fingerprint, problems, frozenset(), len(texts), 0.0)
 
 
 def draft_of(index, encoder, upsert=UPSERT):
