@@ -31,7 +31,7 @@ from mmesh.local.readiness import cpu_seconds
 
 HERE = Path(__file__).resolve().parents[1]
 MAIN = "from mmesh.cli import main; main()"
-PATIENCE_S, IDLE_S = 300.0, 8.0
+PATIENCE_S, IDLE_S = 300.0, 12.0
 """Longest time that a mesh may take to start, and the time after which it counts as idle."""
 KILLED = ("encoder", "index-0", "gateway")
 ROWS = [{"id": f"t{number}", "text": f"the harbour on day {number}"} for number in range(64)]

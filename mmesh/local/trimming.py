@@ -10,7 +10,7 @@ import ctypes
 import threading
 import time
 
-LOOK_S = 5.0
+LOOK_S = 3.0
 """How long there must be nothing to do."""
 IDLE_SHARE = 0.02
 """Share of a core below which a process counts as idle; its timers and health checks take less."""
