@@ -6,11 +6,9 @@ import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import grpc
-import numpy as np
-from numpy.typing import ArrayLike
 
 from mmesh import wire
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
@@ -26,7 +24,6 @@ from mmesh.collections import (
 from mmesh.content import Content, Image, Part
 from mmesh.errors import MmeshError
 from mmesh.filters import Filter, check_filter
-from mmesh.ingest import Ingest, Progress
 from mmesh.mesh_status import MeshStatus
 from mmesh.search import Search, SearchResult, check_search
 from mmesh.vectors import DataType
@@ -34,6 +31,11 @@ from mmesh.wire.errors import error_of
 from mmesh.wire.search import result_from_pb, search_to_pb
 from mmesh.wire.status import status_from_pb
 from mmesh.wire.transport import open_channel
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from mmesh.ingest import Progress
 
 DEFAULT_ADDRESS = "127.0.0.1:50550"
 DEFAULT_TIMEOUT_S = 30.0
@@ -136,6 +138,8 @@ class AsyncClient:
             model_fingerprint=model_fingerprint,
         )
         if vectors is not None:
+            import numpy as np
+
             matrix = np.asarray(vectors)
             check_vectors(matrix, len(candidates))
             request.vectors.CopyFrom(wire.directions_to_pb(matrix, data_type))
@@ -239,6 +243,8 @@ class AsyncClient:
         With `fill`, the collection is filled up from its mirror: candidates that it has, has
         deleted lately, or that its mirror does not have are left alone, and count as stored.
         """
+        from mmesh.ingest import Ingest
+
         source = _aiter(candidates)
         ingest = Ingest(
             self._stub, collection, source, batch_size, patience_s, model_fingerprint, data_type,

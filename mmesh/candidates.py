@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from mmesh.content import (
     Attributes,
@@ -18,7 +15,11 @@ from mmesh.content import (
     check_id,
 )
 from mmesh.errors import InvalidField, InvalidVector, MmeshError
-from mmesh.vectors import FloatMatrix
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mmesh.vectors import FloatMatrix
 
 MAX_ATTRIBUTES = 64
 MAX_STRING_BYTES = 4096
@@ -56,6 +57,8 @@ def check_vectors(vectors: NDArray[Any], count: int, path: str = "vectors") -> N
     if vectors.ndim != 2 or len(vectors) != count:
         problem = f"has the shape {vectors.shape}; one row for each of {count} candidates is due"
         raise InvalidField(path, problem)
+    import numpy as np
+
     bad = ~np.isfinite(vectors).all(axis=1)
     if bad.any():
         raise InvalidVector(f"{path}[{int(bad.argmax())}]", "is not finite")

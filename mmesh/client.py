@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any, Self, TypeVar, Unpack
-
-from numpy.typing import ArrayLike
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from mmesh.aio import DEFAULT_TIMEOUT_S, AsyncClient, Query
 from mmesh.candidates import Candidate, Embedded, IngestReport, Page
 from mmesh.collections import Collection, CollectionSettings, SettingsChange
 from mmesh.errors import MmeshError
 from mmesh.filters import Filter
-from mmesh.ingest import Progress
 from mmesh.mesh_status import MeshStatus
 from mmesh.search import Search, SearchResult
 from mmesh.vectors import DataType
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from mmesh.ingest import Progress
 
 Answer = TypeVar("Answer")
 

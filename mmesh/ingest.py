@@ -8,11 +8,9 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
-import numpy as np
-from numpy.typing import NDArray
 
 from mmesh import wire
 from mmesh.api.candidate.v1 import candidate_pb2
@@ -30,6 +28,9 @@ from mmesh.errors import (
 )
 from mmesh.vectors import DataType
 from mmesh.wire.errors import error_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MAX_BATCH_BYTES = 8 << 20
 """Bytes after which a batch is sent."""
@@ -246,6 +247,8 @@ class Ingest:
         batch = pb.IngestBatch(sequence=self._sequence, candidates=[i.message for i in chosen])
         rows = [item.vector for item in chosen if item.vector is not None]
         if rows:
+            import numpy as np
+
             batch.vectors.CopyFrom(wire.directions_to_pb(np.stack(rows), self.data_type))
             batch.model_fingerprint = self.model_fingerprint
         return pb.IngestRequest(batch=batch)
@@ -279,6 +282,8 @@ class Ingest:
         message, vector = wire.candidate_to_pb(candidate), None
         size = message.ByteSize()
         if isinstance(taken, Embedded):
+            import numpy as np
+
             vector = np.asarray(taken.vector)
             if vector.ndim != 1 or not np.isfinite(vector).all():
                 raise InvalidVector("vector", "is not a row of finite numbers")

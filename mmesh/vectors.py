@@ -1,15 +1,31 @@
-"""Matrices of vectors to wire bytes and back: the one place that knows byte order."""
+"""Matrices of vectors to wire bytes and back: the one place that knows byte order.
+
+numpy, slow to import, is loaded by the first function that needs it: many programs have no vectors.
+"""
 
 from __future__ import annotations
 
 import enum
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from mmesh.errors import InvalidVector
 
-FloatMatrix = NDArray[np.float32]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    FloatMatrix = NDArray[np.float32]
+else:
+
+    def __getattr__(name: str) -> object:
+        """Return `FloatMatrix`, for those who import it when they run."""
+        if name != "FloatMatrix":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import numpy as np
+        from numpy.typing import NDArray
+
+        return NDArray[np.float32]
+
 
 MAX_DIM = 16384
 
@@ -24,7 +40,7 @@ class DataType(enum.Enum):
     @property
     def width(self) -> int:
         """Bytes of one element."""
-        return np.dtype(self.value).itemsize
+        return int(self.value[-1])
 
 
 INT8_SCALE = 127.0
@@ -32,6 +48,8 @@ INT8_SCALE = 127.0
 
 def pack(matrix: FloatMatrix, data_type: DataType = DataType.FLOAT32) -> bytes:
     """Return the rows of `matrix` (n, dim) as bytes; int8 stands for value / 127."""
+    import numpy as np
+
     if data_type is DataType.INT8:
         matrix = np.clip(np.rint(matrix * INT8_SCALE), -127, 127)
     return np.ascontiguousarray(matrix, dtype=data_type.value).tobytes()
@@ -43,6 +61,8 @@ def unpack(data: bytes, dim: int, data_type: DataType = DataType.FLOAT32) -> Flo
     Raises:
         InvalidVector: the bytes are not a whole number of rows, or dim is out of 1..16384.
     """
+    import numpy as np
+
     if not 1 <= dim <= MAX_DIM:
         raise InvalidVector("vectors.dim", f"is {dim}; 1 to {MAX_DIM} are allowed")
     if len(data) % (dim * data_type.width):
@@ -59,6 +79,8 @@ def unit_rows(matrix: FloatMatrix, path: str = "vectors") -> FloatMatrix:
     Raises:
         InvalidVector: a row holds NaN or infinity, or has zero length; its number is in the path.
     """
+    import numpy as np
+
     norms = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
     if len(norms) and not 0 < norms.min() <= norms.max() < np.inf:  # false for NaN, too
         row = int((~np.isfinite(norms) | (norms == 0)).argmax())

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from mmesh.api.vector.v1 import vector_pb2
 from mmesh.errors import InvalidVector
-from mmesh.vectors import INT8_SCALE, DataType, FloatMatrix, pack, unpack
+from mmesh.vectors import INT8_SCALE, DataType, pack, unpack
 from mmesh.wire.enums import by_number, enum_from_pb
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mmesh.vectors import FloatMatrix
 
 _DATA_TYPES = {
     DataType.FLOAT32: vector_pb2.DATA_TYPE_FLOAT32,
@@ -40,6 +42,8 @@ def directions_to_pb(matrix: NDArray[Any], data_type: DataType) -> vector_pb2.Ve
     That lets rows be stretched to the whole range of a narrower `data_type`, so that little is lost
     by rounding. A matrix of int8 stands for value / 127.
     """
+    import numpy as np
+
     if matrix.dtype == np.int8:
         matrix = matrix / np.float32(INT8_SCALE)
     elif data_type is not DataType.FLOAT32 and matrix.dtype != data_type.value:
