@@ -42,7 +42,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     finally:
         sys.path.remove(str(SCRIPT.parent))
     wanted = [name for name in SECTIONS if name != NEEDS_A_COMPILER or shutil.which("g++")]
-    done = run(folder, "--seconds", "0.2", "--only", *wanted)
+    done = run(folder, "--seconds", "0.5", "--only", *wanted)
     assert "stored gpu_check.json" in done.stdout, done.stdout + done.stderr
     found: dict[str, Any] = json.loads((folder / "gpu_check.json").read_text())
     assert list(found["sections"]) == wanted
