@@ -5,8 +5,8 @@ MMESH_TEST_EFFORT=full): what depends on chance, such as kills at random moments
 tries at which it has found something before. One number alone is changed by its own variable, such
 as MMESH_TEST_CRASH_ROUNDS=1000.
 
-MMESH_TEST_PATIENCE multiplies the times that tests wait for something to happen. They are limits:
-a test that passes takes no longer for a larger one.
+MMESH_TEST_PATIENCE multiplies the times that tests wait for something to happen, and those after
+which pytest gives a test up. They are limits: a test that passes takes no longer for a larger one.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.effort import patient
+
 HERE = Path(__file__).parent
 SHARED = ("mesh", "s3", "postgres")
 """Fixtures of the whole run; a test belongs to the first one that it uses."""
@@ -88,6 +90,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     groups = {item: group_of(item) for item in items}
     for item, group in groups.items():
         item.user_properties.append(("group", group or ""))
+        own = item.get_closest_marker("timeout")
+        limit_s = float(own.args[0] if own else config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(patient(limit_s)), append=False)
         if starts_processes(item):
             item.add_marker(pytest.mark.processes)
     worker = getattr(config, "workerinput", None)
