@@ -94,7 +94,7 @@ durations: setup  ## run the tests and store what each costs in tests/durations.
 	$(BIN)/python -m pytest $(SPREAD) -p tools.durations --store-durations tests/durations.json
 
 bench: setup  ## run the benchmarks and store their results in benchmarks/results
-	@for name in recall_lite rerank_lite overhead mixed_pool encoder_throughput overload large_messages start rerank index_search index_ingest index_growth; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in recall_lite rerank_lite overhead mixed_pool encoder_throughput overload large_messages rerank index_search index_ingest index_growth start; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 bench-peers: setup setup-peers  ## compare the index with other vector stores on the same rows
 	$(BIN)/python benchmarks/index_peers.py
