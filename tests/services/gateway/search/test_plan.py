@@ -174,7 +174,7 @@ WORDS = (  # noqa: SIM905  # easier to read than quoted words
 GAPS = [" "] * 12 + ["-", "-", ", ", ". ", "/", " & ", "+", ": ", " - ", "'s ", " (", ") ", "!"]
 
 
-BEGINNINGS = ["", "Find ", "find an image", "I want to retrieve a text ", "Look for photos with "]
+BEGINNINGS = ["", "Find ", "find an image ", "I want to retrieve a text ", "Look for photos with "]
 
 
 @settings(max_examples=500)
