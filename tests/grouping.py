@@ -27,8 +27,12 @@ TIMED = {
 """Modules that freeze things and look at how long others take: never two at a time."""
 STARTERS = {"start_mesh", "index_processes", "s3", "postgres"}
 PROGRAMS = (
-    "mesh/", "docs/", "node/", "benchmarks/", "packaging/test_wheel.py", "mmesh/models/test_hub.py",
+    "mesh/", "docs/", "node/", "benchmarks/", "packaging/test_wheel.py", "mmesh/cli/test_up.py",
+    "mmesh/local/test_fork_server.py", "mmesh/local/test_local_mesh.py",
+    "mmesh/local/test_readiness.py", "mmesh/models/test_hub.py",
     "services/index/test_log_concurrency.py",
+    "services/index/test_log_schema.py::test_several_processes",
+    "services/index/test_verify.py::test_the_command",
 )  # fmt: skip
 """Tests that use one of these fixtures, or are in one of these places, start processes."""
 DATABASES = {"postgres", "postgresql"}
@@ -64,7 +68,8 @@ def shares_in_module(item: pytest.Item) -> bool:
 
 def starts_processes(item: pytest.Item) -> bool:
     """Tell whether a test starts services, databases or programs."""
-    return bool(STARTERS & fixtures_of(item).keys()) or module_of(item).startswith(PROGRAMS)
+    place = item.nodeid.removeprefix(f"{HERE.name}/")
+    return bool(STARTERS & fixtures_of(item).keys()) or place.startswith(PROGRAMS)
 
 
 def group_of(item: pytest.Item) -> str | None:

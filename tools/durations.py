@@ -32,7 +32,7 @@ class Durations:
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._groups: dict[str, str] = {}
         self._outcomes: Counter[str] = Counter()
-        self._begun = time.monotonic()
+        self._begun, self._load_before = time.monotonic(), round(os.getloadavg()[0], 1)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note one phase of a test, and the group that tests/grouping.py put it into."""
@@ -75,7 +75,7 @@ class Durations:
             "cores": os.cpu_count(),
             "workers": self._config.getoption("numprocesses", None) or 1,
             "effort": os.environ.get("MMESH_TEST_EFFORT", "fast"),
-            "load": round(os.getloadavg()[0], 1),
+            "load_before": self._load_before,
         }
 
 
