@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,24 @@ def _text(name):
 
 def _normal(name):
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements_of(extra, project):
+    """Return the names of what an extra installs, with what it includes."""
+    names = set()
+    for line in [*project["dependencies"], *project["optional-dependencies"][extra]]:
+        found = re.match(r"([\w.-]+)(?:\[([\w,-]+)\])?", line)
+        if found[1] == "mmesh":
+            names |= {n for one in found[2].split(",") for n in requirements_of(one, project)}
+        else:
+            names.add(re.sub(r"[-_.]+", "-", found[1]).lower())
+    return names
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_lock_has_all_that_its_service_needs(service):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lock = (ROOT / f"requirements/images/{service}.txt").read_text()
+    locked = set(re.findall(r"^([a-z0-9.-]+)==", lock, re.MULTILINE))
+    missing = requirements_of(service, project) - locked
+    assert not missing, "run requirements/lock-images.sh"
