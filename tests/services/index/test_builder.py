@@ -167,7 +167,7 @@ async def test_a_worker_that_dies_fails_its_order_and_the_next_gets_another(
 ):
     building, pid = await started(builder, long_order)
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(BuildFailed, match="the builder's process ended"):
+    with pytest.raises(BuildFailed, match=r"ended with code (-9|255)"):
         await building
     assert not list(tmp_path.glob("*.unfinished"))
     await builder.build(BuildOrder(long_order.inputs, tmp_path / "out"))
