@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from mmesh.api.content.v1 import content_pb2 as mmesh_dot_api_dot_content_dot_v1_dot_content__pb2
 from mmesh.api.filter.v1 import filter_pb2 as mmesh_dot_api_dot_filter_dot_v1_dot_filter__pb2
+from mmesh.api.problem.v1 import problem_pb2 as mmesh_dot_api_dot_problem_dot_v1_dot_problem__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&mmesh/api/candidate/v1/candidate.proto\x12\x16mmesh.api.candidate.v1\x1a\"mmesh/api/content/v1/content.proto\x1a mmesh/api/filter/v1/filter.proto\"\xe6\x01\n\tCandidate\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\x07\x63ontent\x18\x02 \x01(\x0b\x32\x1d.mmesh.api.content.v1.Content\x12\x45\n\nattributes\x18\x03 \x03(\x0b\x32\x31.mmesh.api.candidate.v1.Candidate.AttributesEntry\x1aV\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x32\n\x05value\x18\x02 \x01(\x0b\x32#.mmesh.api.filter.v1.AttributeValue:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&mmesh/api/candidate/v1/candidate.proto\x12\x16mmesh.api.candidate.v1\x1a\"mmesh/api/content/v1/content.proto\x1a mmesh/api/filter/v1/filter.proto\x1a\"mmesh/api/problem/v1/problem.proto\"\x96\x02\n\tCandidate\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\x07\x63ontent\x18\x02 \x01(\x0b\x32\x1d.mmesh.api.content.v1.Content\x12\x45\n\nattributes\x18\x03 \x03(\x0b\x32\x31.mmesh.api.candidate.v1.Candidate.AttributesEntry\x12.\n\x07problem\x18\x04 \x01(\x0b\x32\x1d.mmesh.api.problem.v1.Problem\x1aV\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x32\n\x05value\x18\x02 \x01(\x0b\x32#.mmesh.api.filter.v1.AttributeValue:\x02\x38\x01\"N\n\x0f\x43\x61ndidateNotice\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +36,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CANDIDATE_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_CANDIDATE_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_CANDIDATE']._serialized_start=137
-  _globals['_CANDIDATE']._serialized_end=367
-  _globals['_CANDIDATE_ATTRIBUTESENTRY']._serialized_start=281
-  _globals['_CANDIDATE_ATTRIBUTESENTRY']._serialized_end=367
+  _globals['_CANDIDATE']._serialized_start=173
+  _globals['_CANDIDATE']._serialized_end=451
+  _globals['_CANDIDATE_ATTRIBUTESENTRY']._serialized_start=365
+  _globals['_CANDIDATE_ATTRIBUTESENTRY']._serialized_end=451
+  _globals['_CANDIDATENOTICE']._serialized_start=453
+  _globals['_CANDIDATENOTICE']._serialized_end=531
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from mmesh.api.content.v1 import content_pb2 as _content_pb2
 from mmesh.api.filter.v1 import filter_pb2 as _filter_pb2
+from mmesh.api.problem.v1 import problem_pb2 as _problem_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -50,8 +51,11 @@ class Candidate(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Its id: 1 to 512 bytes of printable UTF-8, unique in its collection, else INVALID_ARGUMENT."""
+    """Its id: 1 to 512 bytes of UTF-8 without control characters and line separators, else
+    INVALID_ARGUMENT; unique in its collection, byte by byte (normal forms are told apart).
+    """
     @_builtins.property
     def content(self) -> _content_pb2.Content:
         """Its content; required."""
@@ -59,7 +63,13 @@ class Candidate(_message.Message):
     @_builtins.property
     def attributes(self) -> _containers.MessageMap[_builtins.str, _filter_pb2.AttributeValue]:
         """Its attributes (structured metadata) by name, for filters; at most 64, by default none. Names
-        have 1 to 64 bytes of [A-Za-z0-9_.-].
+        have 1 to 256 bytes of the characters of an id.
+        """
+
+    @_builtins.property
+    def problem(self) -> _problem_pb2.Problem:
+        """Only in answers: why its content is not whole, CORRUPT_DATA where a picture is lost. Such a
+        picture has no bytes here. Unset when all is well.
         """
 
     def __init__(
@@ -68,11 +78,51 @@ class Candidate(_message.Message):
         id: _builtins.str = ...,
         content: _content_pb2.Content | None = ...,
         attributes: _abc.Mapping[_builtins.str, _filter_pb2.AttributeValue] | None = ...,
+        problem: _problem_pb2.Problem | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "problem", b"problem"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "content", b"content", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "content", b"content", "id", b"id", "problem", b"problem"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
+
+@_typing.final
+class CandidateNotice(_message.Message):
+    """What callers should know of a candidate that was stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Its number in the request, from 0."""
+    id: _builtins.str
+    """Its id."""
+    reason: _builtins.str
+    """What, in UPPER_SNAKE: TEXT_TRUNCATED, where text is longer than the model reads and its end is
+    not found; TEXT_UNKNOWN, where the model knows no token of the text, so that it equals any
+    other such text; IMAGE_BLANK, where a picture is of one colour as the model sees it;
+    ID_REPEATED, where a later candidate of the same batch has the same id and is stored in its
+    place. Others may come.
+    """
+    message: _builtins.str
+    """One sentence for people."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "message", b"message", "number", b"number", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CandidateNotice: _TypeAlias = CandidateNotice  # noqa: Y015

@@ -24,23 +24,26 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from mmesh.api.content.v1 import content_pb2 as mmesh_dot_api_dot_content_dot_v1_dot_content__pb2
+from mmesh.api.filter.v1 import filter_pb2 as mmesh_dot_api_dot_filter_dot_v1_dot_filter__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(mmesh/api/collection/v1/collection.proto\x12\x17mmesh.api.collection.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"mmesh/api/content/v1/content.proto\"\xa3\x02\n\nCollection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\x05\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12:\n\ncandidates\x18\x04 \x03(\x0b\x32&.mmesh.api.collection.v1.ModalityCount\x12\x13\n\x0bshard_count\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05token\x18\x07 \x01(\t\x12=\n\x08settings\x18\x08 \x01(\x0b\x32+.mmesh.api.collection.v1.CollectionSettings\x12\x0f\n\x07\x61liases\x18\t \x03(\t\"\x8d\x01\n\x12\x43ollectionSettings\x12\x15\n\rindex_factory\x18\x01 \x01(\t\x12\x15\n\rrecall_target\x18\x02 \x01(\x01\x12\x39\n\x06limits\x18\x03 \x01(\x0b\x32).mmesh.api.collection.v1.CollectionLimits\x12\x0e\n\x06mirror\x18\x04 \x01(\t\"\x8c\x01\n\x10\x43ollectionLimits\x12\x16\n\x0emax_candidates\x18\x01 \x01(\x03\x12\x1b\n\x13max_candidate_bytes\x18\x02 \x01(\x03\x12\x16\n\x0emax_attributes\x18\x03 \x01(\x05\x12\x18\n\x10max_filter_depth\x18\x04 \x01(\x05\x12\x11\n\tmax_limit\x18\x05 \x01(\x05\"P\n\rModalityCount\x12\x30\n\x08modality\x18\x01 \x01(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12\r\n\x05\x63ount\x18\x02 \x01(\x03*u\n\x0b\x43onsistency\x12\x1b\n\x17\x43ONSISTENCY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43ONSISTENCY_EVENTUAL\x10\x01\x12\x17\n\x13\x43ONSISTENCY_SESSION\x10\x02\x12\x16\n\x12\x43ONSISTENCY_STRONG\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(mmesh/api/collection/v1/collection.proto\x12\x17mmesh.api.collection.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"mmesh/api/content/v1/content.proto\x1a mmesh/api/filter/v1/filter.proto\"\xe2\x02\n\nCollection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\x05\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12:\n\ncandidates\x18\x04 \x03(\x0b\x32&.mmesh.api.collection.v1.ModalityCount\x12\x13\n\x0bshard_count\x18\x05 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05token\x18\x07 \x01(\t\x12=\n\x08settings\x18\x08 \x01(\x0b\x32+.mmesh.api.collection.v1.CollectionSettings\x12\x0f\n\x07\x61liases\x18\t \x03(\t\x12=\n\nattributes\x18\n \x03(\x0b\x32).mmesh.api.collection.v1.AttributeSummary\"a\n\x10\x41ttributeSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x04type\x18\x02 \x01(\x0e\x32\".mmesh.api.filter.v1.AttributeType\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\"\xa0\x01\n\x12\x43ollectionSettings\x12\x15\n\rindex_factory\x18\x01 \x01(\t\x12\x15\n\rrecall_target\x18\x02 \x01(\x01\x12\x39\n\x06limits\x18\x03 \x01(\x0b\x32).mmesh.api.collection.v1.CollectionLimits\x12\x0e\n\x06mirror\x18\x04 \x01(\t\x12\x11\n\tread_only\x18\x05 \x01(\x08\"\x8c\x01\n\x10\x43ollectionLimits\x12\x16\n\x0emax_candidates\x18\x01 \x01(\x03\x12\x1b\n\x13max_candidate_bytes\x18\x02 \x01(\x03\x12\x16\n\x0emax_attributes\x18\x03 \x01(\x05\x12\x18\n\x10max_filter_depth\x18\x04 \x01(\x05\x12\x11\n\tmax_limit\x18\x05 \x01(\x05\"P\n\rModalityCount\x12\x30\n\x08modality\x18\x01 \x01(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12\r\n\x05\x63ount\x18\x02 \x01(\x03*u\n\x0b\x43onsistency\x12\x1b\n\x17\x43ONSISTENCY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43ONSISTENCY_EVENTUAL\x10\x01\x12\x17\n\x13\x43ONSISTENCY_SESSION\x10\x02\x12\x16\n\x12\x43ONSISTENCY_STRONG\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mmesh.api.collection.v1.collection_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONSISTENCY']._serialized_start=801
-  _globals['_CONSISTENCY']._serialized_end=918
-  _globals['_COLLECTION']._serialized_start=139
-  _globals['_COLLECTION']._serialized_end=430
-  _globals['_COLLECTIONSETTINGS']._serialized_start=433
-  _globals['_COLLECTIONSETTINGS']._serialized_end=574
-  _globals['_COLLECTIONLIMITS']._serialized_start=577
-  _globals['_COLLECTIONLIMITS']._serialized_end=717
-  _globals['_MODALITYCOUNT']._serialized_start=719
-  _globals['_MODALITYCOUNT']._serialized_end=799
+  _globals['_CONSISTENCY']._serialized_start=1016
+  _globals['_CONSISTENCY']._serialized_end=1133
+  _globals['_COLLECTION']._serialized_start=173
+  _globals['_COLLECTION']._serialized_end=527
+  _globals['_ATTRIBUTESUMMARY']._serialized_start=529
+  _globals['_ATTRIBUTESUMMARY']._serialized_end=626
+  _globals['_COLLECTIONSETTINGS']._serialized_start=629
+  _globals['_COLLECTIONSETTINGS']._serialized_end=789
+  _globals['_COLLECTIONLIMITS']._serialized_start=792
+  _globals['_COLLECTIONLIMITS']._serialized_end=932
+  _globals['_MODALITYCOUNT']._serialized_start=934
+  _globals['_MODALITYCOUNT']._serialized_end=1014
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from mmesh.api.content.v1 import content_pb2 as _content_pb2
+from mmesh.api.filter.v1 import filter_pb2 as _filter_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -33,7 +34,8 @@ class _ConsistencyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Consisten
     """Eventual consistency: whatever the shard has applied of the log."""
     CONSISTENCY_SESSION: _Consistency.ValueType  # 2
     """Session (causal) consistency: at least the write that the token names. Waits for it up to the
-    deadline, then fails with UNAVAILABLE (STALE_REPLICA).
+    deadline, then fails with UNAVAILABLE (STALE_REPLICA). A write that the log has lost, since it
+    was restored to an earlier state, is FAILED_PRECONDITION (HISTORY_LOST).
     """
     CONSISTENCY_STRONG: _Consistency.ValueType  # 3
     """Strong consistency: every write that was acknowledged before the search began."""
@@ -47,7 +49,8 @@ CONSISTENCY_EVENTUAL: Consistency.ValueType  # 1
 """Eventual consistency: whatever the shard has applied of the log."""
 CONSISTENCY_SESSION: Consistency.ValueType  # 2
 """Session (causal) consistency: at least the write that the token names. Waits for it up to the
-deadline, then fails with UNAVAILABLE (STALE_REPLICA).
+deadline, then fails with UNAVAILABLE (STALE_REPLICA). A write that the log has lost, since it
+was restored to an earlier state, is FAILED_PRECONDITION (HISTORY_LOST).
 """
 CONSISTENCY_STRONG: Consistency.ValueType  # 3
 """Strong consistency: every write that was acknowledged before the search began."""
@@ -68,6 +71,7 @@ class Collection(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name: 1 to 63 lower-case letters, digits, "-" and "_", first a letter or digit."""
     dim: _builtins.int
@@ -94,6 +98,10 @@ class Collection(_message.Message):
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Its aliases, in order."""
 
+    @_builtins.property
+    def attributes(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttributeSummary]:
+        """Its attributes, by name; only when asked for (`include_attributes`)."""
+
     def __init__(
         self,
         *,
@@ -106,14 +114,45 @@ class Collection(_message.Message):
         token: _builtins.str = ...,
         settings: Global___CollectionSettings | None = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
+        attributes: _abc.Iterable[Global___AttributeSummary] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "candidates", b"candidates", "create_time", b"create_time", "dim", b"dim", "model_fingerprint", b"model_fingerprint", "name", b"name", "settings", b"settings", "shard_count", b"shard_count", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "attributes", b"attributes", "candidates", b"candidates", "create_time", b"create_time", "dim", b"dim", "model_fingerprint", b"model_fingerprint", "name", b"name", "settings", b"settings", "shard_count", b"shard_count", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Collection: _TypeAlias = Collection  # noqa: Y015
+
+@_typing.final
+class AttributeSummary(_message.Message):
+    """An attribute that candidates of a collection have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    type: _filter_pb2.AttributeType.ValueType
+    """Its type."""
+    count: _builtins.int
+    """Candidates that have it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        type: _filter_pb2.AttributeType.ValueType = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "name", b"name", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttributeSummary: _TypeAlias = AttributeSummary  # noqa: Y015
 
 @_typing.final
 class CollectionSettings(_message.Message):
@@ -125,6 +164,7 @@ class CollectionSettings(_message.Message):
     RECALL_TARGET_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     MIRROR_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
     index_factory: _builtins.str
     """FAISS factory string of its segments, such as "Flat" or "IVF512,PQ192x4fs,Refine(SQfp16)"; at
     most 256 bytes. Empty means that each segment is of the kind that suits its size. With
@@ -141,6 +181,13 @@ class CollectionSettings(_message.Message):
     whichever is written. Empty means none. It can be set and cleared, but not go from one name to
     another (FAILED_PRECONDITION), and is cleared when that collection is deleted.
     """
+    read_only: _builtins.bool
+    """Refuse every write (FAILED_PRECONDITION, COLLECTION_READ_ONLY), also of a collection whose mirror
+    it is. Its searches are reproducible: the same query vectors find the same hits with the same
+    scores, whatever else is searched at a time; with equal scores the lower id comes first. Between
+    processes that holds for exact segments ("Flat"), and where at most 2,048 candidates of a shard
+    have equal vectors. By default it can be written.
+    """
     @_builtins.property
     def limits(self) -> Global___CollectionLimits:
         """Quotas: what it may hold and be asked. Absent means the defaults."""
@@ -152,10 +199,11 @@ class CollectionSettings(_message.Message):
         recall_target: _builtins.float = ...,
         limits: Global___CollectionLimits | None = ...,
         mirror: _builtins.str = ...,
+        read_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_factory", b"index_factory", "limits", b"limits", "mirror", b"mirror", "recall_target", b"recall_target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_factory", b"index_factory", "limits", b"limits", "mirror", b"mirror", "read_only", b"read_only", "recall_target", b"recall_target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

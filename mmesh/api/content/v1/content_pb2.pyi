@@ -115,7 +115,9 @@ class Image(_message.Message):
     MEDIA_TYPE_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """A whole PNG, JPEG, WebP or GIF file (its first frame is used); 1 byte to 20 MiB and at most
-    50 megapixels. Anything else is INVALID_ARGUMENT (INVALID_IMAGE).
+    50 megapixels; a JPEG of at most 64 scans, and 600 million pixels times scans. Anything else is
+    INVALID_ARGUMENT (INVALID_IMAGE). What is transparent is laid on white, or on black where white
+    would hide it.
     """
     media_type: _builtins.str
     """IANA media type such as "image/png". Optional and informative: the bytes decide."""

@@ -27,37 +27,39 @@ from mmesh.api.problem.v1 import problem_pb2 as mmesh_dot_api_dot_problem_dot_v1
 from mmesh.api.vector.v1 import vector_pb2 as mmesh_dot_api_dot_vector_dot_v1_dot_vector__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"mmesh/api/encoder/v1/encoder.proto\x12\x14mmesh.api.encoder.v1\x1a\"mmesh/api/content/v1/content.proto\x1a\"mmesh/api/problem/v1/problem.proto\x1a mmesh/api/vector/v1/vector.proto\"\xb7\x02\n\rEncodeRequest\x12+\n\x06inputs\x18\x01 \x03(\x0b\x32\x1b.mmesh.api.encoder.v1.Input\x12(\n\x04role\x18\x02 \x01(\x0e\x32\x1a.mmesh.api.encoder.v1.Role\x12\x30\n\x08priority\x18\x03 \x01(\x0e\x32\x1e.mmesh.api.encoder.v1.Priority\x12\x33\n\non_problem\x18\x04 \x01(\x0e\x32\x1f.mmesh.api.encoder.v1.OnProblem\x12\x36\n\x0con_long_text\x18\x05 \x01(\x0e\x32 .mmesh.api.encoder.v1.OnLongText\x12\x30\n\tdata_type\x18\x06 \x01(\x0e\x32\x1d.mmesh.api.vector.v1.DataType\"L\n\x05Input\x12.\n\x07\x63ontent\x18\x01 \x01(\x0b\x32\x1d.mmesh.api.content.v1.Content\x12\x13\n\x0binstruction\x18\x02 \x01(\t\"\xd7\x01\n\x0e\x45ncodeResponse\x12-\n\x07vectors\x18\x01 \x01(\x0b\x32\x1c.mmesh.api.vector.v1.Vectors\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x34\n\x08problems\x18\x03 \x03(\x0b\x32\".mmesh.api.encoder.v1.InputProblem\x12\x11\n\ttruncated\x18\x04 \x03(\x05\x12\x32\n\x06timing\x18\x05 \x01(\x0b\x32\".mmesh.api.encoder.v1.EncodeTiming\"M\n\x0cInputProblem\x12\r\n\x05input\x18\x01 \x01(\x05\x12.\n\x07problem\x18\x02 \x01(\x0b\x32\x1d.mmesh.api.problem.v1.Problem\"~\n\x0c\x45ncodeTiming\x12\x17\n\x0fprepare_seconds\x18\x01 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\x12\x17\n\x0f\x66orward_seconds\x18\x03 \x01(\x01\x12\x12\n\nbatch_size\x18\x04 \x01(\x05\x12\x11\n\tcoalesced\x18\x05 \x01(\x05\"\x11\n\x0fGetModelRequest\"\xfc\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0b\n\x03\x64im\x18\x03 \x01(\x05\x12\x32\n\nmodalities\x18\x04 \x03(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12\x17\n\x0fmax_text_tokens\x18\x05 \x01(\x05\x12\x1c\n\x14\x66ollows_instructions\x18\x06 \x01(\x08\x12\x12\n\nmax_inputs\x18\x07 \x01(\x05\x12\x39\n\x0b\x63\x61libration\x18\x08 \x03(\x0b\x32$.mmesh.api.encoder.v1.CalibrationSet\"w\n\x0e\x43\x61librationSet\x12\x36\n\x0equery_modality\x18\x01 \x01(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12-\n\x07vectors\x18\x02 \x01(\x0b\x32\x1c.mmesh.api.vector.v1.Vectors*@\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_QUERY\x10\x01\x12\x12\n\x0eROLE_CANDIDATE\x10\x02*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02*Q\n\tOnProblem\x12\x1a\n\x16ON_PROBLEM_UNSPECIFIED\x10\x00\x12\x13\n\x0fON_PROBLEM_FAIL\x10\x01\x12\x13\n\x0fON_PROBLEM_SKIP\x10\x02*^\n\nOnLongText\x12\x1c\n\x18ON_LONG_TEXT_UNSPECIFIED\x10\x00\x12\x19\n\x15ON_LONG_TEXT_TRUNCATE\x10\x01\x12\x17\n\x13ON_LONG_TEXT_REFUSE\x10\x02\x32\xc0\x01\n\x0e\x45ncoderService\x12S\n\x06\x45ncode\x12#.mmesh.api.encoder.v1.EncodeRequest\x1a$.mmesh.api.encoder.v1.EncodeResponse\x12Y\n\x08GetModel\x12%.mmesh.api.encoder.v1.GetModelRequest\x1a&.mmesh.api.encoder.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"mmesh/api/encoder/v1/encoder.proto\x12\x14mmesh.api.encoder.v1\x1a\"mmesh/api/content/v1/content.proto\x1a\"mmesh/api/problem/v1/problem.proto\x1a mmesh/api/vector/v1/vector.proto\"\xb7\x02\n\rEncodeRequest\x12+\n\x06inputs\x18\x01 \x03(\x0b\x32\x1b.mmesh.api.encoder.v1.Input\x12(\n\x04role\x18\x02 \x01(\x0e\x32\x1a.mmesh.api.encoder.v1.Role\x12\x30\n\x08priority\x18\x03 \x01(\x0e\x32\x1e.mmesh.api.encoder.v1.Priority\x12\x33\n\non_problem\x18\x04 \x01(\x0e\x32\x1f.mmesh.api.encoder.v1.OnProblem\x12\x36\n\x0con_long_text\x18\x05 \x01(\x0e\x32 .mmesh.api.encoder.v1.OnLongText\x12\x30\n\tdata_type\x18\x06 \x01(\x0e\x32\x1d.mmesh.api.vector.v1.DataType\"L\n\x05Input\x12.\n\x07\x63ontent\x18\x01 \x01(\x0b\x32\x1d.mmesh.api.content.v1.Content\x12\x13\n\x0binstruction\x18\x02 \x01(\t\"\x8b\x02\n\x0e\x45ncodeResponse\x12-\n\x07vectors\x18\x01 \x01(\x0b\x32\x1c.mmesh.api.vector.v1.Vectors\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\x34\n\x08problems\x18\x03 \x03(\x0b\x32\".mmesh.api.encoder.v1.InputProblem\x12\x11\n\ttruncated\x18\x04 \x03(\x05\x12\x32\n\x06timing\x18\x05 \x01(\x0b\x32\".mmesh.api.encoder.v1.EncodeTiming\x12\x32\n\x07notices\x18\x06 \x03(\x0b\x32!.mmesh.api.encoder.v1.InputNotice\",\n\x0bInputNotice\x12\r\n\x05input\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\"M\n\x0cInputProblem\x12\r\n\x05input\x18\x01 \x01(\x05\x12.\n\x07problem\x18\x02 \x01(\x0b\x32\x1d.mmesh.api.problem.v1.Problem\"~\n\x0c\x45ncodeTiming\x12\x17\n\x0fprepare_seconds\x18\x01 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\x12\x17\n\x0f\x66orward_seconds\x18\x03 \x01(\x01\x12\x12\n\nbatch_size\x18\x04 \x01(\x05\x12\x11\n\tcoalesced\x18\x05 \x01(\x05\"\x11\n\x0fGetModelRequest\"\xfc\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x0b\n\x03\x64im\x18\x03 \x01(\x05\x12\x32\n\nmodalities\x18\x04 \x03(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12\x17\n\x0fmax_text_tokens\x18\x05 \x01(\x05\x12\x1c\n\x14\x66ollows_instructions\x18\x06 \x01(\x08\x12\x12\n\nmax_inputs\x18\x07 \x01(\x05\x12\x39\n\x0b\x63\x61libration\x18\x08 \x03(\x0b\x32$.mmesh.api.encoder.v1.CalibrationSet\"\xa9\x01\n\x0e\x43\x61librationSet\x12\x36\n\x0equery_modality\x18\x01 \x01(\x0e\x32\x1e.mmesh.api.content.v1.Modality\x12-\n\x07vectors\x18\x02 \x01(\x0b\x32\x1c.mmesh.api.vector.v1.Vectors\x12\x30\n\ncandidates\x18\x03 \x01(\x0b\x32\x1c.mmesh.api.vector.v1.Vectors*@\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_QUERY\x10\x01\x12\x12\n\x0eROLE_CANDIDATE\x10\x02*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02*Q\n\tOnProblem\x12\x1a\n\x16ON_PROBLEM_UNSPECIFIED\x10\x00\x12\x13\n\x0fON_PROBLEM_FAIL\x10\x01\x12\x13\n\x0fON_PROBLEM_SKIP\x10\x02*^\n\nOnLongText\x12\x1c\n\x18ON_LONG_TEXT_UNSPECIFIED\x10\x00\x12\x19\n\x15ON_LONG_TEXT_TRUNCATE\x10\x01\x12\x17\n\x13ON_LONG_TEXT_REFUSE\x10\x02\x32\xc0\x01\n\x0e\x45ncoderService\x12S\n\x06\x45ncode\x12#.mmesh.api.encoder.v1.EncodeRequest\x1a$.mmesh.api.encoder.v1.EncodeResponse\x12Y\n\x08GetModel\x12%.mmesh.api.encoder.v1.GetModelRequest\x1a&.mmesh.api.encoder.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mmesh.api.encoder.v1.encoder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1378
-  _globals['_ROLE']._serialized_end=1442
-  _globals['_PRIORITY']._serialized_start=1444
-  _globals['_PRIORITY']._serialized_end=1525
-  _globals['_ONPROBLEM']._serialized_start=1527
-  _globals['_ONPROBLEM']._serialized_end=1608
-  _globals['_ONLONGTEXT']._serialized_start=1610
-  _globals['_ONLONGTEXT']._serialized_end=1704
+  _globals['_ROLE']._serialized_start=1527
+  _globals['_ROLE']._serialized_end=1591
+  _globals['_PRIORITY']._serialized_start=1593
+  _globals['_PRIORITY']._serialized_end=1674
+  _globals['_ONPROBLEM']._serialized_start=1676
+  _globals['_ONPROBLEM']._serialized_end=1757
+  _globals['_ONLONGTEXT']._serialized_start=1759
+  _globals['_ONLONGTEXT']._serialized_end=1853
   _globals['_ENCODEREQUEST']._serialized_start=167
   _globals['_ENCODEREQUEST']._serialized_end=478
   _globals['_INPUT']._serialized_start=480
   _globals['_INPUT']._serialized_end=556
   _globals['_ENCODERESPONSE']._serialized_start=559
-  _globals['_ENCODERESPONSE']._serialized_end=774
-  _globals['_INPUTPROBLEM']._serialized_start=776
-  _globals['_INPUTPROBLEM']._serialized_end=853
-  _globals['_ENCODETIMING']._serialized_start=855
-  _globals['_ENCODETIMING']._serialized_end=981
-  _globals['_GETMODELREQUEST']._serialized_start=983
-  _globals['_GETMODELREQUEST']._serialized_end=1000
-  _globals['_GETMODELRESPONSE']._serialized_start=1003
-  _globals['_GETMODELRESPONSE']._serialized_end=1255
-  _globals['_CALIBRATIONSET']._serialized_start=1257
-  _globals['_CALIBRATIONSET']._serialized_end=1376
-  _globals['_ENCODERSERVICE']._serialized_start=1707
-  _globals['_ENCODERSERVICE']._serialized_end=1899
+  _globals['_ENCODERESPONSE']._serialized_end=826
+  _globals['_INPUTNOTICE']._serialized_start=828
+  _globals['_INPUTNOTICE']._serialized_end=872
+  _globals['_INPUTPROBLEM']._serialized_start=874
+  _globals['_INPUTPROBLEM']._serialized_end=951
+  _globals['_ENCODETIMING']._serialized_start=953
+  _globals['_ENCODETIMING']._serialized_end=1079
+  _globals['_GETMODELREQUEST']._serialized_start=1081
+  _globals['_GETMODELREQUEST']._serialized_end=1098
+  _globals['_GETMODELRESPONSE']._serialized_start=1101
+  _globals['_GETMODELRESPONSE']._serialized_end=1353
+  _globals['_CALIBRATIONSET']._serialized_start=1356
+  _globals['_CALIBRATIONSET']._serialized_end=1525
+  _globals['_ENCODERSERVICE']._serialized_start=1856
+  _globals['_ENCODERSERVICE']._serialized_end=2048
 # @@protoc_insertion_point(module_scope)

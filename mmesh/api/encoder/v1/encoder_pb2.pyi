@@ -203,6 +203,7 @@ class EncodeResponse(_message.Message):
     PROBLEMS_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
     model_fingerprint: _builtins.str
     """Fingerprint of the model that made the vectors."""
     @_builtins.property
@@ -221,6 +222,10 @@ class EncodeResponse(_message.Message):
     def timing(self) -> Global___EncodeTiming:
         """Where the time went."""
 
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputNotice]:
+        """What callers should know of inputs that were encoded, other than `truncated`."""
+
     def __init__(
         self,
         *,
@@ -229,14 +234,44 @@ class EncodeResponse(_message.Message):
         problems: _abc.Iterable[Global___InputProblem] | None = ...,
         truncated: _abc.Iterable[_builtins.int] | None = ...,
         timing: Global___EncodeTiming | None = ...,
+        notices: _abc.Iterable[Global___InputNotice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_fingerprint", b"model_fingerprint", "problems", b"problems", "timing", b"timing", "truncated", b"truncated", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_fingerprint", b"model_fingerprint", "notices", b"notices", "problems", b"problems", "timing", b"timing", "truncated", b"truncated", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EncodeResponse: _TypeAlias = EncodeResponse  # noqa: Y015
+
+@_typing.final
+class InputNotice(_message.Message):
+    """What callers should know of an input that was encoded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    input: _builtins.int
+    """Number of the input in the request, from 0."""
+    reason: _builtins.str
+    """What, in UPPER_SNAKE: TEXT_UNKNOWN, where the model knows no token of the text, so that its
+    vector is that of any other such text; IMAGE_BLANK, where a picture is of one colour as the
+    model sees it. Others may come.
+    """
+    def __init__(
+        self,
+        *,
+        input: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InputNotice: _TypeAlias = InputNotice  # noqa: Y015
 
 @_typing.final
 class InputProblem(_message.Message):
@@ -353,8 +388,8 @@ class GetModelResponse(_message.Message):
 
     @_builtins.property
     def calibration(self) -> _containers.RepeatedCompositeFieldContainer[Global___CalibrationSet]:
-        """Query vectors of content that belongs to no collection, by query modality, with which the
-        gateway fits its merge calibration.
+        """Vectors of the model's reference pool by modality, with which the gateway fits its merge
+        calibration. Row i of each set shows thing i, as a text, a picture or both.
         """
 
     def __init__(
@@ -379,27 +414,33 @@ Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
 
 @_typing.final
 class CalibrationSet(_message.Message):
-    """Vectors of queries of one modality."""
+    """The reference pool in one modality."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     QUERY_MODALITY_FIELD_NUMBER: _builtins.int
     VECTORS_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
     query_modality: _content_pb2.Modality.ValueType
-    """Modality of the queries."""
+    """The modality."""
     @_builtins.property
     def vectors(self) -> _vector_pb2.Vectors:
-        """Their embeddings."""
+        """Its embeddings as queries."""
+
+    @_builtins.property
+    def candidates(self) -> _vector_pb2.Vectors:
+        """Its embeddings as candidates; absent where the model reads both roles alike."""
 
     def __init__(
         self,
         *,
         query_modality: _content_pb2.Modality.ValueType = ...,
         vectors: _vector_pb2.Vectors | None = ...,
+        candidates: _vector_pb2.Vectors | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["vectors", b"vectors"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["query_modality", b"query_modality", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "query_modality", b"query_modality", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

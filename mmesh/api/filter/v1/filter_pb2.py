@@ -22,27 +22,32 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n mmesh/api/filter/v1/filter.proto\x12\x13mmesh.api.filter.v1\"\xb7\x01\n\x0e\x41ttributeValue\x12\x16\n\x0cstring_value\x18\x01 \x01(\tH\x00\x12\x17\n\rinteger_value\x18\x02 \x01(\x03H\x00\x12\x15\n\x0b\x66loat_value\x18\x03 \x01(\x01H\x00\x12\x17\n\rboolean_value\x18\x04 \x01(\x08H\x00\x12<\n\x11string_list_value\x18\x05 \x01(\x0b\x32\x1f.mmesh.api.filter.v1.StringListH\x00\x42\x06\n\x04kind\"\x1c\n\nStringList\x12\x0e\n\x06values\x18\x01 \x03(\t\"\x82\x02\n\x06\x46ilter\x12\x31\n\x06\x61ll_of\x18\x01 \x01(\x0b\x32\x1f.mmesh.api.filter.v1.FilterListH\x00\x12\x31\n\x06\x61ny_of\x18\x02 \x01(\x0b\x32\x1f.mmesh.api.filter.v1.FilterListH\x00\x12*\n\x03not\x18\x03 \x01(\x0b\x32\x1b.mmesh.api.filter.v1.FilterH\x00\x12/\n\x07\x63ompare\x18\x04 \x01(\x0b\x32\x1c.mmesh.api.filter.v1.CompareH\x00\x12-\n\x02in\x18\x05 \x01(\x0b\x32\x1f.mmesh.api.filter.v1.MembershipH\x00\x42\x06\n\x04kind\":\n\nFilterList\x12,\n\x07\x66ilters\x18\x01 \x03(\x0b\x32\x1b.mmesh.api.filter.v1.Filter\"\x81\x01\n\x07\x43ompare\x12\x11\n\tattribute\x18\x01 \x01(\t\x12/\n\x08operator\x18\x02 \x01(\x0e\x32\x1d.mmesh.api.filter.v1.Operator\x12\x32\n\x05value\x18\x03 \x01(\x0b\x32#.mmesh.api.filter.v1.AttributeValue\"T\n\nMembership\x12\x11\n\tattribute\x18\x01 \x01(\t\x12\x33\n\x06values\x18\x02 \x03(\x0b\x32#.mmesh.api.filter.v1.AttributeValue*\xb4\x01\n\x08Operator\x12\x18\n\x14OPERATOR_UNSPECIFIED\x10\x00\x12\x12\n\x0eOPERATOR_EQUAL\x10\x01\x12\x16\n\x12OPERATOR_NOT_EQUAL\x10\x02\x12\x11\n\rOPERATOR_LESS\x10\x03\x12\x1a\n\x16OPERATOR_LESS_OR_EQUAL\x10\x04\x12\x14\n\x10OPERATOR_GREATER\x10\x05\x12\x1d\n\x19OPERATOR_GREATER_OR_EQUAL\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n mmesh/api/filter/v1/filter.proto\x12\x13mmesh.api.filter.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xee\x01\n\x0e\x41ttributeValue\x12\x16\n\x0cstring_value\x18\x01 \x01(\tH\x00\x12\x17\n\rinteger_value\x18\x02 \x01(\x03H\x00\x12\x15\n\x0b\x66loat_value\x18\x03 \x01(\x01H\x00\x12\x17\n\rboolean_value\x18\x04 \x01(\x08H\x00\x12<\n\x11string_list_value\x18\x05 \x01(\x0b\x32\x1f.mmesh.api.filter.v1.StringListH\x00\x12\x35\n\x0ftimestamp_value\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x42\x06\n\x04kind\"\x1c\n\nStringList\x12\x0e\n\x06values\x18\x01 \x03(\t\"\xb4\x02\n\x06\x46ilter\x12\x31\n\x06\x61ll_of\x18\x01 \x01(\x0b\x32\x1f.mmesh.api.filter.v1.FilterListH\x00\x12\x31\n\x06\x61ny_of\x18\x02 \x01(\x0b\x32\x1f.mmesh.api.filter.v1.FilterListH\x00\x12*\n\x03not\x18\x03 \x01(\x0b\x32\x1b.mmesh.api.filter.v1.FilterH\x00\x12/\n\x07\x63ompare\x18\x04 \x01(\x0b\x32\x1c.mmesh.api.filter.v1.CompareH\x00\x12-\n\x02in\x18\x05 \x01(\x0b\x32\x1f.mmesh.api.filter.v1.MembershipH\x00\x12\x30\n\x06\x65xists\x18\x06 \x01(\x0b\x32\x1e.mmesh.api.filter.v1.ExistenceH\x00\x42\x06\n\x04kind\":\n\nFilterList\x12,\n\x07\x66ilters\x18\x01 \x03(\x0b\x32\x1b.mmesh.api.filter.v1.Filter\"\x81\x01\n\x07\x43ompare\x12\x11\n\tattribute\x18\x01 \x01(\t\x12/\n\x08operator\x18\x02 \x01(\x0e\x32\x1d.mmesh.api.filter.v1.Operator\x12\x32\n\x05value\x18\x03 \x01(\x0b\x32#.mmesh.api.filter.v1.AttributeValue\"T\n\nMembership\x12\x11\n\tattribute\x18\x01 \x01(\t\x12\x33\n\x06values\x18\x02 \x03(\x0b\x32#.mmesh.api.filter.v1.AttributeValue\"\x1e\n\tExistence\x12\x11\n\tattribute\x18\x01 \x01(\t*\xda\x01\n\rAttributeType\x12\x1e\n\x1a\x41TTRIBUTE_TYPE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41TTRIBUTE_TYPE_STRING\x10\x01\x12\x1a\n\x16\x41TTRIBUTE_TYPE_INTEGER\x10\x02\x12\x18\n\x14\x41TTRIBUTE_TYPE_FLOAT\x10\x03\x12\x1a\n\x16\x41TTRIBUTE_TYPE_BOOLEAN\x10\x04\x12\x1e\n\x1a\x41TTRIBUTE_TYPE_STRING_LIST\x10\x05\x12\x1c\n\x18\x41TTRIBUTE_TYPE_TIMESTAMP\x10\x06*\xb4\x01\n\x08Operator\x12\x18\n\x14OPERATOR_UNSPECIFIED\x10\x00\x12\x12\n\x0eOPERATOR_EQUAL\x10\x01\x12\x16\n\x12OPERATOR_NOT_EQUAL\x10\x02\x12\x11\n\rOPERATOR_LESS\x10\x03\x12\x1a\n\x16OPERATOR_LESS_OR_EQUAL\x10\x04\x12\x14\n\x10OPERATOR_GREATER\x10\x05\x12\x1d\n\x19OPERATOR_GREATER_OR_EQUAL\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mmesh.api.filter.v1.filter_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OPERATOR']._serialized_start=813
-  _globals['_OPERATOR']._serialized_end=993
-  _globals['_ATTRIBUTEVALUE']._serialized_start=58
-  _globals['_ATTRIBUTEVALUE']._serialized_end=241
-  _globals['_STRINGLIST']._serialized_start=243
-  _globals['_STRINGLIST']._serialized_end=271
-  _globals['_FILTER']._serialized_start=274
-  _globals['_FILTER']._serialized_end=532
-  _globals['_FILTERLIST']._serialized_start=534
-  _globals['_FILTERLIST']._serialized_end=592
-  _globals['_COMPARE']._serialized_start=595
-  _globals['_COMPARE']._serialized_end=724
-  _globals['_MEMBERSHIP']._serialized_start=726
-  _globals['_MEMBERSHIP']._serialized_end=810
+  _globals['_ATTRIBUTETYPE']._serialized_start=983
+  _globals['_ATTRIBUTETYPE']._serialized_end=1201
+  _globals['_OPERATOR']._serialized_start=1204
+  _globals['_OPERATOR']._serialized_end=1384
+  _globals['_ATTRIBUTEVALUE']._serialized_start=91
+  _globals['_ATTRIBUTEVALUE']._serialized_end=329
+  _globals['_STRINGLIST']._serialized_start=331
+  _globals['_STRINGLIST']._serialized_end=359
+  _globals['_FILTER']._serialized_start=362
+  _globals['_FILTER']._serialized_end=670
+  _globals['_FILTERLIST']._serialized_start=672
+  _globals['_FILTERLIST']._serialized_end=730
+  _globals['_COMPARE']._serialized_start=733
+  _globals['_COMPARE']._serialized_end=862
+  _globals['_MEMBERSHIP']._serialized_start=864
+  _globals['_MEMBERSHIP']._serialized_end=948
+  _globals['_EXISTENCE']._serialized_start=950
+  _globals['_EXISTENCE']._serialized_end=980
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ Attributes of candidates and filters over them."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -18,6 +19,46 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _AttributeType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AttributeTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AttributeType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ATTRIBUTE_TYPE_UNSPECIFIED: _AttributeType.ValueType  # 0
+    """Not known."""
+    ATTRIBUTE_TYPE_STRING: _AttributeType.ValueType  # 1
+    """Strings."""
+    ATTRIBUTE_TYPE_INTEGER: _AttributeType.ValueType  # 2
+    """Integers."""
+    ATTRIBUTE_TYPE_FLOAT: _AttributeType.ValueType  # 3
+    """Floats, or floats and integers."""
+    ATTRIBUTE_TYPE_BOOLEAN: _AttributeType.ValueType  # 4
+    """Booleans."""
+    ATTRIBUTE_TYPE_STRING_LIST: _AttributeType.ValueType  # 5
+    """Lists of strings."""
+    ATTRIBUTE_TYPE_TIMESTAMP: _AttributeType.ValueType  # 6
+    """Timestamps."""
+
+class AttributeType(_AttributeType, metaclass=_AttributeTypeEnumTypeWrapper):
+    """Types of attributes."""
+
+ATTRIBUTE_TYPE_UNSPECIFIED: AttributeType.ValueType  # 0
+"""Not known."""
+ATTRIBUTE_TYPE_STRING: AttributeType.ValueType  # 1
+"""Strings."""
+ATTRIBUTE_TYPE_INTEGER: AttributeType.ValueType  # 2
+"""Integers."""
+ATTRIBUTE_TYPE_FLOAT: AttributeType.ValueType  # 3
+"""Floats, or floats and integers."""
+ATTRIBUTE_TYPE_BOOLEAN: AttributeType.ValueType  # 4
+"""Booleans."""
+ATTRIBUTE_TYPE_STRING_LIST: AttributeType.ValueType  # 5
+"""Lists of strings."""
+ATTRIBUTE_TYPE_TIMESTAMP: AttributeType.ValueType  # 6
+"""Timestamps."""
+Global___AttributeType: _TypeAlias = AttributeType  # noqa: Y015
 
 class _Operator:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -62,7 +103,8 @@ Global___Operator: _TypeAlias = Operator  # noqa: Y015
 @_typing.final
 class AttributeValue(_message.Message):
     """The value of one attribute; exactly one arm must be set. The first value written under a name
-    fixes its type for the collection; another type later is INVALID_ARGUMENT.
+    fixes its type for the collection; another type later is INVALID_ARGUMENT. Integers and floats
+    are one. The type of an attribute that no candidate has any more is forgotten.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -72,6 +114,7 @@ class AttributeValue(_message.Message):
     FLOAT_VALUE_FIELD_NUMBER: _builtins.int
     BOOLEAN_VALUE_FIELD_NUMBER: _builtins.int
     STRING_LIST_VALUE_FIELD_NUMBER: _builtins.int
+    TIMESTAMP_VALUE_FIELD_NUMBER: _builtins.int
     string_value: _builtins.str
     """A string of at most 4096 bytes of UTF-8."""
     integer_value: _builtins.int
@@ -84,6 +127,10 @@ class AttributeValue(_message.Message):
     def string_list_value(self) -> Global___StringList:
         """Several strings; a comparison holds when it holds for any of them."""
 
+    @_builtins.property
+    def timestamp_value(self) -> _timestamp_pb2.Timestamp:
+        """A moment, kept to the microsecond: what is finer is cut off."""
+
     def __init__(
         self,
         *,
@@ -92,12 +139,13 @@ class AttributeValue(_message.Message):
         float_value: _builtins.float = ...,
         boolean_value: _builtins.bool = ...,
         string_list_value: Global___StringList | None = ...,
+        timestamp_value: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["boolean_value", b"boolean_value", "float_value", b"float_value", "integer_value", b"integer_value", "kind", b"kind", "string_list_value", b"string_list_value", "string_value", b"string_value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["boolean_value", b"boolean_value", "float_value", b"float_value", "integer_value", b"integer_value", "kind", b"kind", "string_list_value", b"string_list_value", "string_value", b"string_value", "timestamp_value", b"timestamp_value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boolean_value", b"boolean_value", "float_value", b"float_value", "integer_value", b"integer_value", "kind", b"kind", "string_list_value", b"string_list_value", "string_value", b"string_value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boolean_value", b"boolean_value", "float_value", b"float_value", "integer_value", b"integer_value", "kind", b"kind", "string_list_value", b"string_list_value", "string_value", b"string_value", "timestamp_value", b"timestamp_value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["string_value", "integer_value", "float_value", "boolean_value", "string_list_value"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["string_value", "integer_value", "float_value", "boolean_value", "string_list_value", "timestamp_value"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -130,8 +178,9 @@ Global___StringList: _TypeAlias = StringList  # noqa: Y015
 @_typing.final
 class Filter(_message.Message):
     """A condition on attributes, as an expression tree (conjunction, disjunction, negation,
-    comparison); exactly one arm must be set, nested at most 16 deep with at most 256 conditions in
-    all. A comparison is false for candidates without the attribute.
+    comparison); exactly one arm must be set, nested at most 16 deep with at most 256 conditions, 4096
+    values and 512 KiB of names and strings in all. A comparison is false for candidates without the
+    attribute.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -141,6 +190,7 @@ class Filter(_message.Message):
     NOT_FIELD_NUMBER: _builtins.int
     COMPARE_FIELD_NUMBER: _builtins.int
     IN_FIELD_NUMBER: _builtins.int
+    EXISTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def all_of(self) -> Global___FilterList:
         """Conjunction: holds when all of the filters hold; an empty list holds."""
@@ -153,18 +203,23 @@ class Filter(_message.Message):
     def compare(self) -> Global___Compare:
         """Compares one attribute with one value."""
 
+    @_builtins.property
+    def exists(self) -> Global___Existence:
+        """Holds for candidates that have the attribute."""
+
     def __init__(
         self,
         *,
         all_of: Global___FilterList | None = ...,
         any_of: Global___FilterList | None = ...,
         compare: Global___Compare | None = ...,
+        exists: Global___Existence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["all_of", b"all_of", "any_of", b"any_of", "compare", b"compare", "in", b"in", "kind", b"kind", "not", b"not"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all_of", b"all_of", "any_of", b"any_of", "compare", b"compare", "exists", b"exists", "in", b"in", "kind", b"kind", "not", b"not"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_of", b"all_of", "any_of", b"any_of", "compare", b"compare", "in", b"in", "kind", b"kind", "not", b"not"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_of", b"all_of", "any_of", b"any_of", "compare", b"compare", "exists", b"exists", "in", b"in", "kind", b"kind", "not", b"not"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["all_of", "any_of", "not", "compare", "in"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["all_of", "any_of", "not", "compare", "in", "exists"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -211,7 +266,9 @@ class Compare(_message.Message):
     """How to compare; required."""
     @_builtins.property
     def value(self) -> Global___AttributeValue:
-        """What to compare with; required. Ordering works on integers, floats and strings."""
+        """What to compare with; required. Ordering works on integers, floats, strings and
+        timestamps; a string that is an RFC 3339 time compares with timestamps too.
+        """
 
     def __init__(
         self,
@@ -240,7 +297,7 @@ class Membership(_message.Message):
     """Name of the attribute."""
     @_builtins.property
     def values(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttributeValue]:
-        """The set; 1 to 4096 values of one type, not lists."""
+        """The set; values of one type, not lists, at least one, and at most 4096 in the whole filter."""
 
     def __init__(
         self,
@@ -255,3 +312,25 @@ class Membership(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Membership: _TypeAlias = Membership  # noqa: Y015
+
+@_typing.final
+class Existence(_message.Message):
+    """A test for an attribute, of whatever type; negated it holds for candidates without it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTRIBUTE_FIELD_NUMBER: _builtins.int
+    attribute: _builtins.str
+    """Name of the attribute. A list without strings is none."""
+    def __init__(
+        self,
+        *,
+        attribute: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attribute", b"attribute"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Existence: _TypeAlias = Existence  # noqa: Y015

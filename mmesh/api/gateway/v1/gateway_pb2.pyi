@@ -181,6 +181,8 @@ class SearchRequest(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     REQUIRE_ALL_SHARDS_FIELD_NUMBER: _builtins.int
     INCLUDE_CONTENT_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name or alias of the collection; required."""
     instruction: _builtins.str
@@ -189,9 +191,11 @@ class SearchRequest(_message.Message):
     not given.
     """
     target: _content_pb2.Modality.ValueType
-    """Modality of the hits. Unspecified means: what the instruction names, else any."""
+    """Modality of the hits. Unspecified means: `targets`, else what the instruction names, else any."""
     limit: _builtins.int
-    """How many hits; 1 to 1000, else INVALID_ARGUMENT. Absent means 10."""
+    """How many hits; 1 to 1000, else INVALID_ARGUMENT. Absent means 10, or as many as the collection
+    allows.
+    """
     merge: Global___MergePolicy.ValueType
     """How lists of several modalities become one. Unspecified means the mesh's default, calibrated."""
     consistency: _collection_pb2.Consistency.ValueType
@@ -207,7 +211,11 @@ class SearchRequest(_message.Message):
     others found is the answer, and its `degradations` say so.
     """
     include_content: _builtins.bool
-    """Send the content of the hits along, with the bytes of pictures. By default none is sent."""
+    """Send the content of the hits along, with the bytes of pictures: of as many of the first hits as
+    fit into one message, else `degradations` has CONTENT_UNAVAILABLE. By default none is sent.
+    """
+    explain: _builtins.bool
+    """Say of each hit why it is where it is. By default nothing is said."""
     @_builtins.property
     def query(self) -> _content_pb2.Content:
         """What to search with; required."""
@@ -220,6 +228,12 @@ class SearchRequest(_message.Message):
     def rerank(self) -> Global___RerankOptions:
         """Second-stage scoring (reranking). Absent means the mesh's default: rerank the first 20 when a
         reranker runs.
+        """
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_content_pb2.Modality.ValueType]:
+        """Modalities of the hits where several are wanted, such as image and image_text for all that have
+        a picture. Goes without `target`; unspecified ones are INVALID_ARGUMENT.
         """
 
     def __init__(
@@ -237,10 +251,12 @@ class SearchRequest(_message.Message):
         token: _builtins.str = ...,
         require_all_shards: _builtins.bool = ...,
         include_content: _builtins.bool = ...,
+        explain: _builtins.bool = ...,
+        targets: _abc.Iterable[_content_pb2.Modality.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "filter", b"filter", "limit", b"limit", "query", b"query", "rerank", b"rerank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "collection", b"collection", "consistency", b"consistency", "filter", b"filter", "include_content", b"include_content", "instruction", b"instruction", "limit", b"limit", "merge", b"merge", "query", b"query", "require_all_shards", b"require_all_shards", "rerank", b"rerank", "target", b"target", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "collection", b"collection", "consistency", b"consistency", "explain", b"explain", "filter", b"filter", "include_content", b"include_content", "instruction", b"instruction", "limit", b"limit", "merge", b"merge", "query", b"query", "require_all_shards", b"require_all_shards", "rerank", b"rerank", "target", b"target", "targets", b"targets", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
@@ -365,12 +381,15 @@ class Hit(_message.Message):
     MODALITY_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id."""
     rank: _builtins.int
     """Its place among the hits, from 1."""
     score: _builtins.float
-    """What the order is made by: falls from hit to hit; its scale depends on the merge policy."""
+    """What the order is made by: falls from hit to hit; its scale depends on the merge policy. Where
+    the judge changed places it is the merged score of the place (see `explanation`).
+    """
     retrieval_score: _builtins.float
     """Cosine similarity of the query's and the candidate's embeddings, -1..1. Not comparable between
     candidates of two modalities.
@@ -387,6 +406,10 @@ class Hit(_message.Message):
     def content(self) -> _content_pb2.Content:
         """Its content; only with `include_content`."""
 
+    @_builtins.property
+    def explanation(self) -> Global___Explanation:
+        """Why it is where it is; only with `explain`."""
+
     def __init__(
         self,
         *,
@@ -398,16 +421,84 @@ class Hit(_message.Message):
         modality: _content_pb2.Modality.ValueType = ...,
         attributes: _abc.Mapping[_builtins.str, _filter_pb2.AttributeValue] | None = ...,
         content: _content_pb2.Content | None = ...,
+        explanation: Global___Explanation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score", "content", b"content", "rerank_score", b"rerank_score"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score", "content", b"content", "explanation", b"explanation", "rerank_score", b"rerank_score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score", "attributes", b"attributes", "content", b"content", "id", b"id", "modality", b"modality", "rank", b"rank", "rerank_score", b"rerank_score", "retrieval_score", b"retrieval_score", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score", "attributes", b"attributes", "content", b"content", "explanation", b"explanation", "id", b"id", "modality", b"modality", "rank", b"rank", "rerank_score", b"rerank_score", "retrieval_score", b"retrieval_score", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rerank_score: _TypeAlias = _typing.Literal["rerank_score"]  # noqa: Y015
     _WhichOneofArgType__rerank_score: _TypeAlias = _typing.Literal["_rerank_score", b"_rerank_score"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rerank_score) -> _WhichOneofReturnType__rerank_score | None: ...
 
 Global___Hit: _TypeAlias = Hit  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """How the place of a hit came about, stage by stage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIST_RANK_FIELD_NUMBER: _builtins.int
+    STANDARD_SCORE_FIELD_NUMBER: _builtins.int
+    RANK_DISCOUNT_FIELD_NUMBER: _builtins.int
+    MERGE_SCORE_FIELD_NUMBER: _builtins.int
+    MERGE_RANK_FIELD_NUMBER: _builtins.int
+    JUDGE_WEIGHT_FIELD_NUMBER: _builtins.int
+    MIXED_SCORE_FIELD_NUMBER: _builtins.int
+    EQUALS_QUERY_FIELD_NUMBER: _builtins.int
+    list_rank: _builtins.int
+    """Its place in the list of its modality, from 1, by `retrieval_score`."""
+    standard_score: _builtins.float
+    """Its `retrieval_score` in units that compare between modalities (a standard score); absent where
+    the merge used no calibration.
+    """
+    rank_discount: _builtins.float
+    """What the calibrated merge took off the standard score for `list_rank`."""
+    merge_score: _builtins.float
+    """What the merge ordered it by."""
+    merge_rank: _builtins.int
+    """Its place after the merge, from 1."""
+    judge_weight: _builtins.float
+    """Share of the judge's score in the order of the judged hits, 0..1; absent when it was not judged."""
+    mixed_score: _builtins.float
+    """What the judged hits that compare were ordered by: the standardised scores of both stages,
+    mixed by `judge_weight`; absent when it was not judged.
+    """
+    equals_query: _builtins.bool
+    """Whether it is the very picture that was asked with, which leads the calibrated merge: then
+    `merge_score` is that of the hit which would lead without it.
+    """
+    def __init__(
+        self,
+        *,
+        list_rank: _builtins.int = ...,
+        standard_score: _builtins.float | None = ...,
+        rank_discount: _builtins.float = ...,
+        merge_score: _builtins.float = ...,
+        merge_rank: _builtins.int = ...,
+        judge_weight: _builtins.float | None = ...,
+        mixed_score: _builtins.float | None = ...,
+        equals_query: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_judge_weight", b"_judge_weight", "_mixed_score", b"_mixed_score", "_standard_score", b"_standard_score", "judge_weight", b"judge_weight", "mixed_score", b"mixed_score", "standard_score", b"standard_score"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_judge_weight", b"_judge_weight", "_mixed_score", b"_mixed_score", "_standard_score", b"_standard_score", "equals_query", b"equals_query", "judge_weight", b"judge_weight", "list_rank", b"list_rank", "merge_rank", b"merge_rank", "merge_score", b"merge_score", "mixed_score", b"mixed_score", "rank_discount", b"rank_discount", "standard_score", b"standard_score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__judge_weight: _TypeAlias = _typing.Literal["judge_weight"]  # noqa: Y015
+    _WhichOneofArgType__judge_weight: _TypeAlias = _typing.Literal["_judge_weight", b"_judge_weight"]  # noqa: Y015
+    _WhichOneofReturnType__mixed_score: _TypeAlias = _typing.Literal["mixed_score"]  # noqa: Y015
+    _WhichOneofArgType__mixed_score: _TypeAlias = _typing.Literal["_mixed_score", b"_mixed_score"]  # noqa: Y015
+    _WhichOneofReturnType__standard_score: _TypeAlias = _typing.Literal["standard_score"]  # noqa: Y015
+    _WhichOneofArgType__standard_score: _TypeAlias = _typing.Literal["_standard_score", b"_standard_score"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__judge_weight) -> _WhichOneofReturnType__judge_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mixed_score) -> _WhichOneofReturnType__mixed_score | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__standard_score) -> _WhichOneofReturnType__standard_score | None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
 
 @_typing.final
 class Coverage(_message.Message):
@@ -445,7 +536,8 @@ class Degradation(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """What, in UPPER_SNAKE: SHARD_UNAVAILABLE, RERANK_UNAVAILABLE, RERANK_PARTIAL,
-    CONTENT_UNAVAILABLE, CALIBRATION_MISSING or TEXT_TRUNCATED. Others may come.
+    RERANK_SKIPPED, CONTENT_UNAVAILABLE, CALIBRATION_MISSING, TEXT_TRUNCATED, TEXT_UNKNOWN or
+    ATTRIBUTE_UNKNOWN. Others may come.
     """
     message: _builtins.str
     """One sentence for people."""
@@ -586,7 +678,9 @@ class SearchBatchRequest(_message.Message):
     SEARCHES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def searches(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchRequest]:
-        """The searches; 1 to 256, else INVALID_ARGUMENT."""
+        """The searches; 1 to 256, else INVALID_ARGUMENT. Their filters, equal ones counted once, have at
+        most 8192 conditions and values together; searches beyond that fail with INVALID_FILTER.
+        """
 
     def __init__(
         self,
@@ -683,7 +777,12 @@ class UpsertCandidatesRequest(_message.Message):
     """
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]:
-        """The candidates; 1 to 256, no id twice, else INVALID_ARGUMENT."""
+        """The candidates; 1 to 256, else INVALID_ARGUMENT. Of several with one id the last one is stored,
+        and of the others a notice says so (ID_REPEATED): as if they had come one after the other.
+        A message of more than 1 MiB is INVALID_ARGUMENT as well with more than 65,536 values, of which
+        a candidate counts for 3, each part of its content for 1, each attribute for 4, and each string
+        of a list for 1.
+        """
 
     @_builtins.property
     def vectors(self) -> _vector_pb2.Vectors:
@@ -715,16 +814,22 @@ class UpsertCandidatesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKEN_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """Session token of this write; a search that carries it sees the write."""
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedCompositeFieldContainer[_candidate_pb2.CandidateNotice]:
+        """What callers should know of candidates that were stored."""
+
     def __init__(
         self,
         *,
         token: _builtins.str = ...,
+        notices: _abc.Iterable[_candidate_pb2.CandidateNotice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["notices", b"notices", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -854,21 +959,27 @@ class BatchGetCandidatesRequest(_message.Message):
 
     COLLECTION_FIELD_NUMBER: _builtins.int
     IDS_FIELD_NUMBER: _builtins.int
+    OMIT_IMAGES_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name or alias of the collection; required."""
+    omit_images: _builtins.bool
+    """Leave out the bytes of pictures. By default they are sent."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids; 1 to 1000, else INVALID_ARGUMENT."""
+        """Ids; 1 to 1000, else INVALID_ARGUMENT. Where their candidates do not fit into one message the
+        call fails (RESOURCE_EXHAUSTED, MESSAGE_TOO_LARGE), and says how many to ask for.
+        """
 
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
         ids: _abc.Iterable[_builtins.str] | None = ...,
+        omit_images: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "ids", b"ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "ids", b"ids", "omit_images", b"omit_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1063,7 +1174,10 @@ class IngestBatch(_message.Message):
     """See UpsertCandidatesRequest.model_fingerprint."""
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]:
-        """The candidates; 1 to 256, else INVALID_ARGUMENT."""
+        """The candidates; 1 to 256, else INVALID_ARGUMENT. Of several with one id the last one that is not
+        refused is stored, here as in UpsertCandidates; all of them count as stored. Their values are
+        limited as they are there.
+        """
 
     @_builtins.property
     def vectors(self) -> _vector_pb2.Vectors:
@@ -1096,6 +1210,7 @@ class IngestResponse(_message.Message):
     REJECTED_FIELD_NUMBER: _builtins.int
     SLOW_DOWN_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    NOTICED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opened(self) -> Global___IngestOpened:
         """The stream is open."""
@@ -1118,6 +1233,12 @@ class IngestResponse(_message.Message):
         reconnect and go on after the last one.
         """
 
+    @_builtins.property
+    def noticed(self) -> Global___IngestNoticed:
+        """Something should be known of candidates that were stored; comes before their batch is
+        acknowledged.
+        """
+
     def __init__(
         self,
         *,
@@ -1126,12 +1247,13 @@ class IngestResponse(_message.Message):
         rejected: Global___IngestRejected | None = ...,
         slow_down: Global___IngestSlowDown | None = ...,
         draining: Global___IngestDraining | None = ...,
+        noticed: Global___IngestNoticed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "draining", b"draining", "event", b"event", "opened", b"opened", "rejected", b"rejected", "slow_down", b"slow_down"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "draining", b"draining", "event", b"event", "noticed", b"noticed", "opened", b"opened", "rejected", b"rejected", "slow_down", b"slow_down"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "draining", b"draining", "event", b"event", "opened", b"opened", "rejected", b"rejected", "slow_down", b"slow_down"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "draining", b"draining", "event", b"event", "noticed", b"noticed", "opened", b"opened", "rejected", b"rejected", "slow_down", b"slow_down"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["opened", "ack", "rejected", "slow_down", "draining"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["opened", "ack", "rejected", "slow_down", "draining", "noticed"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -1258,6 +1380,34 @@ class RejectedCandidate(_message.Message):
 Global___RejectedCandidate: _TypeAlias = RejectedCandidate  # noqa: Y015
 
 @_typing.final
+class IngestNoticed(_message.Message):
+    """Says what should be known of candidates of a batch that were stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Batch that brought them."""
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedCompositeFieldContainer[_candidate_pb2.CandidateNotice]:
+        """The notices."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        notices: _abc.Iterable[_candidate_pb2.CandidateNotice] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["notices", b"notices", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IngestNoticed: _TypeAlias = IngestNoticed  # noqa: Y015
+
+@_typing.final
 class IngestSlowDown(_message.Message):
     """Backpressure: asks for smaller batches, and says when larger ones are welcome again."""
 
@@ -1366,16 +1516,20 @@ class GetCollectionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    INCLUDE_ATTRIBUTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, or an alias of it."""
+    include_attributes: _builtins.bool
+    """Send its attributes along. By default none are sent."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        include_attributes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_attributes", b"include_attributes", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1526,6 +1680,60 @@ class UpdateCollectionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateCollectionResponse: _TypeAlias = UpdateCollectionResponse  # noqa: Y015
+
+@_typing.final
+class CopyCollectionRequest(_message.Message):
+    """Request of RetrievalService.CopyCollection."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """The collection that is copied, by its name or an alias of it; required."""
+    name: _builtins.str
+    """Name of the copy; see CreateCollectionRequest.name."""
+    request_id: _builtins.str
+    """Idempotency key; see UpsertCandidatesRequest.request_id."""
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyCollectionRequest: _TypeAlias = CopyCollectionRequest  # noqa: Y015
+
+@_typing.final
+class CopyCollectionResponse(_message.Message):
+    """Response of RetrievalService.CopyCollection."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def collection(self) -> _collection_pb2.Collection:
+        """The copy. Its token has the number and the stamp of the newest write of the source that it holds."""
+
+    def __init__(
+        self,
+        *,
+        collection: _collection_pb2.Collection | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyCollectionResponse: _TypeAlias = CopyCollectionResponse  # noqa: Y015
 
 @_typing.final
 class DeleteCollectionRequest(_message.Message):

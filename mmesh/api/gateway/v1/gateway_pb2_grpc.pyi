@@ -100,6 +100,15 @@ class RetrievalServiceStub:
     """Change some settings of a collection, by a field mask (AIP-134). They hold for later calls and
     later builds of segments.
     """
+    CopyCollection: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.CopyCollectionRequest, _gateway_pb2.CopyCollectionResponse]
+    """Copy what a collection holds at one moment into a new, read-only collection of its model: a
+    snapshot by name that is searched, and deleted, like any other. It is exact ("Flat"), has the
+    other settings of the source but no mirror, and appears when it is complete; writes go on
+    meanwhile. It takes as much room as the source, in the log and in memory, but for pictures, which
+    are shared. NOT_FOUND (COLLECTION_NOT_FOUND) without the source, ALREADY_EXISTS
+    (COLLECTION_EXISTS) when the name is taken. Give it time: it copies some 10,000
+    candidates a second.
+    """
     DeleteCollection: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.DeleteCollectionRequest, _gateway_pb2.DeleteCollectionResponse]
     """Delete a collection with all its candidates and aliases, or NOT_FOUND (COLLECTION_NOT_FOUND).
     An alias is not taken for its collection here.
@@ -184,6 +193,15 @@ class RetrievalServiceAsyncStub(RetrievalServiceStub):
     UpdateCollection: _aio.UnaryUnaryMultiCallable[_gateway_pb2.UpdateCollectionRequest, _gateway_pb2.UpdateCollectionResponse]  # type: ignore[assignment]
     """Change some settings of a collection, by a field mask (AIP-134). They hold for later calls and
     later builds of segments.
+    """
+    CopyCollection: _aio.UnaryUnaryMultiCallable[_gateway_pb2.CopyCollectionRequest, _gateway_pb2.CopyCollectionResponse]  # type: ignore[assignment]
+    """Copy what a collection holds at one moment into a new, read-only collection of its model: a
+    snapshot by name that is searched, and deleted, like any other. It is exact ("Flat"), has the
+    other settings of the source but no mirror, and appears when it is complete; writes go on
+    meanwhile. It takes as much room as the source, in the log and in memory, but for pictures, which
+    are shared. NOT_FOUND (COLLECTION_NOT_FOUND) without the source, ALREADY_EXISTS
+    (COLLECTION_EXISTS) when the name is taken. Give it time: it copies some 10,000
+    candidates a second.
     """
     DeleteCollection: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DeleteCollectionRequest, _gateway_pb2.DeleteCollectionResponse]  # type: ignore[assignment]
     """Delete a collection with all its candidates and aliases, or NOT_FOUND (COLLECTION_NOT_FOUND).
@@ -338,6 +356,21 @@ class RetrievalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_gateway_pb2.UpdateCollectionResponse, _abc.Awaitable[_gateway_pb2.UpdateCollectionResponse]]:
         """Change some settings of a collection, by a field mask (AIP-134). They hold for later calls and
         later builds of segments.
+        """
+
+    @_abc_1.abstractmethod
+    def CopyCollection(
+        self,
+        request: _gateway_pb2.CopyCollectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.CopyCollectionResponse, _abc.Awaitable[_gateway_pb2.CopyCollectionResponse]]:
+        """Copy what a collection holds at one moment into a new, read-only collection of its model: a
+        snapshot by name that is searched, and deleted, like any other. It is exact ("Flat"), has the
+        other settings of the source but no mirror, and appears when it is complete; writes go on
+        meanwhile. It takes as much room as the source, in the log and in memory, but for pictures, which
+        are shared. NOT_FOUND (COLLECTION_NOT_FOUND) without the source, ALREADY_EXISTS
+        (COLLECTION_EXISTS) when the name is taken. Give it time: it copies some 10,000
+        candidates a second.
         """
 
     @_abc_1.abstractmethod

@@ -26,7 +26,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from mmesh.api.collection.v1 import collection_pb2 as mmesh_dot_api_dot_collection_dot_v1_dot_collection__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+mmesh/api/index/v1/collection_service.proto\x12\x12mmesh.api.index.v1\x1a google/protobuf/field_mask.proto\x1a(mmesh/api/collection/v1/collection.proto\"\xa2\x01\n\x17\x43reateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\x05\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12=\n\x08settings\x18\x04 \x01(\x0b\x32+.mmesh.api.collection.v1.CollectionSettings\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"S\n\x18\x43reateCollectionResponse\x12\x37\n\ncollection\x18\x01 \x01(\x0b\x32#.mmesh.api.collection.v1.Collection\"$\n\x14GetCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"P\n\x15GetCollectionResponse\x12\x37\n\ncollection\x18\x01 \x01(\x0b\x32#.mmesh.api.collection.v1.Collection\"?\n\x16ListCollectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"l\n\x17ListCollectionsResponse\x12\x38\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32#.mmesh.api.collection.v1.Collection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xab\x01\n\x17UpdateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12=\n\x08settings\x18\x02 \x01(\x0b\x32+.mmesh.api.collection.v1.CollectionSettings\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"S\n\x18UpdateCollectionResponse\x12\x37\n\ncollection\x18\x01 \x01(\x0b\x32#.mmesh.api.collection.v1.Collection\";\n\x17\x44\x65leteCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"6\n\x18\x44\x65leteCollectionResponse\x12\x1a\n\x12\x64\x65leted_candidates\x18\x01 \x01(\x03\"H\n\x0fSetAliasRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x12\n\ncollection\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"/\n\x10SetAliasResponse\x12\x1b\n\x13previous_collection\x18\x01 \x01(\t\"7\n\x12\x44\x65leteAliasRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteAliasResponse2\xe9\x05\n\x11\x43ollectionService\x12m\n\x10\x43reateCollection\x12+.mmesh.api.index.v1.CreateCollectionRequest\x1a,.mmesh.api.index.v1.CreateCollectionResponse\x12\x64\n\rGetCollection\x12(.mmesh.api.index.v1.GetCollectionRequest\x1a).mmesh.api.index.v1.GetCollectionResponse\x12j\n\x0fListCollections\x12*.mmesh.api.index.v1.ListCollectionsRequest\x1a+.mmesh.api.index.v1.ListCollectionsResponse\x12m\n\x10UpdateCollection\x12+.mmesh.api.index.v1.UpdateCollectionRequest\x1a,.mmesh.api.index.v1.UpdateCollectionResponse\x12m\n\x10\x44\x65leteCollection\x12+.mmesh.api.index.v1.DeleteCollectionRequest\x1a,.mmesh.api.index.v1.DeleteCollectionResponse\x12U\n\x08SetAlias\x12#.mmesh.api.index.v1.SetAliasRequest\x1a$.mmesh.api.index.v1.SetAliasResponse\x12^\n\x0b\x44\x65leteAlias\x12&.mmesh.api.index.v1.DeleteAliasRequest\x1a\'.mmesh.api.index.v1.DeleteAliasResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+mmesh/api/index/v1/collection_service.proto\x12\x12mmesh.api.index.v1\x1a google/protobuf/field_mask.proto\x1a(mmesh/api/collection/v1/collection.proto\"\xa2\x01\n\x17\x43reateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x64im\x18\x02 \x01(\x05\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12=\n\x08settings\x18\x04 \x01(\x0b\x32+.mmesh.api.collection.v1.CollectionSettings\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"S\n\x18\x43reateCollectionResponse\x12\x37\n\ncollection\x18\x01 \x01(\x0b\x32#.mmesh.api.collection.v1.Collection\"@\n\x14GetCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1a\n\x12include_attributes\x18\x02 \x01(\x08\"P\n\x15GetCollectionResponse\x12\x37\n\ncollection\x18\x01 \x01(\x0b\x32#.mmesh.api.collection.v1.Collection\"?\n\x16ListCollectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"l\n\x17ListCollectionsResponse\x12\x38\n\x0b\x63ollections\x18\x01 \x03(\x0b\x32#.mmesh.api.collection.v1.Collection\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xab\x01\n\x17UpdateCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12=\n\x08settings\x18\x02 \x01(\x0b\x32+.mmesh.api.collection.v1.CollectionSettings\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"S\n\x18UpdateCollectionResponse\x12\x37\n\ncollection\x18\x01 \x01(\x0b\x32#.mmesh.api.collection.v1.Collection\"I\n\x15\x43opyCollectionRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"Q\n\x16\x43opyCollectionResponse\x12\x37\n\ncollection\x18\x01 \x01(\x0b\x32#.mmesh.api.collection.v1.Collection\";\n\x17\x44\x65leteCollectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"6\n\x18\x44\x65leteCollectionResponse\x12\x1a\n\x12\x64\x65leted_candidates\x18\x01 \x01(\x03\"H\n\x0fSetAliasRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x12\n\ncollection\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"/\n\x10SetAliasResponse\x12\x1b\n\x13previous_collection\x18\x01 \x01(\t\"7\n\x12\x44\x65leteAliasRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteAliasResponse2\xd2\x06\n\x11\x43ollectionService\x12m\n\x10\x43reateCollection\x12+.mmesh.api.index.v1.CreateCollectionRequest\x1a,.mmesh.api.index.v1.CreateCollectionResponse\x12\x64\n\rGetCollection\x12(.mmesh.api.index.v1.GetCollectionRequest\x1a).mmesh.api.index.v1.GetCollectionResponse\x12j\n\x0fListCollections\x12*.mmesh.api.index.v1.ListCollectionsRequest\x1a+.mmesh.api.index.v1.ListCollectionsResponse\x12m\n\x10UpdateCollection\x12+.mmesh.api.index.v1.UpdateCollectionRequest\x1a,.mmesh.api.index.v1.UpdateCollectionResponse\x12g\n\x0e\x43opyCollection\x12).mmesh.api.index.v1.CopyCollectionRequest\x1a*.mmesh.api.index.v1.CopyCollectionResponse\x12m\n\x10\x44\x65leteCollection\x12+.mmesh.api.index.v1.DeleteCollectionRequest\x1a,.mmesh.api.index.v1.DeleteCollectionResponse\x12U\n\x08SetAlias\x12#.mmesh.api.index.v1.SetAliasRequest\x1a$.mmesh.api.index.v1.SetAliasResponse\x12^\n\x0b\x44\x65leteAlias\x12&.mmesh.api.index.v1.DeleteAliasRequest\x1a\'.mmesh.api.index.v1.DeleteAliasResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,29 +38,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATECOLLECTIONRESPONSE']._serialized_start=308
   _globals['_CREATECOLLECTIONRESPONSE']._serialized_end=391
   _globals['_GETCOLLECTIONREQUEST']._serialized_start=393
-  _globals['_GETCOLLECTIONREQUEST']._serialized_end=429
-  _globals['_GETCOLLECTIONRESPONSE']._serialized_start=431
-  _globals['_GETCOLLECTIONRESPONSE']._serialized_end=511
-  _globals['_LISTCOLLECTIONSREQUEST']._serialized_start=513
-  _globals['_LISTCOLLECTIONSREQUEST']._serialized_end=576
-  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_start=578
-  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_end=686
-  _globals['_UPDATECOLLECTIONREQUEST']._serialized_start=689
-  _globals['_UPDATECOLLECTIONREQUEST']._serialized_end=860
-  _globals['_UPDATECOLLECTIONRESPONSE']._serialized_start=862
-  _globals['_UPDATECOLLECTIONRESPONSE']._serialized_end=945
-  _globals['_DELETECOLLECTIONREQUEST']._serialized_start=947
-  _globals['_DELETECOLLECTIONREQUEST']._serialized_end=1006
-  _globals['_DELETECOLLECTIONRESPONSE']._serialized_start=1008
-  _globals['_DELETECOLLECTIONRESPONSE']._serialized_end=1062
-  _globals['_SETALIASREQUEST']._serialized_start=1064
-  _globals['_SETALIASREQUEST']._serialized_end=1136
-  _globals['_SETALIASRESPONSE']._serialized_start=1138
-  _globals['_SETALIASRESPONSE']._serialized_end=1185
-  _globals['_DELETEALIASREQUEST']._serialized_start=1187
-  _globals['_DELETEALIASREQUEST']._serialized_end=1242
-  _globals['_DELETEALIASRESPONSE']._serialized_start=1244
-  _globals['_DELETEALIASRESPONSE']._serialized_end=1265
-  _globals['_COLLECTIONSERVICE']._serialized_start=1268
-  _globals['_COLLECTIONSERVICE']._serialized_end=2013
+  _globals['_GETCOLLECTIONREQUEST']._serialized_end=457
+  _globals['_GETCOLLECTIONRESPONSE']._serialized_start=459
+  _globals['_GETCOLLECTIONRESPONSE']._serialized_end=539
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_start=541
+  _globals['_LISTCOLLECTIONSREQUEST']._serialized_end=604
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_start=606
+  _globals['_LISTCOLLECTIONSRESPONSE']._serialized_end=714
+  _globals['_UPDATECOLLECTIONREQUEST']._serialized_start=717
+  _globals['_UPDATECOLLECTIONREQUEST']._serialized_end=888
+  _globals['_UPDATECOLLECTIONRESPONSE']._serialized_start=890
+  _globals['_UPDATECOLLECTIONRESPONSE']._serialized_end=973
+  _globals['_COPYCOLLECTIONREQUEST']._serialized_start=975
+  _globals['_COPYCOLLECTIONREQUEST']._serialized_end=1048
+  _globals['_COPYCOLLECTIONRESPONSE']._serialized_start=1050
+  _globals['_COPYCOLLECTIONRESPONSE']._serialized_end=1131
+  _globals['_DELETECOLLECTIONREQUEST']._serialized_start=1133
+  _globals['_DELETECOLLECTIONREQUEST']._serialized_end=1192
+  _globals['_DELETECOLLECTIONRESPONSE']._serialized_start=1194
+  _globals['_DELETECOLLECTIONRESPONSE']._serialized_end=1248
+  _globals['_SETALIASREQUEST']._serialized_start=1250
+  _globals['_SETALIASREQUEST']._serialized_end=1322
+  _globals['_SETALIASRESPONSE']._serialized_start=1324
+  _globals['_SETALIASRESPONSE']._serialized_end=1371
+  _globals['_DELETEALIASREQUEST']._serialized_start=1373
+  _globals['_DELETEALIASREQUEST']._serialized_end=1428
+  _globals['_DELETEALIASRESPONSE']._serialized_start=1430
+  _globals['_DELETEALIASRESPONSE']._serialized_end=1451
+  _globals['_COLLECTIONSERVICE']._serialized_start=1454
+  _globals['_COLLECTIONSERVICE']._serialized_end=2304
 # @@protoc_insertion_point(module_scope)

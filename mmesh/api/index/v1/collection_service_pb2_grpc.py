@@ -55,6 +55,11 @@ class CollectionServiceStub(object):
                 request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.UpdateCollectionRequest.SerializeToString,
                 response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.UpdateCollectionResponse.FromString,
                 _registered_method=True)
+        self.CopyCollection = channel.unary_unary(
+                '/mmesh.api.index.v1.CollectionService/CopyCollection',
+                request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.CopyCollectionRequest.SerializeToString,
+                response_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.CopyCollectionResponse.FromString,
+                _registered_method=True)
         self.DeleteCollection = channel.unary_unary(
                 '/mmesh.api.index.v1.CollectionService/DeleteCollection',
                 request_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.DeleteCollectionRequest.SerializeToString,
@@ -106,6 +111,19 @@ class CollectionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CopyCollection(self, request, context):
+        """Copy what a collection holds at one moment into a new, read-only collection of its model: a
+        snapshot by name that is searched, and deleted, like any other. It is exact ("Flat"), has the
+        other settings of the source but no mirror, and appears when it is complete; writes go on
+        meanwhile. It takes as much room as the source, in the log and in memory, but for pictures, which
+        are shared. NOT_FOUND (COLLECTION_NOT_FOUND) without the source, ALREADY_EXISTS
+        (COLLECTION_EXISTS) when the name is taken. Give it time: it copies some 10,000
+        candidates a second.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteCollection(self, request, context):
         """Delete a collection with all its candidates and aliases, or NOT_FOUND. An alias is not taken
         for its collection here.
@@ -151,6 +169,11 @@ def add_CollectionServiceServicer_to_server(servicer, server):
                     servicer.UpdateCollection,
                     request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.UpdateCollectionRequest.FromString,
                     response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.UpdateCollectionResponse.SerializeToString,
+            ),
+            'CopyCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.CopyCollection,
+                    request_deserializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.CopyCollectionRequest.FromString,
+                    response_serializer=mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.CopyCollectionResponse.SerializeToString,
             ),
             'DeleteCollection': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteCollection,
@@ -277,6 +300,33 @@ class CollectionService(object):
             '/mmesh.api.index.v1.CollectionService/UpdateCollection',
             mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.UpdateCollectionRequest.SerializeToString,
             mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.UpdateCollectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CopyCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mmesh.api.index.v1.CollectionService/CopyCollection',
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.CopyCollectionRequest.SerializeToString,
+            mmesh_dot_api_dot_index_dot_v1_dot_collection__service__pb2.CopyCollectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

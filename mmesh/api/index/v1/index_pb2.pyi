@@ -239,8 +239,16 @@ class BatchGetCandidatesRequest(_message.Message):
 
     COLLECTION_FIELD_NUMBER: _builtins.int
     IDS_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    OMIT_IMAGES_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Name or alias of the collection; required."""
+    max_bytes: _builtins.int
+    """About how many bytes of candidates to answer with; the first one is always answered, whatever
+    it has. 0 means all of them; negative is INVALID_ARGUMENT.
+    """
+    omit_images: _builtins.bool
+    """Leave out the bytes of pictures. By default they are sent."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids; 1 to 1000, else INVALID_ARGUMENT."""
@@ -250,10 +258,12 @@ class BatchGetCandidatesRequest(_message.Message):
         *,
         collection: _builtins.str = ...,
         ids: _abc.Iterable[_builtins.str] | None = ...,
+        max_bytes: _builtins.int = ...,
+        omit_images: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "ids", b"ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "ids", b"ids", "max_bytes", b"max_bytes", "omit_images", b"omit_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -266,18 +276,26 @@ class BatchGetCandidatesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CANDIDATES_FIELD_NUMBER: _builtins.int
+    LEFT_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_candidate_pb2.Candidate]:
         """Those that exist, in the order of the ids."""
+
+    @_builtins.property
+    def left_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of further candidates that exist, in order, which `max_bytes` left out: ask for them next.
+        An id in neither field has no candidate.
+        """
 
     def __init__(
         self,
         *,
         candidates: _abc.Iterable[_candidate_pb2.Candidate] | None = ...,
+        left_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "left_ids", b"left_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -435,6 +453,7 @@ class SearchResponse(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     SEARCH_SECONDS_FIELD_NUMBER: _builtins.int
     QUEUE_SECONDS_FIELD_NUMBER: _builtins.int
+    UNKNOWN_ATTRIBUTES_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """Session token of the state of the log that was searched."""
     search_seconds: _builtins.float
@@ -447,6 +466,10 @@ class SearchResponse(_message.Message):
         query 1, and so on.
         """
 
+    @_builtins.property
+    def unknown_attributes(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnknownAttribute]:
+        """Attributes in the filter that no candidate has; the first 8."""
+
     def __init__(
         self,
         *,
@@ -454,14 +477,41 @@ class SearchResponse(_message.Message):
         token: _builtins.str = ...,
         search_seconds: _builtins.float = ...,
         queue_seconds: _builtins.float = ...,
+        unknown_attributes: _abc.Iterable[Global___UnknownAttribute] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lists", b"lists", "queue_seconds", b"queue_seconds", "search_seconds", b"search_seconds", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lists", b"lists", "queue_seconds", b"queue_seconds", "search_seconds", b"search_seconds", "token", b"token", "unknown_attributes", b"unknown_attributes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SearchResponse: _TypeAlias = SearchResponse  # noqa: Y015
+
+@_typing.final
+class UnknownAttribute(_message.Message):
+    """An attribute that a filter names and no candidate has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NEAREST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    nearest: _builtins.str
+    """The attribute that is nearest in spelling; empty when none is near."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        nearest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "nearest", b"nearest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnknownAttribute: _TypeAlias = UnknownAttribute  # noqa: Y015
 
 @_typing.final
 class SearchStreamRequest(_message.Message):
