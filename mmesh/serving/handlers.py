@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
@@ -17,6 +18,7 @@ from google.protobuf.message import DecodeError
 from prometheus_client import Histogram
 
 from mmesh.errors import (
+    DataLoss,
     DeadlineExceeded,
     InternalError,
     InvalidRequest,
@@ -24,10 +26,12 @@ from mmesh.errors import (
     ShardUnavailable,
     StaleReplica,
 )
-from mmesh.serving import logs, telemetry
+from mmesh.serving import logs, telemetry, tracing
 from mmesh.serving.deadline import Context, Deadline
+from mmesh.serving.request_room import SMALL_BYTES, HeldRoom, RequestRoom
 from mmesh.wire.encoding import as_bytes
 from mmesh.wire.errors import DETAILS_KEY, status_of
+from mmesh.wire.oversize import FILTERS, MANY, check_filters, check_values
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +41,12 @@ POLLED = "/GetShard"
 """A method that gateways call every second: its calls are no news."""
 STREAMED = "/SearchStream"
 """A method whose calls last as long as their callers: what counts is each of their searches."""
+ROOM_BYTES = 128 << 20
+"""Of large requests under way where the server does not say it."""
 REQUEST_ID_KEY = "mmesh-request-id"
+EARLY, EARLY_S = 0.02, 0.02
+"""A caller's clock began before ours, and gRPC rounds the time that it sends up, by 1 %: what is
+cancelled with this share of its time left, and so many seconds, is late."""
 Answer = TypeVar("Answer")
 Handler = Any  # grpc.RpcMethodHandler is generic in its stubs only
 
@@ -57,12 +66,15 @@ class Guarded:
     at about 80 us of CPU (benchmarks/results/index_search.json tells what a call has to spend).
     """
 
-    def __init__(self, server: grpc.aio.Server) -> None:
+    def __init__(self, server: grpc.aio.Server, room: RequestRoom | None = None) -> None:
         self._server = server
+        self._room = room or RequestRoom(ROOM_BYTES)
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Add handlers, guarded."""
-        self._server.add_generic_rpc_handlers([_GuardedHandlers(one) for one in handlers])
+        self._server.add_generic_rpc_handlers(
+            [_GuardedHandlers(one, self._room) for one in handlers]
+        )
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
         """Do nothing: these are the same handlers once more."""
@@ -71,8 +83,9 @@ class Guarded:
 class _GuardedHandlers(grpc.GenericRpcHandler):
     """The handlers of a service, each wrapped when it is first called."""
 
-    def __init__(self, inner: grpc.GenericRpcHandler) -> None:
+    def __init__(self, inner: grpc.GenericRpcHandler, room: RequestRoom) -> None:
         self._inner = inner
+        self._room = room
         self._known: dict[str, Handler] = {}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
@@ -82,30 +95,44 @@ class _GuardedHandlers(grpc.GenericRpcHandler):
             handler = self._inner.service(handler_call_details)
             if handler is None:  # not remembered: there is no end of unknown methods
                 return None
-            self._known[method] = _wrapped(handler, method)
+            self._known[method] = _wrapped(handler, method, self._room)
+            # There before the first one, which is a rise then: its alert fires at once.
+            telemetry.errors_total.labels(method, DataLoss.reason)
         return self._known[method]
 
 
-def _wrapped(handler: Any, method: str) -> Handler:
+def _wrapped(handler: Any, method: str, room: RequestRoom) -> Handler:
     parse = handler.request_deserializer
-    shapes = {"request_deserializer": _lenient(parse) if parse else None,
-              "response_serializer": as_bytes}  # fmt: skip
+    # What a stream may hold is for its behaviour to say: room that is short would end it.
+    asked = None if handler.request_streaming else room
+    shapes = {
+        "request_deserializer": _lenient(parse, method, asked) if parse else None,
+        "response_serializer": as_bytes,
+    }
     behaviour: Any = next(
-        one for one in (handler.unary_unary, handler.stream_unary, handler.unary_stream,
-                        handler.stream_stream) if one
-    )  # fmt: skip
+        one
+        for one in (
+            handler.unary_unary,
+            handler.stream_unary,
+            handler.unary_stream,
+            handler.stream_stream,
+        )
+        if one
+    )
 
     def checked(request: Any) -> Any:
         return _all_well_formed(request) if handler.request_streaming else _well_formed(request)
 
     async def answer(request: Any, context: Context) -> Any:
-        async with Around(Call(method, context)):
-            return await behaviour(checked(request), context)
+        with _held_for(request):
+            async with Around(Call(method, context)):
+                return await behaviour(checked(request), context)
 
     async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-        async with Around(Call(method, context)):
-            async for response in behaviour(checked(request), context):
-                yield response
+        with _held_for(request):
+            async with Around(Call(method, context)):
+                async for response in behaviour(checked(request), context):
+                    yield response
 
     make = _MAKERS[handler.request_streaming, handler.response_streaming]
     return make(stream if handler.response_streaming else answer, **shapes)
@@ -123,7 +150,7 @@ _MAKERS: dict[tuple[bool, bool], Callable[..., Handler]] = {
 class Around:
     """Runs a call: with a request id, within its deadline, its errors as statuses, one log line."""
 
-    __slots__ = ("_call", "_start", "_timeout")
+    __slots__ = ("_call", "_given_s", "_start", "_timeout")
 
     def __init__(self, call: Call) -> None:
         self._call = call
@@ -133,7 +160,8 @@ class Around:
         given = dict(context.invocation_metadata() or ()).get(REQUEST_ID_KEY, "")
         _set_request_id(str(given))
         self._start = time.perf_counter()
-        self._timeout = asyncio.timeout(context.time_remaining())  # type: ignore[no-untyped-call]
+        self._given_s: float | None = context.time_remaining()  # type: ignore[no-untyped-call]
+        self._timeout = asyncio.timeout(self._given_s)
         await self._timeout.__aenter__()
 
     async def __aexit__(
@@ -152,7 +180,17 @@ class Around:
         finally:
             if not self._call.method.startswith("/grpc."):
                 seconds = time.perf_counter() - self._start
-                _record(self._call.method, _code_name(self._call.context), seconds)
+                _record(self._call.method, self._code_name(error, seconds), seconds)
+
+    def _code_name(self, error: BaseException | None, seconds: float) -> str:
+        """Return how the call ended; gRPC itself does not tell one that was cancelled."""
+        if not isinstance(error, asyncio.CancelledError):
+            return _code_name(self._call.context)
+        given_s = self._given_s
+        if given_s is None or given_s - seconds > EARLY * given_s + EARLY_S:
+            return grpc.StatusCode.CANCELLED.name
+        telemetry.errors_total.labels(self._call.method, DeadlineExceeded.reason).inc()
+        return grpc.StatusCode.DEADLINE_EXCEEDED.name
 
 
 async def as_call(
@@ -200,8 +238,21 @@ def _failure_of(method: str, error: Exception) -> MmeshError:
         logger.error("defect", extra={"method": method}, exc_info=error)
         hint = f"a defect of mmesh; the logs have it under request id {logs.request_id.get()}"
         error = InternalError(hint)
+    elif error.__cause__ is not None and not isinstance(error, InvalidRequest):
+        _log_cause(method, error)
     telemetry.errors_total.labels(method, error.reason).inc()
     return error
+
+
+def _log_cause(method: str, error: MmeshError) -> None:
+    """Log what callers are not told of: the words of libraries, with addresses and paths."""
+    extra = {
+        "method": method,
+        "reason": error.reason,
+        "error": error.message,
+        "cause": " ".join(str(error.__cause__).split())[:1000],
+    }
+    logger.warning("failed", extra=extra)
 
 
 def _set_request_id(given: str) -> None:
@@ -211,7 +262,7 @@ def _set_request_id(given: str) -> None:
 
 def _record(method: str, code: str, seconds: float) -> None:
     if not method.endswith(STREAMED):
-        _seconds_of(method, code).observe(seconds)
+        _seconds_of(method, code).observe(seconds, tracing.exemplar())
     level = logging.DEBUG if method.endswith(POLLED) else logging.INFO
     if logger.isEnabledFor(level):
         extra = {"method": method, "code": code, "ms": round(seconds * 1000, 2)}
@@ -234,25 +285,62 @@ def _code_name(context: Context) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Malformed:
-    """What stands for a message that is no valid protobuf: INVALID_ARGUMENT, not INTERNAL."""
+    """What stands for a message that is not parsed, with what is wrong with it."""
 
-    reason: str
+    error: MmeshError
 
 
-def _lenient(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+@dataclass(slots=True)
+class _Large:
+    """A large message with its room. gRPC keeps this one, and so not the message."""
+
+    message: Any
+    held: HeldRoom | None
+
+    def taken(self) -> Any:
+        """Return the message, once."""
+        message, self.message = self.message, None
+        return message
+
+
+def _held_for(request: Any) -> AbstractContextManager[object]:
+    """Return the room of a request, to be given back when its call ends."""
+    return (isinstance(request, _Large) and request.held) or _NOTHING
+
+
+_NOTHING = nullcontext()
+
+
+def _lenient(
+    parse: Callable[[bytes], Any], method: str, room: RequestRoom | None
+) -> Callable[[bytes], Any]:
+    filters, many = FILTERS.get(method), MANY.get(method)
+
+    def parsed(data: bytes) -> Any:
+        if filters:
+            check_filters(data, filters)
+        if many:
+            check_values(data, many)
+        return parse(data)
+
     def deserialize(data: bytes) -> Any:
         try:
-            return parse(data)
+            if len(data) <= SMALL_BYTES:
+                return parsed(data)
+            held = room.of(len(data)) if room else None  # before the message takes as much again
+            return _Large(parsed(data), held)
+        except MmeshError as error:
+            return _Malformed(error)
         except (DecodeError, UnicodeDecodeError, RecursionError) as error:
-            return _Malformed(str(error))
+            return _Malformed(InvalidRequest(f"the message is not valid protobuf: {error}"))
 
     return deserialize
 
 
 def _well_formed(message: Any) -> Any:
     if isinstance(message, _Malformed):
-        raise InvalidRequest(f"the message is not valid protobuf: {message.reason}")
-    return message
+        raise message.error
+    return message.taken() if isinstance(message, _Large) else message
 
 
 async def _all_well_formed(messages: AsyncIterator[Any]) -> AsyncIterator[Any]:

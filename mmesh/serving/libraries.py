@@ -1,5 +1,6 @@
-"""Variables that native libraries read once, while they are imported: import this before them."""
+"""What native libraries read once, while they are imported: import this before them."""
 
+import ctypes
 import os
 
 # gRPC: with its older listener a call wakes fewer threads (docs/adr/0011).
@@ -7,3 +8,10 @@ os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
 # numpy: its own threads would wait for each other where two passes run, and a process that has
 # threads cannot be forked.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# glibc: up to eight arenas a core, each of which keeps what its threads have freed, so that memory
+# grows for hours (benchmarks/soak.py). The variable is for processes that this one starts.
+_M_ARENA_MAX = -8
+_arenas = os.environ.setdefault("MALLOC_ARENA_MAX", "2")
+_mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+if _mallopt is not None and _arenas.isdecimal():
+    _mallopt(_M_ARENA_MAX, int(_arenas))

@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, with the request id of the call that wrote it."""
+"""Logs: one JSON object a line, with request id and trace id of the call that wrote it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import time
 from contextvars import ContextVar
 from functools import lru_cache
 
+from mmesh.serving import tracing
+
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a record as JSON: time, level, logger, message, request_id and every extra."""
+    """Formats a record as JSON: time, level, logger, message, ids of its call and every extra."""
 
     def __init__(self, service: str) -> None:
         super().__init__()
@@ -32,6 +34,8 @@ class JsonFormatter(logging.Formatter):
         }
         if request_id.get():
             line["request_id"] = request_id.get()
+        if trace_id := tracing.trace_id():
+            line["trace_id"] = trace_id
         given = vars(record)
         line |= {name: given[name] for name in given.keys() - _STANDARD}
         if record.exc_info:

@@ -55,6 +55,8 @@ class Supervised:
         """Failures in a row."""
         self._work, self._unwell_after, self._backoff = work, unwell_after, backoff
         self._task: asyncio.Task[None] | None = None
+        self.may_return = False
+        """Whether the work shall come to its end: then its return is no failure."""
         self._logged: set[type[BaseException]] = set()
         self._gauge = telemetry.task_unwell.labels(name)
 
@@ -67,6 +69,14 @@ class Supervised:
         """Begin the work."""
         self._task = asyncio.create_task(self._keep_running(), name=self.name)
         _running.add(self)
+
+    async def finish(self) -> None:
+        """Wait until the work returns, as it `may_return` now; it begins again only if it fails."""
+        try:
+            if self._task is not None:
+                await asyncio.wait([self._task])
+        finally:
+            await self.aclose()
 
     async def aclose(self) -> None:
         """Cancel the work and wait for its end."""
@@ -92,9 +102,13 @@ class Supervised:
         while not own.cancelling():
             try:
                 await self._run_once()
-            except (Exception, asyncio.CancelledError) as error:
+            except (KeyboardInterrupt, SystemExit, GeneratorExit):
+                raise
+            except BaseException as error:  # a library's own kinds, too
                 if own.cancelling():
                     raise
+                if self.may_return and isinstance(error, Returned):
+                    return
                 self._fail(error)  # also when what the work waited for was cancelled
                 await asyncio.sleep(self._backoff.after(self.failures))
 

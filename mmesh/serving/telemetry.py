@@ -1,17 +1,15 @@
-"""Metrics on a port of their own, and traces when an endpoint is set."""
+"""Metrics of every service, on a port of their own (Prometheus)."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import json
+import platform
+from importlib.metadata import Distribution, PackageNotFoundError
 
-import grpc
 import prometheus_client
 from prometheus_client import Counter, Gauge, Histogram
 
 from mmesh.serving.settings import ServiceSettings
-
-logger = logging.getLogger(__name__)
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -40,54 +38,31 @@ task_unwell = Gauge(
     ["task"],
 )
 
+build_info = Gauge(
+    "mmesh_build_info",
+    "Always 1; its labels say which release and Python run, and of which commit, where pip knows.",
+    ["version", "python", "commit"],
+)
+
 
 def serve_metrics(settings: ServiceSettings) -> int | None:
-    """Serve /metrics and return the port, or None when it is switched off."""
+    """Serve /metrics and return the port, or None when it is switched off.
+
+    Scrapers that ask for OpenMetrics get it, with exemplars.
+    """
     if settings.metrics_port < 0:
         return None
-    server, _ = prometheus_client.start_http_server(settings.metrics_port, settings.host)
+    build_info.labels(*_build()).set(1)
+    server, _ = prometheus_client.start_http_server(settings.metrics_port, settings.bare_host)
     return int(server.server_port)
 
 
-def is_tracing() -> bool:
-    """Tell whether calls of this process are traced."""
-    return _tracing
-
-
-_tracing = False
-
-
-def trace_interceptors(
-    service: str, settings: ServiceSettings
-) -> Sequence[grpc.aio.ServerInterceptor]:
-    """Set up tracing of this process' servers and return what a server needs for it.
-
-    Raises:
-        SystemExit: an endpoint is set and the `tracing` extra is not installed.
-    """
-    if not settings.otlp_endpoint:
-        return ()
+def _build() -> tuple[str, str, str]:
+    """Return version, Python's version and the commit, "" where it was not installed from one."""
     try:
-        from opentelemetry import trace
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-        from opentelemetry.instrumentation.grpc import (
-            GrpcAioInstrumentorClient,
-            aio_server_interceptor,
-        )
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError as missing:
-        raise SystemExit(
-            f"tracing needs `pip install 'mmesh[tracing]'` ({missing.name} is missing)"
-        ) from None
-    provider = TracerProvider(resource=Resource.create({"service.name": f"mmesh-{service}"}))
-    headers = settings.otlp_headers.get_secret_value() or None
-    exporter = OTLPSpanExporter(endpoint=settings.otlp_endpoint, headers=headers)
-    provider.add_span_processor(BatchSpanProcessor(exporter))
-    trace.set_tracer_provider(provider)
-    GrpcAioInstrumentorClient().instrument()
-    global _tracing  # as the provider is
-    _tracing = True
-    logger.info("tracing", extra={"endpoint": settings.otlp_endpoint})
-    return (aio_server_interceptor(),)
+        ours = Distribution.from_name("mmesh")
+    except PackageNotFoundError:
+        return "", platform.python_version(), ""
+    origin = json.loads(ours.read_text("direct_url.json") or "{}")  # PEP 610
+    commit = origin.get("vcs_info", {}).get("commit_id", "")
+    return ours.version, platform.python_version(), commit

@@ -9,8 +9,11 @@ from typing import Any, cast
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from mmesh.api.collection.v1 import collection_pb2
+from mmesh.api.filter.v1 import filter_pb2
 from mmesh.collections import (
     LIMITS,
+    AttributeSummary,
+    AttributeType,
     Collection,
     CollectionLimits,
     CollectionSettings,
@@ -21,6 +24,16 @@ from mmesh.content import Modality
 from mmesh.errors import InvalidField
 from mmesh.wire.content import modality_from_pb, modality_to_pb
 
+_TYPES: dict[AttributeType | None, filter_pb2.AttributeType.ValueType] = {
+    None: filter_pb2.ATTRIBUTE_TYPE_UNSPECIFIED,
+    AttributeType.STRING: filter_pb2.ATTRIBUTE_TYPE_STRING,
+    AttributeType.INTEGER: filter_pb2.ATTRIBUTE_TYPE_INTEGER,
+    AttributeType.FLOAT: filter_pb2.ATTRIBUTE_TYPE_FLOAT,
+    AttributeType.BOOLEAN: filter_pb2.ATTRIBUTE_TYPE_BOOLEAN,
+    AttributeType.STRING_LIST: filter_pb2.ATTRIBUTE_TYPE_STRING_LIST,
+    AttributeType.TIMESTAMP: filter_pb2.ATTRIBUTE_TYPE_TIMESTAMP,
+}
+_TYPE_OF = {number: kind for kind, number in _TYPES.items()}
 _LIMITS, _EVERYTHING = "limits", "*"
 _PATH_OF = {
     name: f"{_LIMITS}.{name}" if name in LIMITS else name for name in SettingsChange.__annotations__
@@ -43,6 +56,7 @@ def settings_to_pb(settings: CollectionSettings) -> collection_pb2.CollectionSet
             max_limit=limits.max_limit,
         ),
         mirror=settings.mirror,
+        read_only=settings.read_only,
     )
 
 
@@ -60,7 +74,12 @@ def settings_from_pb(message: collection_pb2.CollectionSettings) -> CollectionSe
             limits.max_limit,
         ),
         message.mirror,
+        message.read_only,
     )
+
+
+MAX_PATHS = 64
+"""Of an update mask."""
 
 
 def change_to_pb(change: SettingsChange) -> tuple[collection_pb2.CollectionSettings, FieldMask]:
@@ -82,6 +101,10 @@ def change_from_pb(message: collection_pb2.CollectionSettings, mask: FieldMask) 
 
 
 def _paths_of(mask: FieldMask, are_set: Iterable[str]) -> Iterable[str]:
+    if len(mask.paths) > MAX_PATHS:
+        raise InvalidField(
+            "update_mask.paths", f"has {len(mask.paths)} entries; at most {MAX_PATHS}"
+        )
     for number, path in enumerate(mask.paths):
         if path == _EVERYTHING:
             yield from _SETTING_OF
@@ -115,6 +138,10 @@ def collection_to_pb(collection: Collection) -> collection_pb2.Collection:
         token=collection.token,
         settings=settings_to_pb(collection.settings),
         aliases=collection.aliases,
+        attributes=[
+            collection_pb2.AttributeSummary(name=one.name, type=_TYPES[one.type], count=one.count)
+            for one in collection.attributes
+        ],
     )
     message.create_time.FromDatetime(collection.create_time)
     return message
@@ -133,4 +160,5 @@ def collection_from_pb(message: collection_pb2.Collection) -> Collection:
         message.token,
         settings_from_pb(message.settings),
         tuple(message.aliases),
+        tuple(AttributeSummary(a.name, _TYPE_OF.get(a.type), a.count) for a in message.attributes),
     )

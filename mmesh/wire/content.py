@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from mmesh.api.content.v1 import content_pb2
-from mmesh.content import Content, Image, Modality, Part
+from mmesh.content import Content, Image, Modality, Part, check_parts
 from mmesh.errors import InvalidField
 from mmesh.wire.enums import by_number, enum_from_pb
 
@@ -41,7 +41,12 @@ def _part_to_pb(part: Part) -> content_pb2.Part:
 
 
 def content_from_pb(message: content_pb2.Content, path: str = "content") -> Content:
-    """Return the content of `message`; limits are checked by `check_content`."""
+    """Return the content of `message`; limits are checked by `check_content`.
+
+    Raises:
+        InvalidField: it has too many parts to look at, or one is empty.
+    """
+    check_parts(message.parts, path)
     parts = [_part_from_pb(part, f"{path}.parts[{n}]") for n, part in enumerate(message.parts)]
     return Content(tuple(parts))
 

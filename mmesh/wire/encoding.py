@@ -15,7 +15,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from mmesh.candidates import Candidate
-from mmesh.content import Content, Image
+from mmesh.content import Content
 
 LARGE_BYTES = 1 << 20
 """From here on a message is worth a thread: it takes a millisecond to build."""
@@ -35,17 +35,12 @@ async def built(size: int, build: Callable[[], Built]) -> Built:
 
 def content_bytes(contents: Iterable[Content]) -> int:
     """Return about how many bytes contents take in a message."""
-    parts = (part for content in contents for part in content.parts)
-    return sum(len(part.data if isinstance(part, Image) else part) for part in parts)
+    return sum(content.size for content in contents)
 
 
 def candidate_bytes(candidates: Iterable[Candidate]) -> int:
     """Return about how many bytes candidates take in a message, with their attributes."""
-    found = list(candidates)
-    values = (value for one in found for value in one.attributes.values())
-    texts = (text for value in values for text in (value if isinstance(value, tuple) else (value,)))
-    attributes = sum(32 + len(text) if isinstance(text, str) else 32 for text in texts)
-    return content_bytes(one.content for one in found) + attributes + 64 * len(found)
+    return sum(candidate.size for candidate in candidates)
 
 
 def as_bytes(message: Message | bytes) -> bytes:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mmesh import wire
+from mmesh.api.filter.v1 import filter_pb2
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.content import Modality
+from mmesh.errors import InvalidField
 from mmesh.search import (
     MAX_RERANK_S,
     Coverage,
     Degradation,
+    Explanation,
     Hit,
     MergePolicy,
     Receipt,
@@ -20,9 +25,14 @@ from mmesh.search import (
     SearchResult,
     Stage,
     check_search,
+    targets_of,
 )
-from mmesh.wire.durations import duration_to_pb, seconds_from_pb
+from mmesh.wire.times import duration_to_pb, seconds_from_pb
 
+if TYPE_CHECKING:
+    from mmesh.filters import Filter
+
+_Optional = Literal["standard_score", "judge_weight", "mixed_score"]
 _MERGES = {
     MergePolicy.SCORE: pb.MERGE_POLICY_SCORE,
     MergePolicy.CALIBRATED: pb.MERGE_POLICY_CALIBRATED,
@@ -39,11 +49,13 @@ _MERGE_OF, _OUTCOME_OF = wire.by_number(_MERGES), wire.by_number(_OUTCOMES)
 
 def search_to_pb(search: Search) -> pb.SearchRequest:
     """Return the message of `search`."""
+    targets = targets_of(search.target)
     return pb.SearchRequest(
         collection=search.collection,
         query=wire.content_to_pb(search.query),
         instruction=search.instruction,
-        target=wire.modality_to_pb(search.target),
+        target=wire.modality_to_pb(targets[0] if len(targets) == 1 else None),
+        targets=map(wire.modality_to_pb, targets if len(targets) > 1 else ()),
         limit=search.limit,
         filter=wire.filter_to_pb(search.filter) if search.filter else None,
         merge=_MERGES[search.merge] if search.merge else pb.MERGE_POLICY_UNSPECIFIED,
@@ -52,31 +64,51 @@ def search_to_pb(search: Search) -> pb.SearchRequest:
         token=search.token,
         require_all_shards=search.require_all_shards,
         include_content=search.include_content,
+        explain=search.explain,
     )
 
 
-def search_from_pb(message: pb.SearchRequest) -> Search:
-    """Return the search of `message`, checked.
+def search_from_pb(
+    message: pb.SearchRequest, filter_of: Callable[[filter_pb2.Filter], Filter] | None = None
+) -> Search:
+    """Return the search of `message`, checked; `filter_of` reads its filter.
 
     Raises:
         InvalidField: a field is outside its limits.
     """
+    read = filter_of or wire.filter_from_pb
     search = Search(
         collection=message.collection,
         query=wire.content_from_pb(message.query, "query"),
         instruction=message.instruction,
-        target=wire.modality_from_pb(message.target, "target"),
-        limit=message.limit if message.HasField("limit") else 10,
-        filter=wire.filter_from_pb(message.filter) if message.HasField("filter") else None,
+        target=_target_from_pb(message),
+        limit=message.limit if message.HasField("limit") else None,
+        filter=read(message.filter) if message.HasField("filter") else None,
         merge=cast("MergePolicy | None", wire.enum_from_pb(_MERGE_OF, message.merge, "merge")),
         rerank=_rerank_from_pb(message.rerank) if message.HasField("rerank") else None,
         consistency=wire.consistency_from_pb(message.consistency),
         token=message.token,
         require_all_shards=message.require_all_shards,
         include_content=message.include_content,
+        explain=message.explain,
     )
     check_search(search)
     return search
+
+
+def _target_from_pb(message: pb.SearchRequest) -> Modality | frozenset[Modality] | None:
+    target = wire.modality_from_pb(message.target, "target")
+    if not message.targets:
+        return target
+    if target is not None:
+        raise InvalidField("targets", "goes without `target`")
+    if len(message.targets) > len(Modality):
+        problem = f"has {len(message.targets)} entries; at most {len(Modality)}"
+        raise InvalidField("targets", problem)
+    wanted = {wire.modality_from_pb(one, "targets") for one in message.targets}
+    if None in wanted:
+        raise InvalidField("targets", "has an unspecified modality")
+    return frozenset(one for one in wanted if one is not None)
 
 
 def _rerank_to_pb(rerank: Rerank) -> pb.RerankOptions:
@@ -117,6 +149,7 @@ def _hit_to_pb(hit: Hit) -> pb.Hit:
         rerank_score=hit.rerank_score,
         modality=wire.modality_to_pb(hit.modality),
         content=wire.content_to_pb(hit.content) if hit.content else None,
+        explanation=pb.Explanation(**asdict(hit.explanation)) if hit.explanation else None,
     )
     wire.attributes_to_pb(hit.attributes, message.attributes)
     return message
@@ -166,6 +199,26 @@ def _hit_from_pb(message: pb.Hit) -> Hit:
         modality=_modality(message.modality),
         attributes=wire.attributes_from_pb(message.attributes),
         content=wire.content_from_pb(message.content) if message.HasField("content") else None,
+        explanation=(
+            _explanation_from_pb(message.explanation) if message.HasField("explanation") else None
+        ),
+    )
+
+
+def _explanation_from_pb(message: pb.Explanation) -> Explanation:
+    def given(name: _Optional) -> float | None:
+        value: float = getattr(message, name)
+        return value if message.HasField(name) else None
+
+    return Explanation(
+        list_rank=message.list_rank,
+        standard_score=given("standard_score"),
+        rank_discount=message.rank_discount,
+        merge_score=message.merge_score,
+        merge_rank=message.merge_rank,
+        judge_weight=given("judge_weight"),
+        mixed_score=given("mixed_score"),
+        equals_query=message.equals_query,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmesh import wire
 from mmesh.api.index.v1 import index_pb2
 from mmesh.content import Modality
+from mmesh.errors import InvalidField
 from mmesh.search import Consistency
 from mmesh.vector_search import VectorSearch
 
@@ -25,6 +26,9 @@ def vector_search_to_pb(search: VectorSearch) -> index_pb2.SearchRequest:
 
 def vector_search_from_pb(message: index_pb2.SearchRequest) -> VectorSearch:
     """Return the search of `message`; without modalities, of all; with a token, as fresh as it."""
+    if len(message.modalities) > len(Modality):
+        problem = f"has {len(message.modalities)} entries; at most {len(Modality)}"
+        raise InvalidField("modalities", problem)
     given = [wire.modality_from_pb(value, "modalities") for value in message.modalities]
     default = Consistency.SESSION if message.token else Consistency.EVENTUAL
     return VectorSearch(

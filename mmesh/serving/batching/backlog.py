@@ -90,6 +90,7 @@ class Backlog(Generic[Item]):
         """When bulk work last had its turn, or began to wait for one."""
         self._arrived = asyncio.Event()
         self._watchers: list[asyncio.Future[None]] = []
+        self._decline = asyncio.Event()
         self.is_closed = False
 
     def __len__(self) -> int:
@@ -106,8 +107,9 @@ class Backlog(Generic[Item]):
         if work.priority is Priority.BULK and not groups:
             self._bulk_served = work.since
         due = min(work.ticket.expires_at, work.since + self._patience_s)
-        entry = self._entries[work.ticket] = _Entry(due, next(self._numbers), work)
-        insort(groups.setdefault(work.group, []), entry)
+        entry = _Entry(due, next(self._numbers), work)
+        insort(groups.setdefault(work.group, []), entry)  # first, as a group of no use fails here
+        self._entries[work.ticket] = entry
         self._costs[work.priority] += work.cost
         self._arrived.set()
         self._tell_watchers()
@@ -126,6 +128,11 @@ class Backlog(Generic[Item]):
         self._watchers.append(watcher)
         return watcher
 
+    async def decline(self) -> None:
+        """Wait until less waits than now, or nothing more will come."""
+        self._decline.clear()
+        await self._decline.wait()
+
     def _tell_watchers(self) -> None:
         for watcher in self._watchers:
             if not watcher.done():
@@ -136,6 +143,7 @@ class Backlog(Generic[Item]):
         """Let nothing more come; who waits for an arrival is told."""
         self.is_closed = True
         self._arrived.set()
+        self._decline.set()
         self._tell_watchers()
 
     def fail(self, error: Exception) -> None:
@@ -184,6 +192,7 @@ class Backlog(Generic[Item]):
 
     def _forget(self, entries: Sequence[_Entry]) -> None:
         """Take entries that have left their queue out of the accounts."""
+        self._decline.set()
         for _, _, work in entries:
             del self._entries[work.ticket]
             self._costs[work.priority] -= work.cost

@@ -10,13 +10,18 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, Self, TypeVar
 
 from mmesh.errors import Draining, Overloaded
+from mmesh.serving.backoff import Pauses
 from mmesh.serving.batching.backlog import Backlog, BatchShape, Priority, Work
 from mmesh.serving.batching.lane import Device, Lane
 from mmesh.serving.batching.pace import Pace
+from mmesh.serving.supervision import Supervised
 
+PAUSES = Pauses(first_s=0.05, longest_s=2.0)
+"""Between the failure of a device's lane, which only a defect can be, and its next start."""
 TIME_SHARE = 0.5
 """Share of a caller's time that work may be expected to take: a guess, and others may overtake."""
 
@@ -41,7 +46,8 @@ class Batcher(Generic[Item, Result]):
     """Runs work in batches on its devices; an async context manager.
 
     First `reserve` room, then `put` the work and `release` the room: so work is refused before
-    anything is spent on it. Its outcome, a `Done`, comes with its ticket.
+    anything is spent on it. Its outcome, a `Done`, comes with its ticket. What is reserved is a
+    guess; whoever has much to put waits for `room` in between.
     """
 
     def __init__(self, devices: Sequence[Device[Item, Result]], limits: BatchLimits) -> None:
@@ -50,16 +56,35 @@ class Batcher(Generic[Item, Result]):
         self._pace = Pace(limits.shape, len(devices))
         self._lanes = [Lane(device, self._backlog, self._pace) for device in devices]
         self._reserved = dict.fromkeys(Priority, 0)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = [
+            Supervised("device lane", partial(self._work, lane), backoff=PAUSES)
+            for lane in self._lanes
+        ]
 
     async def __aenter__(self) -> Self:
-        self._tasks = [asyncio.create_task(lane.work()) for lane in self._lanes]
+        for task in self._tasks:
+            task.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Finish what waits, then stop."""
+        for task in self._tasks:
+            task.may_return = True
         self._backlog.close()
-        await asyncio.gather(*self._tasks)
+        try:
+            await asyncio.gather(*(task.finish() for task in self._tasks))
+        finally:
+            self._fail_what_waits()
+
+    async def _work(self, lane: Lane[Item, Result]) -> None:
+        try:
+            await lane.work()
+        finally:
+            if self._backlog.is_closed:  # a lane that fails now shall have nothing to fail at again
+                self._fail_what_waits()
+
+    def _fail_what_waits(self) -> None:
+        self._backlog.fail(Draining("the batcher has stopped"))
 
     @property
     def waiting_cost(self) -> int:
@@ -91,6 +116,22 @@ class Batcher(Generic[Item, Result]):
         """Give back what `reserve` kept."""
         self._reserved[priority] -= cost
 
+    def has_room(self, priority: Priority) -> bool:
+        """Tell whether what waits costs less than may wait, whatever is reserved.
+
+        Queries have room beside any bulk work, which lets them go first.
+        """
+        if priority is Priority.INTERACTIVE:
+            waiting = self._backlog.cost(priority)
+        else:
+            waiting = self._backlog.cost(*Priority)
+        return not waiting or waiting < self._most_waiting(priority) or self._backlog.is_closed
+
+    async def room(self, priority: Priority) -> None:
+        """Wait until there is room."""
+        while not self.has_room(priority):
+            await self._backlog.decline()
+
     def put(self, work: Work[Item]) -> None:
         """Let work wait for a batch; if its callers go away first it is never run."""
         if self._backlog.is_closed:
@@ -104,10 +145,13 @@ class Batcher(Generic[Item, Result]):
         return self._backlog.cost(*priorities) + sum(self._reserved[one] for one in priorities)
 
     def _check_room(self, cost: int, priority: Priority) -> None:
-        share = self._limits.bulk_share if priority is Priority.BULK else 1.0
-        room = int(self._limits.max_waiting_cost * share)
+        room = self._most_waiting(priority)
         if self.waiting_cost + cost > room:
             raise self._overloaded(f"work of cost {self.waiting_cost} waits; at most {room}")
+
+    def _most_waiting(self, priority: Priority) -> int:
+        share = self._limits.bulk_share if priority is Priority.BULK else 1.0
+        return int(self._limits.max_waiting_cost * share)
 
     def _check_time(self, cost: int, priority: Priority, expires_at: float) -> None:
         """Refuse at once what could only be late: the time is better spent on the rest."""

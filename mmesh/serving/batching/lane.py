@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from mmesh.errors import DeadlineExceeded, Draining, InputTooLong
+from mmesh.errors import DeadlineExceeded, InputTooLong, InternalError
 from mmesh.serving.batching.backlog import Backlog, Priority, Work
 from mmesh.serving.batching.pace import Pace
 
@@ -95,7 +95,10 @@ class Lane(Generic[Item, Result]):
         return sum(batch.cost for batch in (*self._running, self._ahead) if batch)
 
     async def work(self) -> None:
-        """Run what waits until the backlog is closed and empty."""
+        """Run what waits until the backlog is closed and empty.
+
+        If it ends otherwise whatever it had taken fails, and it may begin again.
+        """
         try:
             while True:
                 batch = self._next()
@@ -105,16 +108,16 @@ class Lane(Generic[Item, Result]):
                     await self._settle_oldest()
                 elif not await self._backlog.arrival():
                     return
-        finally:  # however it ends, nobody is left waiting
-            stopped = Draining("the batcher has stopped")
-            self._backlog.close()
-            self._backlog.fail(stopped)
+        finally:
             for left in (*self._running, self._ahead):
                 if left is not None:
-                    left.fail(stopped)
+                    left.fail(InternalError("the device's lane has failed"))
+            self._running.clear()
+            self._ahead = None
 
     async def _run(self, batch: _Batch[Item]) -> None:
-        self._start(batch)
+        self._running.append(batch)
+        self._begin(batch)
         while self._running and not self._can_launch():
             await self._progress()
 
@@ -138,10 +141,6 @@ class Lane(Generic[Item, Result]):
     def _passes(self) -> int:
         """How many batches may be under way: a query that comes waits for all of them."""
         return 1 if self._pace.queries_stay else self._device.passes
-
-    def _start(self, batch: _Batch[Item]) -> None:
-        self._running.append(batch)
-        self._begin(batch)
 
     def _begin(self, batch: _Batch[Item]) -> None:
         batch.results = asyncio.ensure_future(self._device.run(batch.collated))
@@ -175,8 +174,13 @@ class Lane(Generic[Item, Result]):
         return None
 
     def _batch(self, works: list[Work[Item]]) -> _Batch[Item]:
-        collated = self._device.collate([work.item for work in works])
-        return _Batch(works, collated, time.monotonic())
+        batch = _Batch(works, None, time.monotonic())
+        try:
+            batch.collated = self._device.collate([work.item for work in works])
+        except BaseException:
+            batch.fail(InternalError("the batch could not be made ready"))
+            raise
+        return batch
 
     def _without_unwanted(self, batch: _Batch[Item]) -> _Batch[Item] | None:
         wanted = _wanted(batch.works)

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -170,3 +171,10 @@ class BacklogBesideAList(RuleBasedStateMachine):
 
 def test_the_backlog_keeps_what_a_list_keeps():
     run_state_machine_as_test(BacklogBesideAList)
+
+
+async def test_work_that_cannot_be_sorted_is_refused_and_leaves_nothing():
+    backlog = Backlog()
+    with pytest.raises(TypeError):
+        backlog.add(Work("item", ["no group"], 1, Ticket()))
+    assert (len(backlog), backlog.cost(*Priority)) == (0, 0)

@@ -6,7 +6,15 @@ import time
 
 import pytest
 
-from mmesh.errors import DeadlineExceeded, Draining, InputTooLong, Overloaded
+from mmesh.errors import (
+    DeadlineExceeded,
+    Draining,
+    InputTooLong,
+    InternalError,
+    MmeshError,
+    Overloaded,
+)
+from mmesh.serving import supervision
 from mmesh.serving.batching.backlog import BatchShape, Priority, Work
 from mmesh.serving.batching.batcher import Batcher, BatchLimits
 from mmesh.serving.batching.coalesce import Ticket
@@ -228,15 +236,13 @@ async def test_of_two_passes_under_way_each_is_halved_where_it_does_not_fit():
         assert await outcomes(*tickets) == [f"b{n}!" for n in range(8)]
 
 
-async def test_whoever_waits_for_overlapping_passes_is_told_when_the_batcher_ends():
-    device = Device(passes=2)
-    batcher = Batcher([device], limits(max_items=1, max_cost=1))
-    await batcher.__aenter__()
-    device.run = lambda batch: 1 // 0
-    found = await outcomes(*[bulk(batcher, n) for n in range(3)])
-    assert all(isinstance(error, Draining) for error in found)
-    with pytest.raises(ZeroDivisionError):
-        await batcher.__aexit__()
+@pytest.mark.parametrize("passes", [1, 2])
+async def test_whoever_waits_for_a_defective_device_is_told(passes):
+    device = Device(passes=passes)
+    async with Batcher([device], limits(max_items=1, max_cost=1)) as batcher:
+        device.run = lambda batch: 1 // 0
+        tickets = [bulk(batcher, n) for n in range(3)]
+    assert all(isinstance(error, MmeshError) for error in await outcomes(*tickets))
 
 
 async def test_a_pace_learnt_from_single_queries_is_not_that_of_full_batches():
@@ -460,22 +466,45 @@ async def test_whatever_happens_every_ticket_gets_its_outcome():
 # -- the end
 
 
-async def test_closing_finishes_what_waits_and_refuses_what_comes():
+async def test_closing_finishes_what_waits_and_refuses_what_comes(caplog):
     batcher = Batcher([Device()], limits())
     async with batcher:
         waiting = put(batcher, "a")
     assert await outcomes(waiting) == ["a!"]
+    assert not caplog.records  # the end of its tasks is no failure
     with pytest.raises(Draining):
         batcher.reserve(1, Priority.INTERACTIVE, FOREVER)
     assert isinstance((await outcomes(put(batcher, "b")))[0], Draining)
 
 
-async def test_a_defect_of_a_device_leaves_nobody_waiting():
+class Panic(BaseException):
+    """As what a library in Rust raises."""
+
+
+@pytest.mark.parametrize("method", ["collate", "run", "_run"])
+@pytest.mark.parametrize("error", [ZeroDivisionError(), Panic(), asyncio.CancelledError()])
+async def test_after_a_defect_of_its_device_a_lane_begins_again(error, method):
     device = Device()
-    batcher = Batcher([device], limits(max_items=1))
-    await batcher.__aenter__()
+
+    def fail(batch):
+        delattr(device, method)
+        raise error
+
+    async def fail_later(batch):
+        fail(batch)
+
+    setattr(device, method, fail_later if method == "_run" else fail)
+    async with Batcher([device], limits(max_items=1)) as batcher:
+        failed, *others = await outcomes(*[put(batcher, item) for item in "abc"])
+        assert isinstance(failed, InternalError | ZeroDivisionError)
+        assert others == ["b!", "c!"]
+
+
+async def test_health_hears_of_a_lane_that_fails_again_and_again():
+    device = Device()
     device.run = lambda batch: 1 // 0
-    found = await outcomes(*[put(batcher, n) for n in range(3)])
-    assert all(isinstance(error, Draining) for error in found)
-    with pytest.raises(ZeroDivisionError):
-        await batcher.__aexit__()
+    async with Batcher([device], limits(max_items=1)) as batcher:
+        tickets = [put(batcher, n) for n in range(5)]
+        await until(lambda: supervision.unwell() == ["device lane"])
+        assert all(isinstance(error, InternalError) for error in await outcomes(*tickets))
+    assert not supervision.unwell()

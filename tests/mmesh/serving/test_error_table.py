@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from contextlib import asynccontextmanager
 
 import grpc
@@ -14,6 +16,8 @@ from mmesh.errors import (
     DOMAIN,
     Code,
     CollectionNotFound,
+    CollectionReadOnly,
+    HistoryLost,
     InternalError,
     InvalidField,
     MmeshError,
@@ -30,7 +34,7 @@ def example_of(cls: type[MmeshError]) -> MmeshError:
     """Return an error of exactly this class, with something in every part of it."""
     if issubclass(cls, InvalidField):
         return cls("query.parts[0].text", "is empty; give it words")
-    if issubclass(cls, CollectionNotFound):
+    if issubclass(cls, CollectionNotFound | CollectionReadOnly | HistoryLost):
         return cls("photos")
     return cls("what is wrong, in one sentence: ünïcode", METADATA)
 
@@ -135,6 +139,18 @@ async def test_the_same_class_comes_back_with_all_its_parts(cls):
         assert (back.field, back.problem) == (error.field, error.problem)
 
 
+@pytest.mark.parametrize("cls", all_errors(), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cross", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_an_error_crosses_to_another_process_with_all_its_parts(cls, cross):
+    error = example_of(cls)
+    error.retry_after_s = 7.0
+    error.add_note("of the caller's")
+    back = cross(error)
+    assert type(back) is cls
+    assert str(back) == str(error)
+    assert vars(back) == vars(error)
+
+
 @every_error
 async def test_a_stream_that_fails_half_way_ends_with_the_same_status(cls):
     error = example_of(cls)
@@ -149,9 +165,10 @@ async def test_a_stream_that_fails_half_way_ends_with_the_same_status(cls):
 
 
 @pytest.mark.parametrize(
-    "defect", [ValueError("the secret is 1234"), KeyError("secret"), AssertionError("secret")],
+    "defect",
+    [ValueError("the secret is 1234"), KeyError("secret"), AssertionError("secret")],
     ids=lambda defect: type(defect).__name__,
-)  # fmt: skip
+)
 async def test_a_defect_is_internal_and_says_nothing_of_itself(defect):
     async with served(defect) as channel:
         failure = await failure_of(channel)

@@ -57,7 +57,11 @@ def metric(name, **labels):
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
-ERRORS = [MemoryError("all"), RuntimeError("FAISS"), OSError(28, "disk full"), ValueError("bug")]
+class Panic(BaseException):
+    """As what a library in Rust raises."""
+
+
+ERRORS = [MemoryError("all"), RuntimeError("FAISS"), OSError(28, "disk full"), Panic("bug")]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
