@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -56,31 +57,61 @@ class IndexSettings(ServiceSettings):
     )
     search_threads: int = Field(2, gt=0, description="Searches at a time; one a core.")
     inline_s: float = Field(
-        0.001, ge=0,
+        0.001,
+        ge=0,
         description="Searches that are expected to take less run on the event loop at once.",
-    )  # fmt: skip
+    )
     max_waiting_searches: int = Field(
         256, gt=0, description="Searches that may wait before QUEUE_FULL."
+    )
+    probe_share: float = Field(
+        0.002,
+        ge=0,
+        le=1,
+        description="Share of searches that are repeated exactly, to measure what searches miss, "
+        "with at most 1 % of the CPU that the process uses; 0: none.",
     )
     max_waiting_writes: int = Field(
         256, gt=0, description="Writes that may wait before QUEUE_FULL."
     )
     memory_limit_bytes: int = Field(
-        0, ge=0,
+        0,
+        ge=0,
         description="Bytes this process may use; collections that would not fit are not loaded. "
         "0: 90 % of what the container, or the machine, has.",
-    )  # fmt: skip
+    )
     snapshot_s: float = Field(
         600.0, ge=0, description="Seconds between snapshots of a collection that changes; 0: none."
     )
     snapshots_kept: int = Field(3, gt=0, description="Snapshots that are kept of each shard.")
     tombstone_s: float = Field(
-        7 * 86400.0, gt=0,
+        7 * 86400.0,
+        gt=0,
         description="Seconds for which the log remembers deletions; a replica that was away longer "
         "loads anew.",
-    )  # fmt: skip
+    )
     purge_s: float = Field(
         3600.0, gt=0, description="Seconds between removals of what the log need not remember."
+    )
+    gc_s: float = Field(
+        6 * 3600.0,
+        ge=0,
+        description="Seconds between removals of pictures that no candidate has any more, by one "
+        "of the processes that share a store; 0: never.",
+    )
+    gc_grace_s: float = Field(
+        86400.0,
+        ge=7200,
+        description="Seconds for which these are kept: a log that is put back to an earlier state "
+        "finds its pictures for so long.",
+    )
+
+    metrics_collections: int = Field(
+        100,
+        ge=0,
+        le=100,
+        description="Collections that metrics name, the first ones; the others are measured "
+        "together, as `(others)`.",
     )
 
     @property
@@ -89,9 +120,25 @@ class IndexSettings(ServiceSettings):
         return self.log_url.get_secret_value() or f"sqlite:///{self.data_dir / 'log.db'}"
 
     @property
+    def log_file(self) -> Path | None:
+        """The file that the log is in, if it is in SQLite."""
+        _, is_sqlite, path = self.url.partition("sqlite:///")
+        return Path(path) if is_sqlite else None
+
+    @property
     def blobs(self) -> str:
         """Where pictures and snapshots are."""
         return self.blobs_url or str(self.data_dir)
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """What is on disks of this machine, by what it is for."""
+        found = {"scratch": self.scratch_dir or Path(tempfile.gettempdir())}
+        if self.log_file is not None:
+            found["log"] = self.log_file.parent
+        if "://" not in self.blobs:
+            found["store"] = Path(self.blobs)
+        return found
 
     @property
     def search_device(self) -> str:

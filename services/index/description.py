@@ -70,7 +70,13 @@ def _state(collection: str, modality: Modality, block: Block) -> SegmentState:
     about = (collection, modality)
     if isinstance(block, Segment):
         return SegmentState(
-            *about, block.index_factory, len(block), block.dead, size,
-            block.recall, block.nprobe, block.build_seconds,
-        )  # fmt: skip
+            *about,
+            block.index_factory,
+            len(block),
+            block.dead,
+            size,
+            block.recall,
+            block.nprobe,
+            block.build_seconds,
+        )
     return SegmentState(*about, "Delta", len(block), block.dead, size, 1.0, 0, 0.0)

@@ -4,58 +4,53 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
+import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from typing import NamedTuple, Self, TypeVar
-
-import numpy as np
 
 from mmesh.candidates import Candidate
 from mmesh.collections import Collection, CollectionSettings, SettingsChange
 from mmesh.errors import (
-    DimMismatch,
     FailedPrecondition,
-    InvalidField,
-    LogUnavailable,
-    ModelMismatch,
+    MmeshError,
+    Unavailable,
 )
 from mmesh.filters import Filter, check_filter
 from mmesh.search import Consistency
 from mmesh.serving.deadline import Deadline
-from mmesh.tokens import Token
+from mmesh.values.tokens import Token
 from mmesh.vector_search import VectorSearch
-from mmesh.vectors import FloatMatrix, pack, unit_rows
-from services.index.build.tuning import check_factory
+from mmesh.vectors import FloatMatrix, unit_rows
+from services.index import metrics
+from services.index.build.trial import Trials
 from services.index.config import IndexSettings
 from services.index.description import ShardState, describe
 from services.index.filter_deletion import FilterDeletion
+from services.index.filter_reading import Reading, read_filter
+from services.index.freshness import Freshness
 from services.index.limits import check_candidates, check_depth, check_limit
-from services.index.log.attributes import attribute_types_with, check_types
-from services.index.log.committer import Committer
+from services.index.log.attributes import summaries, type_check
 from services.index.log.ledger import Delete, Fill, Mirrored, Upsert
-from services.index.log.log import Log
 from services.index.log.rows import (
     CollectionRow,
     NewCandidate,
     StoredCandidate,
-    attributes_to_json,
     candidate_of,
-    parts_to_json,
+    pictures_of,
 )
-from services.index.slots import slot_of, slots_of
-from services.index.store.blobs import ContentBlobs
-from services.index.store.objects import open_objects
-from services.index.store.snapshot import Snapshots
-from services.index.upkeep.maintainer import Maintainer
-from services.index.upkeep.restorer import Restorer
-from services.index.upkeep.scratch import Scratch
-from services.index.view.follower import Follower
-from services.index.view.memory import MemoryBudget
-from services.index.view.searcher import PendingSearch, Searched, Searcher
+from services.index.new_rows import check_count, check_model, mirror_rows, new_rows
+from services.index.opening import Parts, open_parts
+from services.index.store.garbage import COMMIT_S
+from services.index.store.together import AT_A_TIME, filling, together
+from services.index.view.searcher import PendingSearch, Searched
 from services.index.view.view import View
 
 logger = logging.getLogger(__name__)
@@ -63,7 +58,6 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 FRESH_SHARE = 0.9
 """Share of a search's time that may go by in waiting for a write."""
-START_PAUSE_S = 1.0
 
 
 class MirrorVectors(NamedTuple):
@@ -71,17 +65,6 @@ class MirrorVectors(NamedTuple):
 
     rows: FloatMatrix
     model_fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What an engine is made of once the log was reached."""
-
-    log: Log
-    blobs: ContentBlobs
-    follower: Follower
-    maintainer: Maintainer
-    committer: Committer
 
 
 class IndexEngine:
@@ -93,21 +76,26 @@ class IndexEngine:
         self.is_ready = False
         self._reader = ThreadPoolExecutor(2, "log-reader")
         self._preparer = ThreadPoolExecutor(2, "prepare")
-        self._searcher = Searcher(
-            settings.search_threads, settings.max_waiting_searches, settings.inline_s
-        )
+        self._storing = ThreadPoolExecutor(AT_A_TIME, "store-pictures")
+        self._pictures = ThreadPoolExecutor(AT_A_TIME, "read-pictures")
+        """Of its own, so that reading waits for no ingest."""
+        self._copier = ThreadPoolExecutor(1, "copy")
+        self._copies: set[threading.Event] = set()
+        """Of each copy that is made or waits for its turn: set, nobody wants it any more."""
+        self._trials = Trials()
         self._stack = AsyncExitStack()
-        self._parts: _Parts | None = None
+        self._parts: Parts | None = None
+        self._why_closed: MmeshError = Unavailable(
+            "this process is starting and has not reached the log yet"
+        )
+        """Why there are no parts yet."""
         self._dropping: set[asyncio.Task[None]] = set()
         """Snapshots of deleted collections that are being removed."""
 
     async def __aenter__(self) -> Self:
         """Load the shard, from snapshots and the log, and begin to follow the log."""
         async with AsyncExitStack() as stack:
-            log = await self._open_log()
-            stack.callback(log.close)
-            scratch = await self._open_scratch(stack)
-            self._parts = parts = await self._make_parts(log, scratch)
+            self._parts = parts = await open_parts(self._settings, stack, self._note_waiting)
             for part in (parts.follower, parts.maintainer, parts.committer):
                 await stack.enter_async_context(part)
             await parts.follower.loaded()
@@ -115,56 +103,16 @@ class IndexEngine:
         self.is_ready = True
         return self
 
-    async def _open_scratch(self, stack: AsyncExitStack) -> Scratch:
-        """Return a folder that goes with the stack, also if the wait for it is cancelled."""
-        opening = asyncio.ensure_future(asyncio.to_thread(Scratch, self._settings.scratch_dir))
-        try:
-            scratch = await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            await asyncio.wait([opening])
-            if opening.exception() is None:
-                await asyncio.to_thread(opening.result().close)
-            raise
-        stack.push_async_callback(asyncio.to_thread, scratch.close)
-        return scratch
-
-    async def _make_parts(self, log: Log, scratch: Scratch) -> _Parts:
-        settings = self._settings
-        objects = await asyncio.to_thread(open_objects, settings.blobs)
-        snapshots = Snapshots(objects, keep=settings.snapshots_kept)
-        slots, rows = slots_of(settings.shard, settings.shard_count), settings.seal_rows
-        follower = Follower(
-            log,
-            slots,
-            delta_rows=rows,
-            poll_s=settings.poll_s,
-            budget=MemoryBudget.of(settings.memory_limit_bytes),
-            source=Restorer(
-                snapshots, scratch, slots, delta_rows=rows, device=settings.search_device
-            ),
-        )
-        return _Parts(
-            log=log,
-            blobs=ContentBlobs(objects),
-            follower=follower,
-            maintainer=Maintainer(settings, log, follower, snapshots, scratch),
-            committer=Committer(log, settings.max_waiting_writes),
-        )
-
-    async def _open_log(self) -> Log:
-        """Return the log; wait for its database as long as that takes."""
-        while True:
-            try:
-                self._settings.data_dir.mkdir(parents=True, exist_ok=True)
-                return await asyncio.to_thread(Log, self._settings.url)
-            except LogUnavailable as error:
-                logger.warning("waiting for the log", extra={"error": error.message})
-                await asyncio.sleep(START_PAUSE_S)
+    def _note_waiting(self, error: MmeshError) -> None:
+        self._why_closed = error
 
     async def __aexit__(self, *_: object) -> None:
-        await self._searcher.close()
+        for unwanted in self._copies:
+            unwanted.set()
+        if self._parts is not None:
+            await self._parts.searcher.close()
         await asyncio.gather(*self._dropping, return_exceptions=True)
-        for pool in (self._preparer, self._reader):
+        for pool in (self._preparer, self._reader, self._storing, self._pictures, self._copier):
             await asyncio.to_thread(pool.shutdown)
         await self._stack.aclose()
 
@@ -179,7 +127,7 @@ class IndexEngine:
         request_id: str,
     ) -> Collection:
         """Create the collection, or return it if it exists for the same model."""
-        check_factory(settings.index_factory, dim)
+        await self._trials.check(settings.index_factory, dim)
         row = await self._read(
             self._open.log.create_collection, name, dim, model_fingerprint, settings, request_id
         )
@@ -191,20 +139,46 @@ class IndexEngine:
     ) -> Collection:
         """Change some of the collection's settings."""
         row = await self._read(self._open.log.collection, name)
-        check_factory(change.get("index_factory", ""), row.dim)
+        await self._trials.check(change.get("index_factory", ""), row.dim)
         update = self._open.log.update_collection
         row = await self._read(update, name, change, request_id)
         self._open.follower.look(row.name)
         return self._describe(row)
 
-    async def get_collection(self, name: str) -> Collection:
+    async def get_collection(self, name: str, *, with_attributes: bool = False) -> Collection:
         """Return the collection."""
-        return self._describe(await self._read(self._open.log.collection, name))
+        row = await self._read(self._open.log.collection, name)
+        if not with_attributes:
+            return self._describe(row)
+        counts = await self._read(self._open.log.attributes, row.key)
+        return replace(self._describe(row), attributes=summaries(counts))
 
     async def list_collections(self, after: str, limit: int) -> list[Collection]:
         """Return collections with names after `after`."""
         rows = await self._read(self._open.log.collections, after, limit)
         return [self._describe(row) for row in rows]
+
+    async def copy_collection(
+        self, source: str, name: str, request_id: str, deadline: Deadline
+    ) -> Collection:
+        """Return a read-only copy of what the log has of a collection now.
+
+        A process makes one at a time: each is a transaction for as long as it takes. It ends with
+        its caller, and with the engine.
+
+        Raises:
+            Unavailable: the engine ends.
+        """
+        copy, unwanted = self._open.log.copy_collection, threading.Event()
+        check = partial(_check_copy, deadline, unwanted)
+        self._copies.add(unwanted)
+        try:
+            row = await self._run(self._copier, copy, source, name, request_id, check)
+        finally:
+            unwanted.set()  # the caller may have been cancelled, which no thread hears of
+            self._copies.discard(unwanted)
+        self._open.follower.look()
+        return self._describe(row)
 
     async def delete_collection(self, name: str, request_id: str) -> int:
         """Delete the collection and return how many candidates it had.
@@ -252,16 +226,17 @@ class IndexEngine:
         mirror: MirrorVectors | None = None,
     ) -> str:
         """Store candidates durably, all or none, and return the token of the write."""
-        rows = await self._prepare(collection, candidates, vectors, model_fingerprint)
-        mirrored = None
-        if mirror is not None:
-            _check_count("mirror_vectors", mirror.rows, candidates)
-            taken = await self._run(self._preparer, _mirror_rows, rows, mirror.rows)
-            mirrored = Mirrored(taken, mirror.model_fingerprint)
-        types = attribute_types_with(candidates)
-        return await self._write(
-            Upsert(collection, rows, types, request_id, model_fingerprint, mirrored)
-        )
+        async with _committing():
+            rows = await self._prepare(collection, candidates, vectors, model_fingerprint)
+            mirrored = None
+            if mirror is not None:
+                check_count("mirror_vectors", mirror.rows, candidates)
+                taken = await self._run(self._preparer, mirror_rows, rows, mirror.rows)
+                mirrored = Mirrored(taken, mirror.model_fingerprint)
+            check = type_check(candidates)
+            return await self._write(
+                Upsert(collection, rows, check, request_id, model_fingerprint, mirrored)
+            )
 
     async def fill(
         self,
@@ -272,9 +247,10 @@ class IndexEngine:
         request_id: str,
     ) -> str:
         """Store those candidates that the collection lacks and its mirror has; return the token."""
-        rows = await self._prepare(collection, candidates, vectors, model_fingerprint)
-        types = attribute_types_with(candidates)
-        return await self._write(Fill(collection, rows, types, request_id, model_fingerprint))
+        async with _committing():
+            rows = await self._prepare(collection, candidates, vectors, model_fingerprint)
+            check = type_check(candidates)
+            return await self._write(Fill(collection, rows, check, request_id, model_fingerprint))
 
     async def _prepare(
         self,
@@ -284,30 +260,15 @@ class IndexEngine:
         model_fingerprint: str,
     ) -> list[NewCandidate]:
         row = await self._row_that_fits(collection, vectors.shape[1], model_fingerprint)
-        _check_count("vectors", vectors, candidates)
+        check_count("vectors", vectors, candidates)
         check_candidates(candidates, row.settings.limits)
-        return await self._run(self._preparer, self._new_rows, candidates, vectors)
+        blobs = self._open.blobs
+        return await self._run(self._preparer, new_rows, candidates, vectors, blobs, self._storing)
 
     async def _write(self, write: Upsert) -> str:
         written = await self._open.committer.write(write, len(write.candidates))
         self._open.follower.look(write.collection)
         return written.token
-
-    def _new_rows(
-        self, candidates: Sequence[Candidate], vectors: FloatMatrix
-    ) -> list[NewCandidate]:
-        unit = unit_rows(vectors)
-        return [self._new_row(c, v) for c, v in zip(candidates, unit, strict=True)]
-
-    def _new_row(self, candidate: Candidate, vector: FloatMatrix) -> NewCandidate:
-        return NewCandidate(
-            candidate.id,
-            slot_of(candidate.id),
-            candidate.content.modality,
-            attributes_to_json(candidate.attributes),
-            parts_to_json(candidate.content, self._open.blobs),
-            pack(vector),
-        )
 
     async def delete(self, collection: str, ids: Sequence[str], request_id: str) -> tuple[int, str]:
         """Delete candidates durably; return how many there were, and the token."""
@@ -321,20 +282,48 @@ class IndexEngine:
         """Delete those for which the filter holds now; return how many, and the last token."""
         parts = self._open
         row = await self._read(parts.log.collection, collection)
-        self._check_filter(condition, row)
+        _check_filter(condition, row)
         look = partial(parts.follower.look, row.name)
         deletion = FilterDeletion(parts.log, parts.committer, self._read, look)
         answer = await deletion.run(row, condition, request_id)
         return answer.count, answer.text
 
-    async def get(self, collection: str, ids: Sequence[str]) -> list[Candidate]:
-        """Return those of `ids` that exist, in their order, with their pictures."""
+    async def get(
+        self, collection: str, ids: Sequence[str], most_bytes: int = 0, *, images: bool = True
+    ) -> tuple[list[Candidate], list[str]]:
+        """Return those of `ids` that exist, in their order, and the ids of those that were left.
 
-        def read() -> list[Candidate]:
+        With `most_bytes` as many as fit into these, and one at least.
+        """
+
+        def read() -> tuple[list[Candidate], list[str]]:
             rows = {stored.id: stored for stored in self._open.log.get(collection, ids)}
-            return [candidate_of(rows[i], self._open.blobs) for i in ids if i in rows]
+            wanted = [rows[i] for i in ids if i in rows]
+            whole = (
+                partial(self._whole, collection) if images else partial(candidate_of, blobs=None)
+            )
+            read_some = partial(
+                together, self._pictures, whole, waits=_has_picture if images else _never
+            )
+            found = filling(read_some, wanted, attrgetter("size"), most_bytes or sys.maxsize)
+            return found, [one.id for one in wanted[len(found) :]]
 
         return await self._read(read)
+
+    def _whole(self, collection: str, stored: StoredCandidate) -> Candidate:
+        """Return a candidate with its pictures.
+
+        Those of a row that was replaced meanwhile may be gone: then it is read once more.
+        """
+        found = candidate_of(stored, self._open.blobs)
+        if found.problem is None:
+            return found
+        rows = self._open.log.get(collection, [stored.id])
+        if rows and rows[0] != stored:
+            found = candidate_of(rows[0], self._open.blobs)
+        if rows and found.problem is not None:
+            metrics.damaged_total.labels("picture").inc()
+        return found
 
     async def page(
         self, collection: str, after: str, limit: int, *, vectors: bool = False
@@ -347,9 +336,13 @@ class IndexEngine:
 
         return row, await self._read(read)
 
-    async def candidate(self, stored: StoredCandidate, *, images: bool) -> Candidate:
+    async def candidate(
+        self, collection: str, stored: StoredCandidate, *, images: bool
+    ) -> Candidate:
         """Return a stored candidate as users know it, with or without the bytes of pictures."""
-        return await self._read(candidate_of, stored, self._open.blobs if images else None)
+        if images:
+            return await self._read(self._whole, collection, stored)
+        return candidate_of(stored, None)
 
     # -- search
 
@@ -358,27 +351,41 @@ class IndexEngine:
 
         Raises:
             StaleReplica: the state asked for was not reached in time.
+            HistoryLost: the log has lost the write that the token names.
             Overloaded: too many searches wait already.
             MemoryFull: this shard refused to load the collection.
         """
+        since = time.monotonic()
         token = Token.parse(order.token) if order.consistency is Consistency.SESSION else None
         row = await self._row_for_search(order, token)
         check_limit(order.limit, row.settings.limits)
         if order.filter is not None:
-            self._check_filter(order.filter, row)
+            _check_filter(order.filter, row)
         queries = unit_rows(order.queries, "queries")
-        wanted = row.seq if order.consistency is Consistency.STRONG else 0
-        if token is not None:
-            wanted = _seq_of(token, row)
-        view = await self._open.follower.wait_for(row, wanted, deadline.share(FRESH_SHARE))
-        return await self._searcher.search(
-            PendingSearch(view, queries, order.modalities, order.limit, order.filter)
+        view = await self._view_for(row, order, token, since, deadline)
+        reading = Reading()
+        if order.filter is not None:
+            wanted = row.seq if order.consistency is Consistency.STRONG else 0
+            reading = await self._read_filter(order.filter, row, token.seq if token else wanted)
+        found = await self._open.searcher.search(
+            PendingSearch(
+                view,
+                queries,
+                order.modalities,
+                order.limit,
+                reading.condition,
+                row.settings.read_only,
+            )
         )
+        return found._replace(unknown=reading.unknown) if reading.unknown else found
 
-    def _check_filter(self, condition: Filter, row: CollectionRow) -> None:
-        check_filter(condition)
-        check_depth(condition, row.settings.limits)
-        check_types(condition, row.attribute_types)
+    async def _read_filter(self, condition: Filter, row: CollectionRow, seq: int) -> Reading:
+        """Return what a filter means for a view that reflects `seq`."""
+        newest = partial(self._read, self._open.log.collection, row.name)
+        seen = self._open.follower.row(row.name)
+        if seen is None or seen.epoch != row.epoch:
+            seen = row
+        return await read_filter(condition, seen if seen.seq >= seq else await newest(), newest)
 
     async def _row_for_search(self, order: VectorSearch, token: Token | None) -> CollectionRow:
         dim, model_fingerprint = order.queries.shape[1], order.model_fingerprint or None
@@ -390,6 +397,25 @@ class IndexEngine:
         row = await self._read(self._open.log.collection, order.collection)
         check_model(row, dim, model_fingerprint)
         return row
+
+    async def _view_for(
+        self,
+        row: CollectionRow,
+        order: VectorSearch,
+        token: Token | None,
+        since: float,
+        deadline: Deadline,
+    ) -> View:
+        freshness, deadline = self._freshness, deadline.share(FRESH_SHARE)
+        if order.consistency is Consistency.STRONG:
+            return await freshness.head(row, since, deadline)
+        if token is not None:
+            return await freshness.after(row, token, deadline)
+        return await freshness.any(row, deadline)
+
+    @property
+    def _freshness(self) -> Freshness:
+        return Freshness(self._open.follower, self._open.log, self._read)
 
     async def _row_that_fits(
         self, collection: str, dim: int, model_fingerprint: str | None
@@ -430,20 +456,22 @@ class IndexEngine:
 
     async def _fresh_view(self, collection: str, deadline: Deadline) -> tuple[CollectionRow, View]:
         """Return the collection as the log has it, and its view once that has caught up."""
+        since = time.monotonic()
         row = await self._read(self._open.log.collection, collection)
-        return row, await self._open.follower.wait_for(row, row.seq, deadline)
+        return row, await self._freshness.head(row, since, deadline)
 
     # -- threads
 
     @property
-    def _open(self) -> _Parts:
+    def _open(self) -> Parts:
         """The parts.
 
         Raises:
             LogUnavailable: its database was not reached yet, so there are none.
+            DataLoss: its file is damaged as a whole.
         """
         if self._parts is None:
-            raise LogUnavailable("this process is starting and has not reached the log yet")
+            raise self._why_closed.with_traceback(None)
         return self._parts
 
     async def _read(self, work: Callable[..., Result], *arguments: object) -> Result:
@@ -455,36 +483,25 @@ class IndexEngine:
         return await asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
 
 
-def _check_count(path: str, vectors: FloatMatrix, candidates: Sequence[Candidate]) -> None:
-    if len(vectors) != len(candidates):
-        raise InvalidField(path, f"has {len(vectors)} rows for {len(candidates)} candidates")
+def _has_picture(stored: StoredCandidate) -> bool:
+    return bool(pictures_of(stored.parts))
 
 
-def _mirror_rows(rows: Sequence[NewCandidate], vectors: FloatMatrix) -> list[NewCandidate]:
-    """Return the rows with the vectors of another model, without those that have none."""
-    held = np.flatnonzero(vectors.any(axis=1))
-    unit = unit_rows(vectors[held], "mirror_vectors")
-    return [replace(rows[n], vector=pack(v)) for n, v in zip(held.tolist(), unit, strict=True)]
+def _never(stored: StoredCandidate) -> bool:
+    return False
 
 
-def check_model(row: CollectionRow, dim: int, model_fingerprint: str | None) -> None:
-    """Raise `DimMismatch` or `ModelMismatch` unless vectors, of any model if None, fit."""
-    if dim != row.dim:
-        raise DimMismatch(
-            f"vectors are {dim} wide; collection {row.name!r} has {row.dim}",
-            {"collection": row.name, "dim": str(row.dim)},
-        )
-    if model_fingerprint not in (None, row.model_fingerprint):
-        raise ModelMismatch(
-            f"vectors are of model {model_fingerprint!r}; collection {row.name!r} is for "
-            f"{row.model_fingerprint!r}. Ingest into a new collection, or serve that model",
-            {"collection": row.name, "model_fingerprint": row.model_fingerprint},
-        )
+def _check_filter(condition: Filter, row: CollectionRow) -> None:
+    check_filter(condition)
+    check_depth(condition, row.settings.limits)
 
 
-def _seq_of(token: Token, row: CollectionRow) -> int:
-    """Return the sequence that the token names; that of the row if it is of another collection.
+def _check_copy(deadline: Deadline, unwanted: threading.Event) -> None:
+    deadline.check()
+    if unwanted.is_set():
+        raise Unavailable("this process ends before the copy is complete; make it again")
 
-    The alias may have moved from that one to its mirror, which has the same writes.
-    """
-    return token.seq if token.epoch == row.epoch else row.seq
+
+def _committing() -> asyncio.Timeout:
+    """Bound the time from storing pictures to naming them; half of it is left for the commit."""
+    return asyncio.timeout(COMMIT_S / 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from mmesh.errors import CollectionNotFound
 from mmesh.filters import Filter
 from services.index.log.answers import Answer, digest_of
+from services.index.log.attributes import typed
 from services.index.log.committer import Committer
 from services.index.log.ledger import DeleteUnchanged
 from services.index.log.log import Log
@@ -40,8 +42,11 @@ class FilterDeletion:
         Raises:
             RequestIdReused: the request id was that of another request.
             CollectionNotFound: the collection was deleted meanwhile.
+            HistoryLost: the log was restored meanwhile to an earlier state.
+            InvalidFilter: it compares an attribute with a value of another type.
         """
         request_id = request_id or uuid.uuid4().hex
+        wanted = typed(condition, row.attribute_types)  # what it means may change; the digest not
         digest = digest_of("delete_by_filter", repr(condition))
         answer: Answer | None = await self.read(self.log.answer, row.key, request_id, digest)
         if answer is not None and answer.is_final:
@@ -50,10 +55,15 @@ class FilterDeletion:
         after, is_last = "", False
         while not is_last:
             page = await self.read(self.log.page, row.name, after, PAGE_ROWS)
-            seqs = _held(page, condition, until_seq)
+            seqs = await asyncio.to_thread(_held, page, wanted, until_seq)
             is_last = len(page) < PAGE_ROWS
             if seqs or is_last:
-                step = DeleteUnchanged(row.name, seqs, request_id, digest, until_seq, is_last)
+                now = await self.read(self.log.collection, row.name)
+                if now.epoch != row.epoch:
+                    raise CollectionNotFound(row.name)
+                step = DeleteUnchanged(
+                    row.name, seqs, request_id, digest, until_seq, is_last, now.head
+                )
                 await self.committer.write(step, len(seqs))
                 self.on_step()
             after = page[-1].id if page else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmesh.candidates import Candidate
-from mmesh.collections import CollectionLimits
+from mmesh.collections import CollectionLimits, check_within
 from mmesh.errors import InvalidField, InvalidFilter
 from mmesh.filters import AllOf, AnyOf, Filter, Not
 from mmesh.search import MAX_LIMIT
@@ -16,14 +16,7 @@ def check_candidates(candidates: Sequence[Candidate], limits: CollectionLimits) 
     if not (limits.max_attributes or limits.max_candidate_bytes):
         return
     for number, candidate in enumerate(candidates):
-        path, count = f"candidates[{number}]", len(candidate.attributes)
-        if limits.max_attributes and count > limits.max_attributes:
-            problem = f"has {count} entries; this collection allows {limits.max_attributes}"
-            raise InvalidField(f"{path}.attributes", problem)
-        size = _size(candidate)
-        if limits.max_candidate_bytes and size > limits.max_candidate_bytes:
-            problem = f"has {size} bytes; this collection allows {limits.max_candidate_bytes}"
-            raise InvalidField(path, problem)
+        check_within(candidate, limits, f"candidates[{number}]")
 
 
 def check_limit(limit: int, limits: CollectionLimits) -> None:
@@ -44,16 +37,3 @@ def _depth(condition: Filter) -> int:
     if isinstance(condition, AllOf | AnyOf):
         return 1 + max(map(_depth, condition.filters), default=0)
     return 1 + _depth(condition.filter) if isinstance(condition, Not) else 1
-
-
-def _size(candidate: Candidate) -> int:
-    """Return the bytes of id, parts and attributes."""
-    content = sum(
-        len(part.encode()) if isinstance(part, str) else len(part.data)
-        for part in candidate.content.parts
-    )
-    attributes = sum(
-        len(name) + sum(len(str(v)) for v in (value if isinstance(value, tuple) else (value,)))
-        for name, value in candidate.attributes.items()
-    )
-    return len(candidate.id.encode()) + content + attributes

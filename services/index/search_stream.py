@@ -120,18 +120,13 @@ class SearchStream:
 
     async def _answer(self, search: index_pb2.StreamedSearch) -> index_pb2.StreamedAnswer:
         answer = index_pb2.StreamedAnswer(id=search.id)
+        seconds = search.timeout_seconds or DEFAULT_S
         try:
-            await self._fill(answer.response, search)
+            if not seconds > 0:  # true for NaN, too
+                raise InvalidField("timeout_seconds", f"is {seconds}; it must be positive")
+            deadline = Deadline.after(min(seconds, LONGEST_S))
+            work = self._search(search.search, answer.response, deadline)
+            await as_call(METHOD, search.request_id, deadline, work)
         except MmeshError as error:
             answer.problem.CopyFrom(wire.problem_to_pb(error))
         return answer
-
-    async def _fill(
-        self, response: index_pb2.SearchResponse, search: index_pb2.StreamedSearch
-    ) -> None:
-        seconds = search.timeout_seconds or DEFAULT_S
-        if not seconds > 0:  # true for NaN, too
-            raise InvalidField("timeout_seconds", f"is {seconds}; it must be positive")
-        deadline = Deadline.after(min(seconds, LONGEST_S))
-        work = self._search(search.search, response, deadline)
-        await as_call(METHOD, search.request_id, deadline, work)

@@ -34,4 +34,4 @@ def main() -> None:
     """Run the service with settings from flags and environment."""
     settings = IndexSettings.from_command_line()
     logs.set_up(f"index-{settings.shard}", settings.log_level)
-    run_service(serve(settings))
+    run_service(serve(settings), settings)

@@ -18,9 +18,10 @@ from mmesh.api.index.v1 import (
 from mmesh.api.vector.v1 import vector_pb2
 from mmesh.candidates import Candidate, check_candidate
 from mmesh.collections import check_change, check_settings
-from mmesh.content import Modality, check_id
+from mmesh.content import Modality
 from mmesh.errors import InvalidField
 from mmesh.serving.deadline import Context, Deadline
+from mmesh.values.ids import check_id
 from mmesh.vectors import MAX_DIM, unpack
 from mmesh.wire import page_size_of
 from mmesh.wire.encoding import built, candidate_bytes
@@ -36,8 +37,8 @@ from services.index.view.view import Found
 DEFAULT_DEADLINE_S, LONG_DEADLINE_S = 30.0, 3600.0
 MAX_CANDIDATES = 1000
 MAX_QUERIES = 1024
-PAGE_SHARE = 0.9
-"""Share of a message that a page fills before it is cut short."""
+PAGE_BYTES = 16 << 20
+"""Bytes of a page: gRPC copies a message on the event loop, a millisecond for each of its MiB."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
@@ -68,7 +69,9 @@ class CollectionServicer(collection_service_pb2_grpc.CollectionServiceServicer):
     async def GetCollection(
         self, request: collection_service_pb2.GetCollectionRequest, context: Context
     ) -> collection_service_pb2.GetCollectionResponse:
-        found = await self._engine.get_collection(request.name)
+        found = await self._engine.get_collection(
+            request.name, with_attributes=request.include_attributes
+        )
         return collection_service_pb2.GetCollectionResponse(collection=wire.collection_to_pb(found))
 
     async def ListCollections(
@@ -91,6 +94,19 @@ class CollectionServicer(collection_service_pb2_grpc.CollectionServiceServicer):
         return collection_service_pb2.UpdateCollectionResponse(
             collection=wire.collection_to_pb(changed)
         )
+
+    async def CopyCollection(
+        self, request: collection_service_pb2.CopyCollectionRequest, context: Context
+    ) -> collection_service_pb2.CopyCollectionResponse:
+        _check_name(request.name)
+        _check_request_id(request.request_id)
+        copy = await self._engine.copy_collection(
+            request.source,
+            request.name,
+            request.request_id,
+            Deadline.of(context, LONG_DEADLINE_S),
+        )
+        return collection_service_pb2.CopyCollectionResponse(collection=wire.collection_to_pb(copy))
 
     async def DeleteCollection(
         self, request: collection_service_pb2.DeleteCollectionRequest, context: Context
@@ -169,11 +185,16 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
         self, request: index_pb2.BatchGetCandidatesRequest, context: Context
     ) -> index_pb2.BatchGetCandidatesResponse:
         _check_ids(request.ids)
-        found = await self._engine.get(request.collection, list(dict.fromkeys(request.ids)))
+        if request.max_bytes < 0:
+            raise InvalidField("max_bytes", f"is {request.max_bytes}; it must not be negative")
+        ids = list(dict.fromkeys(request.ids))
+        found, left = await self._engine.get(
+            request.collection, ids, request.max_bytes, images=not request.omit_images
+        )
         return await built(
             candidate_bytes(found),
             lambda: index_pb2.BatchGetCandidatesResponse(
-                candidates=map(wire.candidate_to_pb, found)
+                candidates=map(wire.candidate_to_pb, found), left_ids=left
             ),
         )
 
@@ -184,11 +205,11 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
         row, stored = await self._engine.page(
             request.collection, request.page_token, size + 1, vectors=request.include_vectors
         )
-        most, filled = int(PAGE_SHARE * self._settings.max_message_bytes), 0
+        most, filled = min(PAGE_BYTES, self._settings.max_message_bytes // 2), 0
         found: list[Candidate] = []
         for one in stored[:size]:
-            candidate = await self._engine.candidate(one, images=request.include_images)
-            filled += candidate_bytes([candidate]) + len(one.vector)
+            candidate = await self._engine.candidate(row.name, one, images=request.include_images)
+            filled += candidate.size + len(one.vector)
             if filled > most and found:  # one alone always fits
                 break
             found.append(candidate)
@@ -228,6 +249,8 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
         for lists in result.lists:
             for modality, found in zip(search.modalities, lists, strict=True):
                 _fill_list(response.lists.add(), modality, found, self._attributes)
+        for name, meant in result.unknown.items():
+            response.unknown_attributes.add(name=name, nearest=meant)
         response.token = result.token
         response.search_seconds, response.queue_seconds = result.search_s, result.queue_s
 

@@ -11,17 +11,18 @@ import shutil
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmesh.errors import DataLoss, InternalError, MmeshError, StorageFull
 from mmesh.vectors import FloatMatrix
 from services.index.build.worker import DEFAULT_RECALL, main, temporary
+from services.index.segments import files
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,19 @@ class BuildOrder:
     """Queries (m, dim) like those to come, to measure recall with; rows stand in for them."""
 
 
+class Patience(NamedTuple):
+    """How long a build may take before its process is taken for hung, and ended."""
+
+    least_s: float
+    value_s: float
+    """For each number of the vectors, rows times dim."""
+
+
+PATIENCE = Patience(least_s=600.0, value_s=2e-5)
+"""About ten times what a build takes, of a graph on a busy core: for a million rows of 384 numbers,
+2.3 hours."""
+
+
 class Builder:
     """Builds one segment at a time in a worker process, which it starts anew when it died.
 
@@ -73,16 +87,20 @@ class Builder:
     as soon as this process is gone.
     """
 
-    def __init__(self, *, nice: int, threads: int, scratch: Path) -> None:
+    def __init__(
+        self, *, nice: int, threads: int, scratch: Path, patience: Patience = PATIENCE
+    ) -> None:
         """Remember how to start the worker.
 
         Args:
             nice: how much lower than this process's the worker's priority is, 0 to 19.
             threads: cores that it may use.
             scratch: a folder for what goes into orders; made when missing.
+            patience: how long a build may take.
         """
         self._arguments = ("--nice", str(nice), "--threads", str(threads))
         self._threads, self._scratch = threads, scratch
+        self._patience = patience
         self._turn = asyncio.Lock()
         self._worker: Process | None = None
         self._complaints: asyncio.Task[None] | None = None
@@ -104,7 +122,7 @@ class Builder:
         """Build a segment and return its folder; cancelling ends the worker and its work.
 
         Raises:
-            BuildFailed: the worker died or met an error.
+            BuildFailed: the worker died, met an error, or took far longer than such a build takes.
             DataLoss: an input is damaged.
             StorageFull: the disk is full.
         """
@@ -119,15 +137,22 @@ class Builder:
             return order.output
         raise _ERRORS[reply["kind"]](reply["error"])
 
+    def _limit_s(self, values: int) -> float:
+        return self._patience.least_s + self._patience.value_s * values
+
     def _new_folder(self) -> Path:
         self._scratch.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(dir=self._scratch))
 
     async def _finished(self, order: BuildOrder, line: bytes) -> dict[str, Any]:
         reply: dict[str, Any] | None = None
+        limit_s = self._limit_s(await asyncio.to_thread(_values_in, order.inputs))
         try:
-            reply = await self._ask(line)
+            async with asyncio.timeout(limit_s):
+                reply = await self._ask(line)
             return reply
+        except TimeoutError:
+            raise BuildFailed(f"the builder took over {limit_s:.0f} s and was ended") from None
         finally:
             if reply is None:
                 await self._end_worker()
@@ -151,7 +176,7 @@ class Builder:
         if self._worker is None or self._worker.returncode is not None:
             await self._end_worker()
             self._worker = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", __name__, *self._arguments),
+                *(sys.executable, "-P", "-m", __name__, *self._arguments),
                 stdin=PIPE,
                 stdout=PIPE,
                 stderr=PIPE,
@@ -190,6 +215,16 @@ async def _log_lines(worker: Process) -> None:
 def _kill(worker: Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         worker.kill()
+
+
+def _values_in(inputs: Sequence[Input]) -> int:
+    """Return how many numbers the vectors of the inputs have; 0 for what cannot be read."""
+    values = 0
+    for given in inputs:
+        with contextlib.suppress(DataLoss):  # the worker says so
+            about = files.read_about(given.folder)
+            values += about.rows * about.dim
+    return values
 
 
 def _line_of(order: BuildOrder, scratch: Path) -> bytes:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -85,10 +84,10 @@ _OFFERED = "Flat, SQ, PQ, RaBitQ, IVF, HNSW, RR, OPQ, PCA, ITQ, RFlat and Refine
 
 
 def check_factory(index_factory: str, dim: int, path: str = "settings.index_factory") -> None:
-    """Raise `InvalidField`, naming `path`, unless FAISS can build this structure for `dim`.
+    """Raise `InvalidField`, naming `path`, unless this structure is offered for `dim`.
 
     The empty string stands for the automatic choice. What would take much memory before it holds a
-    single row, or cannot search by inner products, is refused.
+    single row is refused. Whether FAISS can build the rest is seen by a trial, see `trial`.
     """
     if not index_factory:
         return
@@ -100,13 +99,14 @@ def check_factory(index_factory: str, dim: int, path: str = "settings.index_fact
     _check_sizes(index_factory, dim, path)
     if "HNSW" in re.sub(r"IVF\d+_HNSW", "", index_factory) and "RaBitQ" in index_factory:
         raise InvalidField(path, "is for Euclidean distances only; scores are inner products")
-    try:
-        index = faiss.index_factory(dim, index_factory, faiss.METRIC_INNER_PRODUCT)
-    except (RuntimeError, MemoryError) as error:
-        reason = str(error).rpartition(": ")[2] or type(error).__name__
-        raise InvalidField(path, f"cannot be built for dim {dim}: {reason}") from None
-    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise InvalidField(path, "is for Euclidean distances only; scores are inner products")
+
+
+_WHERE = re.compile(r"Error in .*? at \S+:\d+: |Error: ", re.DOTALL)
+
+
+def reason_of(error: Exception) -> str:
+    """Return what FAISS says is wrong, without the place in its sources."""
+    return _WHERE.sub("", str(error)).strip()[:300] or type(error).__name__
 
 
 def _check_sizes(index_factory: str, dim: int, path: str) -> None:

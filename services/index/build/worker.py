@@ -267,7 +267,7 @@ def _answer(line: str) -> dict[str, Any]:
         about = build(json.loads(line))
     except Exception as error:
         known = isinstance(error, MmeshError)
-        message = str(error) if known else f"{type(error).__name__}: {error}"
+        message = str(error) if known else f"{type(error).__name__}: {tuning.reason_of(error)}"
         return {"ok": False, "error": message[:2000], "kind": _kind_of(error)}
     return {"ok": True, "rows": about.rows, "recall": about.recall}
 

@@ -1,16 +1,17 @@
-"""Collections and their aliases in the log's tables; every function works inside a transaction."""
+"""Collections, their aliases and attributes in the log's tables; all works inside a transaction."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from threading import Lock
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from cachetools import LRUCache
 
 from mmesh.collections import CollectionLimits, CollectionSettings
 from mmesh.errors import (
@@ -20,8 +21,10 @@ from mmesh.errors import (
     FailedPrecondition,
     InvalidField,
 )
+from services.index.log.attributes import Counts, Uses, types_in
+from services.index.log.databases.database import Database
 from services.index.log.rows import CollectionRow
-from services.index.log.tables import MODALITIES, aliases, collections, dropped
+from services.index.log.tables import MODALITIES, aliases, attributes, collections, dropped
 
 _alias_list = (
     sa.select(sa.func.aggregate_strings(aliases.c.alias, ","))
@@ -52,8 +55,12 @@ _RESERVED = ",\0"
 """Characters that no name has: one of them separates aliases, the other PostgreSQL refuses."""
 
 
-@lru_cache(maxsize=4096)
-def _row_of(values: tuple[Any, ...]) -> CollectionRow:
+_parsed: LRUCache[int, tuple[tuple[Any, ...], CollectionRow]] = LRUCache(4096)
+"""The latest row of a collection, by its key: each write makes another, and the last is no more."""
+_parsed_lock = Lock()
+
+
+def _parse(values: tuple[Any, ...]) -> CollectionRow:
     by_name = dict(zip((*(c.name for c in collections.c), "aliases"), values, strict=True))
     counts = {m: by_name.pop(f"{m.value}_count") for m in MODALITIES}
     created: datetime = by_name.pop("create_time")
@@ -70,8 +77,17 @@ def _row_of(values: tuple[Any, ...]) -> CollectionRow:
 
 
 def row_of(row: Sequence[Any]) -> CollectionRow:
-    """Return a row of `ROWS` as the index knows it; equal ones are parsed once."""
-    return _row_of(tuple(row))
+    """Return a row of `ROWS` as the index knows it; one that has not changed is not parsed anew."""
+    values = tuple(row)
+    key: int = values[0]
+    with _parsed_lock:
+        known = _parsed.get(key)
+    if known is not None and known[0] == values:
+        return known[1]
+    parsed = _parse(values)
+    with _parsed_lock:
+        _parsed[key] = values, parsed
+    return parsed
 
 
 def settings_to_json(settings: CollectionSettings) -> str:
@@ -186,6 +202,12 @@ def create(
     return row
 
 
+def check_free(connection: sa.Connection, name: str) -> None:
+    """Raise `CollectionExists` when a collection or an alias has this name."""
+    if find(connection, name) is not None:
+        raise CollectionExists(f"{name!r} exists; choose another name", {"collection": name})
+
+
 def update(connection: sa.Connection, key: int, **values: Any) -> None:
     """Set columns of a collection."""
     connection.execute(collections.update().where(collections.c.key == key).values(**values))
@@ -223,9 +245,57 @@ def set_alias(connection: sa.Connection, alias: str, collection: str) -> str:
 
 def delete_alias(connection: sa.Connection, alias: str) -> None:
     """Delete an alias, or raise `AliasNotFound`."""
-    found = is_name(alias) and connection.execute(
-        aliases.delete().where(aliases.c.alias == alias)
-    ).rowcount  # fmt: skip
+    found = (
+        is_name(alias)
+        and connection.execute(aliases.delete().where(aliases.c.alias == alias)).rowcount
+    )
     if not found:
         shown = alias[:80]
         raise AliasNotFound(f"no alias is named {shown!r}; see the aliases of the collections")
+
+
+class UsesTable:
+    """Reads and writes the uses of attributes, inside transactions."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        columns = attributes.c
+        self._all = sa.select(columns.name, columns.type, columns.count).where(
+            columns.key == sa.bindparam("key")
+        )
+        self._some = self._all.where(database.is_one_of(columns.name, "names"))
+
+    def read_all(self, connection: sa.Connection, key: int) -> Counts:
+        """Return the counts of all attributes of a collection."""
+        found = connection.execute(self._all.order_by(attributes.c.name), {"key": key})
+        return {(name, kind): count for name, kind, count in found}
+
+    def read(self, connection: sa.Connection, key: int, rows: Iterable[str]) -> Uses:
+        """Return the uses of the attributes that these rows of candidates have."""
+        types = {row: types_in(row) for row in rows if row}
+        names = list(dict.fromkeys(name for found in types.values() for name in found))
+        if not names:
+            return Uses({}, {})
+        values = {"key": key, "names": self._database.many(names)}
+        found = connection.execute(self._some, values)
+        return Uses({(name, kind): count for name, kind, count in found}, types)
+
+    def save(self, connection: sa.Connection, key: int, uses: Uses) -> None:
+        """Write the counts that have changed; the collection is locked."""
+        counts = uses.changed
+        if not counts:
+            return
+        named = [{"of_name": name, "of_type": kind} for name, kind in counts]
+        connection.execute(_GONE.where(attributes.c.key == key), named)
+        rows = [
+            {"key": key, "name": name, "type": kind, "count": count}
+            for (name, kind), count in counts.items()
+            if count
+        ]
+        if rows:
+            connection.execute(attributes.insert(), rows)
+
+
+_GONE = attributes.delete().where(
+    attributes.c.name == sa.bindparam("of_name"), attributes.c.type == sa.bindparam("of_type")
+)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
 
-from mmesh.errors import MmeshError, Overloaded
+from mmesh.errors import LogUnavailable, MmeshError, Overloaded, StorageFull
 from services.index import metrics
 from services.index.log.ledger import Write, Written
 from services.index.log.log import Log
@@ -69,9 +69,24 @@ class Committer:
                 continue
             try:
                 await self._write(group)
+            except (LogUnavailable, StorageFull) as error:  # of all alike
+                _fail(group, error)
             except Exception as error:  # whatever it is, nobody may wait for ever
-                for waiting in group:
-                    _settle(waiting, error)
+                await self._write_apart(group, error)
+
+    async def _write_apart(self, group: list[_Waiting], error: Exception) -> None:
+        """Write for each collection of a group that failed: rows of one alone may be damaged."""
+        by_name: dict[str, list[_Waiting]] = {}
+        for waiting in group:
+            by_name.setdefault(waiting.write.collection, []).append(waiting)
+        if len(by_name) == 1:
+            _fail(group, error)
+            return
+        for part in by_name.values():
+            try:
+                await self._write(part)
+            except Exception as own:  # as above
+                _fail(part, own)
 
     async def _write(self, group: list[_Waiting]) -> None:
         loop = asyncio.get_running_loop()
@@ -93,14 +108,20 @@ class Committer:
         return group
 
 
+def _fail(group: list[_Waiting], error: Exception) -> None:
+    for waiting in group:
+        _settle(waiting, error)
+
+
 def _settle(waiting: _Waiting, outcome: Written | Exception) -> None:
     metrics.write_seconds.observe(time.perf_counter() - waiting.since)
+    if not isinstance(outcome, Exception):
+        metrics.written_total.inc(outcome.count)
     if waiting.outcome.done():
         return
     if isinstance(outcome, Exception):
         waiting.outcome.set_exception(_own_copy(outcome))
     else:
-        metrics.written_total.inc(outcome.count)
         waiting.outcome.set_result(outcome)
 
 

@@ -10,19 +10,23 @@ from mmesh.content import Modality
 from mmesh.errors import (
     CollectionFull,
     CollectionNotFound,
+    CollectionReadOnly,
     DimMismatch,
     FailedPrecondition,
     MmeshError,
     ModelMismatch,
 )
+from mmesh.values.tokens import Token
 from services.index.log.answers import Answer, check_request_id, check_same, digest_of
-from services.index.log.rows import CollectionRow, NewCandidate
+from services.index.log.attributes import Uses
+from services.index.log.commits import new_stamp
+from services.index.log.rows import CollectionRow, NewCandidate, same_parts
 from services.index.log.tables import MODALITIES, NUMBERS
+from services.index.point import Point
 from services.index.slots import slot_of
 
-TypesOf = Callable[[Mapping[str, str]], Mapping[str, str]]
-"""Gets the types of a collection's attributes and returns them with new ones added; raises where a
-candidate does not fit."""
+CheckTypes = Callable[[Mapping[str, str]], object]
+"""Gets the types of a collection's attributes; raises where a candidate does not fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ class Upsert:
 
     collection: str
     candidates: Sequence[NewCandidate]
-    attribute_types: TypesOf
+    check_types: CheckTypes
     request_id: str = ""
     model_fingerprint: str = ""
     """Model of the vectors; refused when the collection (an alias may have moved) has another."""
@@ -82,6 +86,8 @@ class DeleteUnchanged:
     until_seq: int = 0
     """The newest write that the request looks at."""
     is_last: bool = True
+    read_at: Point | None = None
+    """What the log had when `seqs` were read, or later: elsewhere they name other writes."""
 
 
 Write = Upsert | Delete | DeleteUnchanged
@@ -102,6 +108,8 @@ class RowState(NamedTuple):
     """As in the table; kept when it is deleted."""
     seq: int
     living: bool
+    attributes: str = ""
+    """JSON; empty when it is deleted."""
 
 
 Row = tuple[int, str, int, int, str, str, bytes, int, int | None]
@@ -117,6 +125,8 @@ class Ledger:
     """Of all ids in the group that the log has; later, of those written too."""
     answers: dict[str, Answer]
     """By request id: what is remembered, and what is new."""
+    uses: Uses = field(default_factory=lambda: Uses({}, {}))
+    """Of all attributes in the group."""
     mirror: Ledger | None = None
     """That of the collection which gets every write of this one."""
     seq: int = field(init=False)
@@ -128,6 +138,8 @@ class Ledger:
     """By request id: what was answered before this group."""
     rows: dict[str, Row] = field(init=False, default_factory=dict)
     """New rows by id, in order of sequence."""
+    stamp: str = field(init=False, default_factory=new_stamp)
+    """Of the commit, if it writes any row."""
 
     def __post_init__(self) -> None:
         self.seq, self.attribute_types = self.row.seq, self.row.attribute_types
@@ -140,6 +152,11 @@ class Ledger:
         """Whether the collection's own row must be written."""
         return self.seq != self.row.seq or self.attribute_types != self.row.attribute_types
 
+    @property
+    def head(self) -> Point:
+        """The newest write, those of the ledger included."""
+        return self.row.head if self.seq == self.row.seq else Point(self.seq, self.stamp)
+
     def decide(self, write: Write, now_s: int) -> Written:
         """Take the write into the ledger, or raise and leave the ledger as it was."""
         check_request_id(write.request_id)
@@ -149,6 +166,7 @@ class Ledger:
             check_same(write.request_id, known, digest)
             if known.is_final:
                 return Written(known.text, known.count)
+        self._check_writable(write)
         if isinstance(write, Fill):
             count = self._fill(write)
         elif isinstance(write, Upsert):
@@ -159,9 +177,15 @@ class Ledger:
             self._remember(write, count, digest)
         return Written(self._token, count)
 
+    def _check_writable(self, write: Write) -> None:
+        """Raise unless all that the write changes may be written: a mirror is only read to fill."""
+        for ledger in (self, None if isinstance(write, Fill) else self.mirror):
+            if ledger is not None and ledger.row.settings.read_only:
+                raise CollectionReadOnly(ledger.row.name)
+
     @property
     def _token(self) -> str:
-        return f"{self.row.epoch}:{self.seq}"
+        return str(Token(self.row.epoch, *self.head))
 
     def _remember(self, write: Write, count: int, digest: str) -> None:
         """Keep the answer; in the mirror too, which the same name may stand for the next time."""
@@ -182,10 +206,10 @@ class Ledger:
         self.answers[request_id] = Answer(self._token, count, digest, until_seq)
 
     def _upsert(self, write: Upsert, now_s: int) -> int:
-        types = self._accept(write.candidates, write.model_fingerprint, write.attribute_types)
+        self._check(write.candidates, write.model_fingerprint, write.check_types)
         if self.mirror is not None:
             self.mirror._take_mirrored(write, self.row.name, now_s)
-        self._take(write.candidates, types)
+        self._take(write.candidates)
         return len(write.candidates)
 
     def _take_mirrored(self, write: Upsert, of: str, now_s: int) -> None:
@@ -196,12 +220,13 @@ class Ledger:
                 {"collection": of},
             )
         taken, model = write.mirrored.candidates, write.mirrored.model_fingerprint
-        types = self._accept(taken, model, write.attribute_types)
-        self._take(taken, types)
+        self._check(taken, model, write.check_types)
+        self._take(taken)
         held = {candidate.id for candidate in taken}
         for candidate in write.candidates:
             if candidate.id not in held:
                 self._bury(candidate.id, NUMBERS[candidate.modality], now_s)
+        self._settle_types()
 
     def _fill(self, write: Fill) -> int:
         mirror = self.mirror
@@ -209,21 +234,25 @@ class Ledger:
             message = f"collection {self.row.name!r} has no mirror that it could be filled from"
             raise FailedPrecondition(message, {"collection": self.row.name})
         new = [c for c in write.candidates if c.id not in self.states and mirror._lives(c.id)]
-        self._take(new, self._accept(new, write.model_fingerprint, write.attribute_types))
+        self._check(new, write.model_fingerprint, write.check_types)
+        self._take(new)
         return len(new)
 
-    def _accept(
-        self, candidates: Sequence[NewCandidate], model_fingerprint: str, types: TypesOf
-    ) -> Mapping[str, str]:
-        """Return the attribute types with those of the candidates, or raise what is wrong."""
+    def _check(
+        self, candidates: Sequence[NewCandidate], model_fingerprint: str, check_types: CheckTypes
+    ) -> None:
+        """Raise what is wrong with the candidates."""
         self._check_vectors(candidates, model_fingerprint)
         self._check_room(candidates)
-        return types(self.attribute_types)
+        check_types(self.attribute_types)
 
-    def _take(self, candidates: Sequence[NewCandidate], types: Mapping[str, str]) -> None:
-        self.attribute_types = types
+    def _take(self, candidates: Sequence[NewCandidate]) -> None:
         for candidate in candidates:
             self._put(candidate)
+        self._settle_types()
+
+    def _settle_types(self) -> None:
+        self.attribute_types = self.uses.settled(self.attribute_types)
 
     def _check_vectors(self, candidates: Sequence[NewCandidate], model_fingerprint: str) -> None:
         model, dim = self.row.model_fingerprint, self.row.dim
@@ -261,11 +290,11 @@ class Ledger:
         return state is not None and state.living
 
     def _put(self, new: NewCandidate) -> None:
-        self._count_off(new.id)
+        self._count_off(new.id, new.attributes)
         self.seq += 1
         number = NUMBERS[new.modality]
         self.counts[new.modality] += 1
-        self.states[new.id] = RowState(number, self.seq, living=True)
+        self.states[new.id] = RowState(number, self.seq, True, new.attributes)
         self._write_row(
             (self.row.key, new.id, new.slot, number, new.attributes, new.parts, new.vector,
              self.seq, None)
@@ -283,6 +312,9 @@ class Ledger:
             self._bury(candidate_id, number, now_s)
             if self.mirror is not None:
                 self.mirror._bury(candidate_id, number, now_s)
+        for ledger in (self, self.mirror):
+            if ledger is not None:
+                ledger._settle_types()
         return len(gone)
 
     def _bury(self, candidate_id: str, number: int, now_s: int) -> None:
@@ -293,10 +325,13 @@ class Ledger:
         slot = slot_of(candidate_id)
         self._write_row((self.row.key, candidate_id, slot, number, "", "[]", b"", self.seq, now_s))
 
-    def _count_off(self, candidate_id: str) -> None:
-        state = self.states.get(candidate_id)
+    def _count_off(self, candidate_id: str, attributes: str = "") -> None:
+        """Take a candidate out of the counts; in its place comes one with these attributes."""
+        state, before = self.states.get(candidate_id), ""
         if state is not None and state.living:
             self.counts[MODALITIES[state.modality]] -= 1
+            before = state.attributes
+        self.uses.replace(before, attributes)
 
     def _write_row(self, row: Row) -> None:
         self.rows.pop(row[1], None)  # so that the newest is at the end
@@ -312,7 +347,7 @@ def _digest_of(write: Write) -> str:
         return write.digest or digest_of("delete_unchanged", sorted(write.seqs.items()))
     if isinstance(write, Delete):
         return digest_of("delete", list(write.ids))
-    content = [(one.id, one.parts, one.attributes) for one in write.candidates]
+    content = [(one.id, same_parts(one.parts), one.attributes) for one in write.candidates]
     return digest_of("fill" if isinstance(write, Fill) else "upsert", content)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,18 +16,30 @@ from typing import Any
 import sqlalchemy as sa
 
 from mmesh.collections import CollectionSettings, SettingsChange, with_changes
-from mmesh.errors import CollectionNotFound, InvalidField, MmeshError
-from services.index.log import catalog, tail
+from mmesh.errors import CollectionNotFound, HistoryLost, InvalidField, MmeshError
+from services.index.log import catalog, commits, copying, tail
 from services.index.log.answers import Answer, check_request_id, check_same, digest_of
-from services.index.log.catalog import Dropped
-from services.index.log.engines import open_database
-from services.index.log.ledger import Ledger, RowState, Write, Written, decide, ids_of
-from services.index.log.purge import purge
+from services.index.log.attributes import Counts
+from services.index.log.catalog import Dropped, UsesTable
+from services.index.log.databases.engines import open_database
+from services.index.log.databases.schema import ensure_schema
+from services.index.log.ledger import (
+    DeleteUnchanged,
+    Ledger,
+    RowState,
+    Upsert,
+    Write,
+    Written,
+    decide,
+    ids_of,
+)
+from services.index.log.purge import pictures, purge
 from services.index.log.requests import Once, Requests, find
 from services.index.log.rows import CollectionRow, Rows, StoredCandidate
-from services.index.log.schema import ensure_schema
 from services.index.log.tables import aliases as alias_table
 from services.index.log.tables import candidates, collections
+from services.index.log.tables import identity as identity_table
+from services.index.point import Point
 
 
 class Log:
@@ -59,8 +71,9 @@ class Log:
         )
         columns, of_key = candidates.c, candidates.c.key == sa.bindparam("key")
         self._states = sa.select(
-            columns.id, columns.modality, columns.seq, columns.deleted_s
+            columns.id, columns.modality, columns.seq, columns.deleted_s, columns.attributes
         ).where(of_key, is_one_of(columns.id, "ids"))
+        self._uses = UsesTable(self._database)
         self._requests = Requests(self._database)
         self._living = of_key & columns.deleted_s.is_(None)
         self._by_ids = self._living & is_one_of(columns.id, "ids")
@@ -114,6 +127,34 @@ class Log:
             once.remember(row.epoch)
             return catalog.must_find(once.connection, name)
 
+    def copy_collection(
+        self, source: str, name: str, request_id: str = "", check: Callable[[], None] = lambda: None
+    ) -> CollectionRow:
+        """Return a read-only copy of what a collection holds now, made unless this request did.
+
+        `check` is called every now and then, at last before the copy appears, and ends the work
+        by an exception.
+
+        Raises:
+            CollectionNotFound: there is no such source, or the copy was deleted since.
+            CollectionExists: the name is taken.
+            Unavailable: a purge took the rows of the unfinished copy; try again.
+        """
+        catalog.check_name("name", name)
+        request = (request_id, "copy_collection", source, name)
+        with self._once(*request) as once:
+            if once.answer is not None:
+                return catalog.must_find_again(once.connection, name, once.answer.text)
+            catalog.check_free(once.connection, name)
+        copying_rows = copying.copied(self._database, self._uses, source, check)
+        with copying_rows as copied, self._once(*request) as once:
+            if once.answer is not None:  # another process was quicker
+                copying.give_up(once.connection, copied.key)
+                return catalog.must_find_again(once.connection, name, once.answer.text)
+            row = copying.publish(once.connection, copied, name)
+            once.remember(row.epoch)
+            return row
+
     def collection(self, name: str) -> CollectionRow:
         """Return the collection of a name or an alias.
 
@@ -122,6 +163,11 @@ class Log:
         """
         with self._database.statement() as connection:
             return catalog.must_find(connection, name)
+
+    def attributes(self, key: int) -> Counts:
+        """Return how many candidates of a collection have each attribute, by name and type."""
+        with self._database.statement() as connection:
+            return self._uses.read_all(connection, key)
 
     def collections(self, after: str = "", limit: int | None = None) -> list[CollectionRow]:
         """Return collections with names after `after`, by name."""
@@ -209,9 +255,11 @@ class Log:
                 mirrors = {row.settings.mirror for row in rows.values()} - {""}
                 if mirrors <= names:
                     ledgers = self._open_ledgers(connection, writes, rows)
-                    outcomes = decide(writes, ledgers, int(time.time()))
+                    lost = _lost(connection, writes, rows)
+                    going = [write for n, write in enumerate(writes) if n not in lost]
+                    outcomes = iter(decide(going, ledgers, int(time.time())))
                     self._save(connection, {ledger.row.key: ledger for ledger in ledgers.values()})
-                    return outcomes
+                    return [lost.get(n) or next(outcomes) for n in range(len(writes))]
             names |= mirrors  # all are locked at once, in order, or two writers wait for each other
 
     def answer(self, key: int, request_id: str, digest: str) -> Answer | None:
@@ -241,17 +289,21 @@ class Log:
                 if mirror := rows.get(row.settings.mirror):
                     mine[mirror.key].append(write)
         by_key = {
-            row.key: Ledger(
-                row,
-                self._read_states(connection, row.key, mine[row.key]),
-                self._requests.read(connection, row.key, (w.request_id for w in mine[row.key])),
-            )
-            for row in rows.values()
+            row.key: self._open_ledger(connection, row, mine[row.key]) for row in rows.values()
         }
         ledgers = {name: by_key[row.key] for name, row in rows.items()}
         for ledger in by_key.values():
             ledger.mirror = ledgers.get(ledger.row.settings.mirror)
         return ledgers
+
+    def _open_ledger(
+        self, connection: sa.Connection, row: CollectionRow, writes: Sequence[Write]
+    ) -> Ledger:
+        states = self._read_states(connection, row.key, writes)
+        requests = self._requests.read(connection, row.key, (w.request_id for w in writes))
+        new = (one.attributes for w in writes if isinstance(w, Upsert) for one in w.candidates)
+        rows = {*new, *(state.attributes for state in states.values())}
+        return Ledger(row, states, requests, self._uses.read(connection, row.key, rows))
 
     def _lock(self, connection: sa.Connection, names: set[str]) -> dict[str, CollectionRow]:
         """Lock collections, given by name or alias, and return those that there are."""
@@ -272,7 +324,7 @@ class Log:
         ids = [candidate_id for write in writes for candidate_id in ids_of(write)]
         values = {"key": key, "ids": self._database.many(ids)}
         found = connection.execute(self._states, values)
-        return {i: RowState(modality, seq, gone is None) for i, modality, seq, gone in found}
+        return {i: RowState(number, seq, gone is None, row) for i, number, seq, gone, row in found}
 
     def _save(self, connection: sa.Connection, ledgers: dict[int, Ledger]) -> None:
         rows = [row for ledger in ledgers.values() for row in ledger.rows.values()]
@@ -285,6 +337,7 @@ class Log:
         for ledger in ledgers.values():
             if ledger.has_changed:
                 self._save_collection(connection, ledger)
+            self._uses.save(connection, ledger.row.key, ledger.uses)
         for key, ledger in ledgers.items():
             self._requests.save(connection, key, ledger.answers, ledger.remembered)
 
@@ -292,7 +345,11 @@ class Log:
         values: dict[str, Any] = {f"{m.value}_count": n for m, n in ledger.counts.items()}
         if ledger.attribute_types != ledger.row.attribute_types:
             values["attribute_types"] = json.dumps(dict(ledger.attribute_types))
-        catalog.update(connection, ledger.row.key, seq=ledger.seq, **values)
+        catalog.update(
+            connection, ledger.row.key, seq=ledger.seq, stamp=ledger.head.stamp, **values
+        )
+        if ledger.head != ledger.row.head:
+            commits.record(connection, ledger.row.key, ledger.row.head, ledger.head)
 
     # -- reads
 
@@ -306,6 +363,7 @@ class Log:
         dim: int,
         *,
         purged: int | None = None,
+        stamp: str = "",
     ) -> tuple[Rows, int]:
         """Return rows of `slots` written after `seq`, in order, and how far that reaches.
 
@@ -315,19 +373,33 @@ class Log:
 
         `purged` is the collection's `purged` when the view was begun from nothing (it misses no
         deletion up to there), 0 when it was begun from a snapshot; None leaves it to the caller to
-        see that no deletion after `seq` was purged.
+        see that no deletion after `seq` was purged. `stamp` is that of the commit that made write
+        `seq`, as far as the view knows: so the rows go on from the very writes that it reflects.
 
         Raises:
+            HistoryLost: the log has no such write, or another one of this number.
             CollectionNotFound: the collection is gone, or is another of the same name, or a
                 deletion that the view needs was purged: the view must begin anew.
             DataLoss: the vectors are not of this dim.
         """
         with self._database.snapshot() as connection:
-            head = tail.head(connection, name, epoch)
+            head = tail.head(connection, name, epoch, seq)
             if head is None or (purged is not None and head.purged > max(seq, purged)):
                 raise CollectionNotFound(name)
+            if stamp and head.stamp_at != stamp:
+                raise HistoryLost(name)
             rows = tail.read(connection, head.key, seq, slots, limit, dim)
-        return rows, int(rows.seqs[-1]) if len(rows) == limit else head.seq
+            through = int(rows.seqs[-1]) if len(rows) == limit else head.seq
+            newest = commits.between(connection, head.key, seq, through) if through > seq else ()
+        return replace(rows, commits=newest), through
+
+    def holds(self, row: CollectionRow, point: Point) -> bool | None:
+        """Tell whether the log has a write; None where that cannot be told any more.
+
+        False says that it is of a history whose end the log has lost.
+        """
+        with self._database.snapshot() as connection:
+            return commits.holds(connection, row, point)
 
     def get(self, name: str, ids: Sequence[str], *, vectors: bool = False) -> list[StoredCandidate]:
         """Return those of `ids` that exist, in any order.
@@ -368,6 +440,33 @@ class Log:
         processes may purge at once, beside writers.
         """
         return purge(self._database, horizon_s)
+
+    def identity(self) -> str:
+        """Return what names this log: random, kept by copies and backups of it."""
+        with self._database.snapshot() as connection:
+            return str(connection.scalar(sa.select(identity_table.c.id)))
+
+    def pictures(self) -> Iterator[str]:
+        """Yield the names of the pictures of all candidates; see `purge.pictures`.
+
+        Raises:
+            Unavailable: a collection is being copied; try again when that is done.
+        """
+        return pictures(self._database)
+
+
+def _lost(
+    connection: sa.Connection, writes: Sequence[Write], rows: Mapping[str, CollectionRow]
+) -> dict[int, MmeshError]:
+    """Return the errors, by place, of writes that were planned on what the log has lost since."""
+    planned = [(n, w) for n, w in enumerate(writes) if isinstance(w, DeleteUnchanged)]
+    return {
+        n: HistoryLost(write.collection)
+        for n, write in planned
+        if (row := rows.get(write.collection)) is not None
+        and write.read_at is not None
+        and commits.holds(connection, row, write.read_at) is False
+    }
 
 
 _COLLECTIONS = catalog.ROWS.order_by(collections.c.name)

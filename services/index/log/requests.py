@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from services.index.log.answers import Answer, check_request_id, check_same
-from services.index.log.database import Database
+from services.index.log.databases.database import Database
 from services.index.log.tables import requests
 
 NAMES = 0
@@ -91,6 +91,11 @@ def find(connection: sa.Connection, key: int, request_id: str) -> Answer | None:
 
 def _values(key: int, request_id: str, answer: Answer) -> dict[str, Any]:
     return {
-        "key": key, "request_id": request_id, "token": answer.text, "count": answer.count,
-        "digest": answer.digest, "until_seq": answer.until_seq, "time_s": int(time.time()),
-    }  # fmt: skip
+        "key": key,
+        "request_id": request_id,
+        "token": answer.text,
+        "count": answer.count,
+        "digest": answer.digest,
+        "until_seq": answer.until_seq,
+        "time_s": int(time.time()),
+    }

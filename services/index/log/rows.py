@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +15,16 @@ from numpy.typing import NDArray
 from mmesh.candidates import Candidate
 from mmesh.collections import CollectionSettings
 from mmesh.content import Attributes, AttributeValue, Content, Image, Modality, Part
+from mmesh.errors import DataLoss
+from mmesh.values.timestamps import from_micros, micros_of
+from mmesh.values.tokens import Token
 from mmesh.vectors import FloatMatrix
+from services.index.point import Point
+from services.index.segments.columns import MICROS
 from services.index.store.blobs import Blobs
+
+_COPY = re.compile(r'("image": "[0-9a-f]{64})\.[0-9a-z]+')
+"""The number of a copy in JSON; within a text, quotes are escaped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +49,18 @@ class CollectionRow:
     """Candidates by modality."""
     create_time: datetime
     aliases: tuple[str, ...] = ()
+    stamp: str = ""
+    """Of its newest commit; empty before the first."""
+
+    @property
+    def head(self) -> Point:
+        """The newest write."""
+        return Point(self.seq, self.stamp)
 
     @property
     def token(self) -> str:
         """Names the newest write."""
-        return f"{self.epoch}:{self.seq}"
+        return str(Token(self.epoch, self.seq, self.stamp))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +77,8 @@ class Rows:
     """(n,); deleted candidates have rows of zeros in `vectors`."""
     vectors: FloatMatrix
     """Unit rows (n, dim)."""
+    commits: Sequence[Point] = ()
+    """The newest commits that made them, and others of the time, in order."""
 
     def __len__(self) -> int:
         """Return n."""
@@ -102,6 +121,16 @@ def parts_to_json(content: Content, blobs: Blobs) -> str:
     return json.dumps([part_json(part) for part in content.parts], ensure_ascii=False)
 
 
+def same_parts(parts: str) -> str:
+    """Return the JSON of `parts_to_json` as it is for equal content, whatever copies it names."""
+    return _COPY.sub(r"\1", parts)
+
+
+def pictures_of(parts: str) -> list[str]:
+    """Return the names of the pictures in the JSON of `parts_to_json`."""
+    return [entry["image"] for entry in json.loads(parts) if "image" in entry]
+
+
 def parts_from_json(text: str, blobs: Blobs | None) -> Content:
     """Return the content; pictures are empty when `blobs` is None."""
 
@@ -117,7 +146,11 @@ def attributes_to_json(attributes: Attributes) -> str:
     """Return attributes as JSON, by name; floats keep their point, so types survive."""
     if not attributes:
         return ""
-    return json.dumps(dict(attributes), ensure_ascii=False, sort_keys=True)
+    return json.dumps(dict(attributes), ensure_ascii=False, sort_keys=True, default=_moment_json)
+
+
+def _moment_json(value: date) -> dict[str, int]:
+    return {MICROS: micros_of(value)}
 
 
 def attributes_from_json(text: str) -> dict[str, AttributeValue]:
@@ -125,10 +158,38 @@ def attributes_from_json(text: str) -> dict[str, AttributeValue]:
     if not text:
         return {}
     values = json.loads(text)
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return {name: _value_of(value) for name, value in values.items()}
+
+
+def _value_of(value: Any) -> AttributeValue:
+    if isinstance(value, list):
+        return tuple(value)
+    single: AttributeValue = from_micros(value[MICROS]) if isinstance(value, dict) else value
+    return single
 
 
 def candidate_of(stored: StoredCandidate, blobs: Blobs | None) -> Candidate:
-    """Return a candidate as users know it."""
-    content = parts_from_json(stored.parts, blobs)
-    return Candidate(stored.id, content, attributes_from_json(stored.attributes))
+    """Return a candidate as users know it; a picture that is lost is its `problem`."""
+    reading = _Forgiving(blobs) if blobs else None
+    content = parts_from_json(stored.parts, reading)
+    loss = reading.loss if reading else None
+    return Candidate(stored.id, content, attributes_from_json(stored.attributes), loss)
+
+
+class _Forgiving:
+    """Blobs, where those that are lost are empty."""
+
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
+        self.loss: DataLoss | None = None
+        """The first."""
+
+    def put(self, data: bytes) -> str:
+        return self._blobs.put(data)
+
+    def get(self, name: str) -> bytes:
+        try:
+            return self._blobs.get(name)
+        except DataLoss as loss:
+            self.loss = self.loss or loss
+            return b""

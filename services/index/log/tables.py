@@ -29,7 +29,16 @@ collections = sa.Table(
     sa.Column("settings", Text, nullable=False),
     *(sa.Column(f"{m.value}_count", sa.BigInteger, nullable=False) for m in MODALITIES),
     sa.Column("create_time", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("stamp", Text, nullable=False, server_default=""),  # that of its newest commit
     sqlite_autoincrement=True,  # a key is never given again
+)
+commits = sa.Table(  # which writes a collection had: see `services.index.log.commits`
+    "commits",
+    metadata,
+    sa.Column("key", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),  # of its last write
+    sa.Column("stamp", Text, nullable=False),
+    sqlite_with_rowid=False,
 )
 aliases = sa.Table(
     "aliases",
@@ -41,6 +50,16 @@ dropped = sa.Table(  # deleted collections whose rows `purge` has yet to remove
     "dropped",
     metadata,
     sa.Column("key", sa.Integer, primary_key=True, autoincrement=False),
+)
+identity = sa.Table(  # one row: what names this log, also after a restore
+    "identity",
+    metadata,
+    sa.Column("id", Text, primary_key=True),
+)
+compatibility = sa.Table(  # one row: the oldest version whose processes may use these tables
+    "compatibility",
+    metadata,
+    sa.Column("oldest", Text, primary_key=True),
 )
 candidates = sa.Table(
     "candidates",
@@ -58,9 +77,21 @@ candidates = sa.Table(
 sa.Index("candidates_by_seq", candidates.c.key, candidates.c.seq, candidates.c.slot)
 _is_deleted = candidates.c.deleted_s.is_not(None)
 sa.Index(
-    "candidates_deleted", candidates.c.key, candidates.c.deleted_s,
-    sqlite_where=_is_deleted, postgresql_where=_is_deleted,
-)  # fmt: skip
+    "candidates_deleted",
+    candidates.c.key,
+    candidates.c.deleted_s,
+    sqlite_where=_is_deleted,
+    postgresql_where=_is_deleted,
+)
+attributes = sa.Table(  # how many candidates have an attribute, by type; see `attributes.Uses`
+    "attributes",
+    metadata,
+    sa.Column("key", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("name", Text, primary_key=True),
+    sa.Column("type", Text, primary_key=True),
+    sa.Column("count", sa.BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
 requests = sa.Table(
     "requests",
     metadata,

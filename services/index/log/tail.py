@@ -10,16 +10,21 @@ import sqlalchemy as sa
 
 from mmesh.errors import DataLoss
 from mmesh.vectors import FloatMatrix
+from services.index.log.commits import stamp_at
 from services.index.log.rows import Rows
 from services.index.log.tables import MODALITIES, candidates, collections
 
-_HEAD = sa.select(collections.c.key, collections.c.seq, collections.c.purged).where(
+_HEAD = sa.select(collections.c.key, collections.c.seq, collections.c.purged, stamp_at).where(
     collections.c.name == sa.bindparam("name"), collections.c.epoch == sa.bindparam("epoch")
 )
 _columns_of_tail = (
-    candidates.c.id, candidates.c.modality, candidates.c.attributes,
-    candidates.c.seq, candidates.c.deleted_s, candidates.c.vector,
-)  # fmt: skip
+    candidates.c.id,
+    candidates.c.modality,
+    candidates.c.attributes,
+    candidates.c.seq,
+    candidates.c.deleted_s,
+    candidates.c.vector,
+)
 _TAIL = (
     sa.select(*_columns_of_tail)
     .where(
@@ -39,11 +44,14 @@ class Head(NamedTuple):
     key: int
     seq: int
     purged: int
+    stamp_at: str | None
+    """Stamp of the commit that made the write which was asked for; None without such a write."""
 
 
-def head(connection: sa.Connection, name: str, epoch: str) -> Head | None:
+def head(connection: sa.Connection, name: str, epoch: str, at_seq: int) -> Head | None:
     """Return the head of a collection, None when it is gone or another of the same name."""
-    found = connection.execute(_HEAD, {"name": name, "epoch": epoch}).one_or_none()
+    wanted = {"name": name, "epoch": epoch, "at_seq": at_seq}
+    found = connection.execute(_HEAD, wanted).one_or_none()
     return Head(*found) if found else None
 
 
@@ -51,13 +59,16 @@ def read(connection: sa.Connection, key: int, seq: int, slots: range, limit: int
     """Return up to `limit` rows of `slots` that were written after `seq`, in order.
 
     Raises:
-        DataLoss: the vectors are not of this dim.
+        DataLoss: the vectors are not of this dim, or rows are no rows.
     """
     wanted = {"seq": seq, "first": slots.start, "last": slots.stop - 1, "limit": limit}
     result = connection.execute(_TAIL, {"key": key} | wanted)
     found = result.cursor.fetchall()  # plain tuples: a Row for each would double the time
     result.close()
-    return _columns(found, dim)
+    try:
+        return _columns(found, dim)
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
+        raise DataLoss("rows of the log are damaged; restore a copy of it") from error
 
 
 def _columns(found: Sequence[tuple[Any, ...]], dim: int) -> Rows:

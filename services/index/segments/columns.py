@@ -8,22 +8,26 @@ import operator
 import threading
 from array import array
 from bisect import bisect_left, bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, ClassVar
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from mmesh.content import AttributeValue
 from mmesh.errors import DataLoss
-from mmesh.filters import AllOf, AnyOf, Compare, Filter, In, Not, Operator
+from mmesh.filters import AllOf, AnyOf, Compare, Exists, Filter, In, Not, Operator
+from mmesh.values.timestamps import micros_of
 from services.index.segments import bitmap
 from services.index.segments.strings import Strings
 
 Mask = NDArray[np.bool_]
 Arrays = Mapping[str, NDArray[Any]]
+MICROS = "time_us"
+"""Key of a moment in the JSON of attributes: its value are microseconds since 1970."""
 CACHED_CONDITIONS = 64
 """Masks that a segment keeps; each takes a bit a row."""
 
@@ -37,6 +41,9 @@ _COMPARISONS: dict[Operator, Callable[[Any, Any], Any]] = {
 }
 
 
+_MOMENT = np.dtype("datetime64[us]")
+
+
 @dataclass(frozen=True, slots=True)
 class Values:
     """The values of one type that an attribute has: pairs of a row and a value."""
@@ -44,7 +51,7 @@ class Values:
     rows: NDArray[np.uint32]
     """Row of each value, rising; a list gives its row several."""
     values: NDArray[Any]
-    """int64, float64 or bool; for strings the number of each in `strings`."""
+    """int64, float64, bool or datetime64[us]; for strings the number of each in `strings`."""
     strings: Strings | None = None
     """Distinct strings, sorted, so that their numbers have their order."""
 
@@ -61,6 +68,8 @@ class Values:
         """
         if self.strings is not None:
             return self._compare_strings(how, wanted)
+        if self.values.dtype == _MOMENT:
+            return self._compare_moments(how, wanted)
         same_type = isinstance(wanted, bool) == (self.values.dtype == np.bool_)
         if not same_type or not isinstance(wanted, int | float):
             return np.full(len(self.values), how is Operator.NOT_EQUAL)
@@ -69,6 +78,12 @@ class Values:
         if self.values.dtype == np.float64:
             return _compare_floats(self.values, how, wanted)
         holds: Mask = _COMPARISONS[how](self.values, wanted)
+        return holds
+
+    def _compare_moments(self, how: Operator, wanted: AttributeValue) -> Mask:
+        if not isinstance(wanted, date):
+            return np.full(len(self.values), how is Operator.NOT_EQUAL)
+        holds: Mask = _COMPARISONS[how](self.values, np.datetime64(micros_of(wanted), "us"))
         return holds
 
     def _compare_strings(self, how: Operator, wanted: AttributeValue) -> Mask:
@@ -93,13 +108,16 @@ class Values:
         """Return for each value whether it equals one of `wanted`."""
         return np.isin(self.values, np.array(list(self._stored(wanted)), self.values.dtype))
 
-    def _stored(self, wanted: Iterable[AttributeValue]) -> Iterable[int | float]:
+    def _stored(self, wanted: Iterable[AttributeValue]) -> Iterable[int | float | np.datetime64]:
         """Yield those of `wanted` that can be among the values, as they are stored."""
         for value in wanted:
             if self.strings is not None:
                 place = bisect_left(self.strings, value) if isinstance(value, str) else -1
                 if 0 <= place < len(self.strings) and self.strings[place] == value:
                     yield place
+            elif isinstance(value, date) or self.values.dtype == _MOMENT:
+                if isinstance(value, date) and self.values.dtype == _MOMENT:
+                    yield np.datetime64(micros_of(value), "us")
             elif isinstance(value, bool) or self.values.dtype == np.bool_:
                 if isinstance(value, bool) and self.values.dtype == np.bool_:
                     yield value
@@ -239,6 +257,8 @@ class Columns:
                 return ~self.mask(inner)
             case In(attribute, wanted):
                 return self._where(attribute, lambda values: values.among(wanted))
+            case Exists(attribute):
+                return self._where(attribute, lambda values: np.ones(len(values.rows), np.bool_))
             case Compare(attribute, how, value):
                 return self._where(attribute, lambda values: values.compare(how, value))
 
@@ -258,7 +278,7 @@ class Columns:
 class _Read:
     """The values of one attribute and type while they are being read."""
 
-    _CODES: ClassVar[dict[type, str]] = {bool: "b", int: "q", float: "d", str: "I"}
+    _CODES: ClassVar[dict[type, str]] = {bool: "b", int: "q", float: "d", str: "I", dict: "q"}
 
     def __init__(self, kind: type) -> None:
         self._kind = kind
@@ -270,13 +290,16 @@ class _Read:
         self._rows.append(row)
         if self._kind is str:
             value = self._numbers.setdefault(value, len(self._numbers))
+        elif self._kind is dict:
+            value = value[MICROS]
         self._values.append(value)
 
     def finished(self) -> Values:
         """Return what was added."""
         rows, values = np.array(self._rows, np.uint32), np.array(self._values)
         if self._kind is not str:
-            return Values(rows, values.astype(np.bool_) if self._kind is bool else values)
+            dtype = {bool: np.dtype(np.bool_), dict: _MOMENT}.get(self._kind, values.dtype)
+            return Values(rows, values.astype(dtype))
         distinct = sorted(self._numbers)
         places = np.empty(len(distinct), np.min_scalar_type(len(distinct)))
         places[[self._numbers[string] for string in distinct]] = np.arange(len(distinct))
@@ -299,21 +322,19 @@ class ChosenCache:
     def __init__(self, columns: Columns, few: int) -> None:
         """Keep row numbers, too, for conditions that choose at most `few` rows."""
         self._columns, self._few = columns, few
-        self._kept: OrderedDict[str, Chosen] = OrderedDict()
+        self._kept: LRUCache[str, Chosen] = LRUCache(CACHED_CONDITIONS)
         self._lock = threading.Lock()
 
     def get(self, condition: Filter) -> Chosen:
         """Return what a condition chooses, dead rows included."""
         key = repr(condition)  # equality will not do: True == 1
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
+            known = self._kept.get(key)
+        if known is not None:
+            return known
         chosen = self._choose(condition)
         with self._lock:
             self._kept[key] = chosen
-            if len(self._kept) > CACHED_CONDITIONS:
-                self._kept.popitem(last=False)
         return chosen
 
     def __len__(self) -> int:

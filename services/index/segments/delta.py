@@ -140,6 +140,15 @@ class Delta:
             mask = mask & self._mask(condition, rows)
         return exact.search_subset(queries, self._vectors, np.flatnonzero(mask), limit)
 
+    def matching(self, condition: Filter) -> bitmap.Bits:
+        """Return the rows that satisfy a condition, dead ones included."""
+        return bitmap.pack(self._mask(condition, self._rows))
+
+    def search_exactly(self, queries: FloatMatrix, limit: int, bits: bitmap.Bits) -> Nearest:
+        """Return the rows nearest to each query among those of a set; see `Segment.search`."""
+        rows = bitmap.rows_of(bits, min(self._rows, 8 * len(bits)))
+        return exact.search_subset(queries, self._vectors, rows, limit)
+
     def _mask(self, condition: Filter, rows: int) -> NDArray[np.bool_]:
         """Return which of the first `rows` rows satisfy the condition."""
         mask = np.zeros(rows, np.bool_)

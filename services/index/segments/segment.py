@@ -181,7 +181,8 @@ class Segment:
         wanted = min(limit, chosen.count)
         if not wanted:
             return exact.nothing(len(queries))
-        if self._structure.is_exact and len(self) - chosen.count <= limit:
+        left_out = len(self) - chosen.count
+        if self._structure.is_exact and left_out <= min(limit, self._structure.max_limit - wanted):
             return self._search_nearly_whole(queries, wanted, chosen)
         if self._is_sparse(chosen.count, len(queries)):
             return self._search_exactly(queries, wanted, chosen)
@@ -193,6 +194,17 @@ class Segment:
             return exact.nothing(len(queries))
         found = self._structure.search(queries, wanted, effort=self._effort(1.0, wanted))
         return self._completed(queries, found, Chosen(self._alive, len(self)))
+
+    def matching(self, condition: Filter) -> bitmap.Bits:
+        """Return the rows that satisfy a condition, dead ones included."""
+        return self._chosen.get(condition).bits
+
+    def search_exactly(self, queries: FloatMatrix, limit: int, bits: bitmap.Bits) -> Nearest:
+        """Return the rows nearest to each query among those of a set, dead or alive; see `search`.
+
+        They are the nearest ones by the vectors as they are stored, whatever the structure.
+        """
+        return self._search_exactly(queries, limit, Chosen(bits, bitmap.count(bits)))
 
     def _search_nearly_whole(self, queries: FloatMatrix, limit: int, chosen: Chosen) -> Nearest:
         """Search all rows for so many hits that enough of them are chosen ones."""
@@ -275,7 +287,7 @@ class Segment:
         return exact.only(found, bitmap.has(chosen.bits, found[1]), limit)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def widening(kind: Kind, share: float, limit: int) -> float:
     """Return how much more effort it takes to find `limit` hits among a share of the rows.
 

@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from mmesh.content import Modality
+from services.index.point import Point
 from services.index.slots import SLOTS
 
 FORMAT = 1
@@ -21,17 +22,18 @@ _LARGE = 2**63 - 1
 _NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]{0,99}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
+Damage = Literal["manifest", "mismatch", "format", "faiss", "missing", "size", "checksum"]
+
 
 class SnapshotDamaged(Exception):
     """A snapshot cannot be used.
 
     Attributes:
-        reason: one of `manifest`, `mismatch`, `format`, `faiss`, `missing`, `size`, `checksum` and
-            `unreadable`.
+        reason: what is wrong with it.
         file: the file of it that shows the damage.
     """
 
-    def __init__(self, reason: str, file: str) -> None:
+    def __init__(self, reason: Damage, file: str) -> None:
         super().__init__(f"{reason}: {file}")
         self.reason = reason
         self.file = file
@@ -77,6 +79,13 @@ class Manifest:
     writer: str
     """Random, so that no two writers' manifests are equal."""
     segments: tuple[SegmentEntry, ...]
+    stamp: str = ""
+    """Of the commit up to which it reflects the log; empty where an earlier release wrote it."""
+
+    @property
+    def at(self) -> Point:
+        """What it reflects: all writes of its history up to here."""
+        return Point(self.seq, self.stamp)
 
     def files(self) -> Iterator[FileEntry]:
         """Yield every file, the bits of living rows too."""
@@ -101,6 +110,7 @@ def encode(manifest: Manifest) -> bytes:
         "dim": manifest.dim,
         "model_fingerprint": manifest.model_fingerprint,
         "seq": manifest.seq,
+        "stamp": manifest.stamp,
         "faiss": manifest.faiss,
         "create_time": manifest.create_time.isoformat(),
         "writer": manifest.writer,
@@ -170,6 +180,7 @@ def _manifest_of(body: Mapping[str, Any]) -> Manifest:
         create_time=datetime.fromisoformat(body["create_time"]),
         writer=_text(body["writer"]),
         segments=tuple(_segment_of(segment) for segment in body["segments"]),
+        stamp=_text(body.get("stamp", "")),
     )
 
 

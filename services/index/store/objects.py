@@ -26,6 +26,7 @@ from obstore.store import S3Store
 from mmesh.errors import DataLoss, StorageFull, Unavailable
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import ClientConfig, RetryConfig
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -93,6 +94,9 @@ class Objects(Protocol):
 
     def size(self, key: str) -> int | None:
         """Return the size in bytes, or None where the key does not exist."""
+
+    def modified(self, key: str) -> float | None:
+        """Return when it was stored, as `Entry.modified`, or None where the key does not exist."""
 
     def list(self, prefix: str) -> list[Entry]:
         """Return all objects below a folder, by key."""
@@ -186,9 +190,18 @@ class LocalObjects:
 
     def size(self, key: str) -> int | None:
         """See `Objects`."""
+        found = self._status(key)
+        return None if found is None else found.st_size
+
+    def modified(self, key: str) -> float | None:
+        """See `Objects`."""
+        found = self._status(key)
+        return None if found is None else found.st_mtime
+
+    def _status(self, key: str) -> os.stat_result | None:
         try:
             found = self._path(key).stat()
-            return found.st_size if stat.S_ISREG(found.st_mode) else None
+            return found if stat.S_ISREG(found.st_mode) else None
         except OSError as error:
             if error.errno in _ABSENT:
                 return None
@@ -392,8 +405,17 @@ class S3Objects:
 
     def size(self, key: str) -> int | None:
         """See `Objects`."""
+        found = self._head(key)
+        return None if found is None else found["size"]
+
+    def modified(self, key: str) -> float | None:
+        """See `Objects`."""
+        found = self._head(key)
+        return None if found is None else found["last_modified"].timestamp()
+
+    def _head(self, key: str) -> ObjectMeta | None:
         try:
-            return int(obstore.head(self._store, self._name(key))["size"])
+            return obstore.head(self._store, self._name(key))
         except FileNotFoundError:
             return None
         except BaseError as error:

@@ -19,8 +19,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,12 +27,15 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import faiss
+from cachetools import LRUCache
 
 from mmesh.content import Modality
 from mmesh.errors import DataLoss, StorageFull, Unavailable
 from services.index import metrics
+from services.index.point import Point
 from services.index.store.manifest import (
     MAX_BYTES,
+    Damage,
     FileEntry,
     Manifest,
     SegmentEntry,
@@ -80,6 +82,8 @@ class SnapshotContent:
     seq: int
     """The sequence of the log that the segments and their living rows reflect."""
     segments: Sequence[SnapshotSegment]
+    stamp: str = ""
+    """Of the commit that made write `seq`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,12 @@ class Loaded:
     seq: int
     number: int
     segments: tuple[SnapshotSegment, ...]
+    stamp: str = ""
+
+    @property
+    def at(self) -> Point:
+        """What it reflects: all writes of its history up to here."""
+        return Point(self.seq, self.stamp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,12 +205,20 @@ class Snapshots:
     # -- loading
 
     def load_newest(
-        self, epoch: str, slots: range, into: Path, *, dim: int, at_least_seq: int = 0
+        self,
+        epoch: str,
+        slots: range,
+        into: Path,
+        *,
+        dim: int,
+        at_least_seq: int = 0,
+        is_wanted: Callable[[Manifest], bool] = lambda _: True,
     ) -> Loaded | None:
         """Load the newest sound snapshot into a new folder, or return None where there is none.
 
         Damaged snapshots are passed over, with a line in the log; so are those that reflect less
-        than `at_least_seq`, the sequence up to which the log has forgotten deletions.
+        than `at_least_seq`, the sequence up to which the log has forgotten deletions, and those
+        that are not wanted.
 
         Raises:
             StorageFull: this machine has no room for it.
@@ -214,7 +232,7 @@ class Snapshots:
             try:
                 manifest = self._manifest(place, number)
                 _check_fit(manifest, dim)
-                if manifest.seq >= at_least_seq:
+                if manifest.seq >= at_least_seq and is_wanted(manifest):
                     return self._load(place, manifest, into)
             except SnapshotDamaged as damage:
                 _report(place, number, damage.reason, damage.file)
@@ -240,7 +258,7 @@ class Snapshots:
         moved = tuple(
             SnapshotSegment(modality, into / name, alive) for modality, name, alive in segments
         )
-        return Loaded(manifest.seq, manifest.number, moved)
+        return Loaded(manifest.seq, manifest.number, moved, manifest.stamp)
 
     def _check_stored(self, place: str, manifest: Manifest) -> None:
         """Raise unless all files are there in the right size, before any is fetched."""
@@ -334,6 +352,15 @@ class Snapshots:
 
     # -- deleting
 
+    def epochs(self, grace_s: float) -> set[str]:
+        """Return the epochs that have snapshots, of which none was stored within `grace_s`."""
+        until = time.time() - grace_s
+        newest: dict[str, float] = {}
+        for entry in self._objects.list(ROOT):
+            epoch = entry.key.split("/")[1]
+            newest[epoch] = max(entry.modified, newest.get(epoch, 0.0))
+        return {epoch for epoch, modified in newest.items() if modified < until}
+
     def prune(self, epoch: str, slots: range) -> int:
         """Delete all but the newest snapshots of a shard; return how many objects that were.
 
@@ -362,11 +389,11 @@ class Snapshots:
 
 
 class _Memory(Generic[Key, Value]):
-    """The newest entries of a mapping, for several threads."""
+    """An LRU cache for several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: OrderedDict[Key, Value] = OrderedDict()
+        self._entries: LRUCache[Key, Value] = LRUCache(REMEMBERED)
 
     def get(self, key: Key) -> Value | None:
         with self._lock:
@@ -375,9 +402,6 @@ class _Memory(Generic[Key, Value]):
     def put(self, key: Key, value: Value) -> None:
         with self._lock:
             self._entries[key] = value
-            self._entries.move_to_end(key)
-            while len(self._entries) > REMEMBERED:
-                self._entries.popitem(last=False)
 
 
 def _place(epoch: str, slots: range) -> str:
@@ -403,6 +427,7 @@ def _manifest(content: SnapshotContent, number: int, segments: Sequence[SegmentE
         create_time=datetime.now(UTC),
         writer=secrets.token_hex(8),
         segments=tuple(segments),
+        stamp=content.stamp,
     )
 
 
@@ -442,7 +467,7 @@ def _damage(file: str) -> Iterator[None]:
     try:
         yield
     except DataLoss as loss:
-        reason = "size" if "expected_size" in loss.metadata else "missing"
+        reason: Damage = "size" if "expected_size" in loss.metadata else "missing"
         raise SnapshotDamaged(reason, file) from None
 
 

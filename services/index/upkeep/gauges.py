@@ -3,24 +3,52 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Self
 
 from mmesh.serving.supervision import Supervised
 from services.index import metrics
 from services.index.description import describe
+from services.index.upkeep.collection_gauges import CollectionGauges, NamedCollections
 from services.index.view.follower import Follower
 from services.index.view.view import View
 
 LOOK_S = 1.0
+MOST_NAMED = 100
 
 
 class Gauges:
-    """Exports the state of a follower's views; an async context manager."""
+    """Exports the state of a follower's views and of disks; an async context manager.
 
-    def __init__(self, follower: Follower) -> None:
+    Args:
+        follower: has the views.
+        folders: what is on disks of this machine, by what it is for.
+        snapshot_age: returns how many seconds a view waits for a snapshot.
+        most_named: collections that have names of their own.
+    """
+
+    def __init__(
+        self,
+        follower: Follower,
+        *,
+        folders: Mapping[str, Path] | None = None,
+        snapshot_age: Callable[[View], float] = lambda _: 0.0,
+        most_named: int = MOST_NAMED,
+    ) -> None:
         self._follower = follower
-        self._known: set[str] = set()
-        """Collections whose gauges are exported."""
+        self._folders = folders or {}
+        self._snapshot_age = snapshot_age
+        self._names = NamedCollections(most_named)
+        self._known: dict[str, CollectionGauges] = {}
+        """What is exported of collections, by name."""
+        self._parts: set[str] = set()
+        """Parts of memory that are exported."""
+        self._refusals = {"MEMORY_FULL", "CORRUPT_DATA"}
+        """Reasons for which collections were refused so far, or may be."""
         self._task = Supervised("index-gauges", self._work)
 
     async def __aenter__(self) -> Self:
@@ -30,35 +58,58 @@ class Gauges:
     async def __aexit__(self, *_: object) -> None:
         await self._task.aclose()
 
+    def label(self, name: str) -> str:
+        """Return what metrics call a collection."""
+        return self._names.label(name)
+
     async def _work(self) -> None:
         while True:
             self.export()
+            await asyncio.to_thread(_export_disks, self._folders)  # one in a network may be slow
             self._task.progress()
             await asyncio.sleep(LOOK_S)
 
     def export(self) -> None:
         """Set all gauges, and stop exporting those of collections that are gone."""
-        for part, size in describe(self._follower).memory.items():
-            metrics.memory_bytes.labels(part).set(size)
+        self._export_memory()
+        self._export_refused()
+        found = self._by_name()
+        for label in self._known.keys() - found.keys():
+            metrics.forget_collection(label)
+        for label, gauges in found.items():
+            gauges.export(label, self._known.get(label))
+        self._known = found
+
+    def _export_memory(self) -> None:
+        """Tell what each part takes, that of which there is none any more too."""
+        memory = describe(self._follower).memory
+        self._parts |= memory.keys()
+        for part in self._parts:
+            metrics.memory_bytes.labels(part).set(memory.get(part, 0))
         metrics.memory_bytes.labels("limit").set(self._follower.budget.limit)
-        metrics.refused_collections.set(len(self._follower.refused))
-        lags = self._follower.lags()
-        for name in self._known - lags.keys():
-            metrics.forget_collection(name)
-        self._known = set(lags)
+
+    def _export_refused(self) -> None:
+        counts = Counter(error.reason for error in self._follower.refused.values())
+        self._refusals |= counts.keys()
+        for reason in self._refusals:
+            metrics.refused_collections.labels(reason).set(counts[reason])
+
+    def _by_name(self) -> dict[str, CollectionGauges]:
+        """Return what there is to export of collections, by what metrics call them."""
+        lags, views = self._follower.lags(), list(self._follower.views.values())
+        self._names.keep([*lags, *(view.name for view in views)])
+        found: dict[str, CollectionGauges] = {}
         for name, lag in lags.items():
-            metrics.lag.labels(name).set(lag.writes)
-            metrics.staleness_seconds.labels(name).set(lag.seconds)
-        for view in self._follower.views.values():
-            _export_view(view)
+            found.setdefault(self._names.label(name), CollectionGauges()).add_lag(lag)
+        for view in views:
+            gauges = found.setdefault(self._names.label(view.name), CollectionGauges())
+            gauges.add_view(view, self._snapshot_age(view))
+        return found
 
 
-def _export_view(view: View) -> None:
-    segments = 0
-    for modality, partition in view.partitions.items():
-        metrics.candidates.labels(view.name, modality.value).set(partition.living)
-        segments += len(partition.segments)
-        if partition.segments:
-            largest = max(partition.segments, key=len)
-            metrics.segment_recall.labels(view.name, modality.value).set(largest.recall)
-    metrics.segments.labels(view.name).set(segments)
+def _export_disks(folders: Mapping[str, Path]) -> None:
+    for purpose, folder in folders.items():
+        with suppress(OSError):  # not made yet, or away: the last numbers stay
+            usage = shutil.disk_usage(folder)
+            metrics.disk_free_bytes.labels(purpose).set(usage.free)
+            metrics.disk_size_bytes.labels(purpose).set(usage.total)

@@ -1,4 +1,4 @@
-"""All upkeep of a shard put together: builds, snapshots, purges and gauges, each its own task."""
+"""All upkeep of a shard: builds, snapshots, purges, sweeps, gauges, probes, each a task."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from services.index.build.builder import Builder
 from services.index.config import IndexSettings
 from services.index.log.log import Log
 from services.index.log.rows import CollectionRow
+from services.index.store.garbage import Garbage
 from services.index.store.snapshot import Snapshots
 from services.index.upkeep.builds import Builds
 from services.index.upkeep.gauges import Gauges
-from services.index.upkeep.purges import Purges
+from services.index.upkeep.purges import purges
+from services.index.upkeep.recall_probe import RecallProbe
 from services.index.upkeep.scratch import Scratch
 from services.index.upkeep.snapshots import Snapshotter
+from services.index.upkeep.sweeps import sweeps
 from services.index.view.follower import Follower
+from services.index.view.searcher import Searcher
 from services.index.view.view import View
 
 
@@ -27,8 +31,10 @@ class Maintainer:
         settings: IndexSettings,
         log: Log,
         follower: Follower,
+        searcher: Searcher,
         snapshots: Snapshots,
         scratch: Scratch,
+        garbage: Garbage,
     ) -> None:
         self._builder = Builder(
             nice=settings.builder_nice,
@@ -37,12 +43,29 @@ class Maintainer:
         )
         self._builds = Builds(settings, follower, scratch, self._builder)
         self._snapshotter = Snapshotter(follower, snapshots, scratch, settings.snapshot_s)
-        self._purges = Purges(log, settings.purge_s, settings.tombstone_s)
-        self._gauges = Gauges(follower)
+        self._purges = purges(log, settings.purge_s, settings.tombstone_s)
+        self._sweeps = sweeps(log, snapshots, garbage, settings.gc_s)
+        self._gauges = Gauges(
+            follower,
+            folders=settings.folders,
+            snapshot_age=self._snapshotter.age_of,
+            most_named=settings.metrics_collections,
+        )
+        self._recall_probe = RecallProbe(
+            settings.probe_share, searcher, follower.has, self._gauges.label
+        )
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        parts = (self._builder, self._builds, self._snapshotter, self._purges, self._gauges)
+        parts = (
+            self._builder,
+            self._builds,
+            self._snapshotter,
+            self._purges,
+            self._sweeps,
+            self._gauges,
+            self._recall_probe,
+        )
         async with AsyncExitStack() as stack:
             for part in parts:
                 await stack.enter_async_context(part)

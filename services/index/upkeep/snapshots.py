@@ -12,8 +12,10 @@ from typing import Self
 from mmesh.errors import CollectionNotFound, FailedPrecondition, MmeshError
 from mmesh.serving.backoff import Backoff, Pauses
 from mmesh.serving.supervision import Supervised
+from mmesh.values.tokens import Token
 from services.index import metrics
 from services.index.log.rows import CollectionRow
+from services.index.point import Point
 from services.index.segments.segment import Segment
 from services.index.store.snapshot import SnapshotContent, Snapshots, SnapshotSegment
 from services.index.upkeep.scratch import Scratch
@@ -84,6 +86,14 @@ class Snapshotter:
         ]
         return sorted(due, key=lambda view: self._since[view.epoch])
 
+    def age_of(self, view: View) -> float:
+        """Return the seconds since a view was stored or found; 0 where there is nothing to store.
+
+        0, too, where none are stored by themselves.
+        """
+        since = self._since.get(view.epoch)
+        return 0.0 if since is None or view.applied <= view.stored else time.monotonic() - since
+
     async def _try(self, view: View) -> None:
         try:
             await self._store(view)
@@ -113,21 +123,21 @@ class Snapshotter:
             FailedPrecondition: another replica stored one at the same time.
             Unavailable, StorageFull: it could not be stored; those before are as they were.
         """
-        number = await self._store(view)
+        number, at = await self._store(view)
         if number is None:
             raise FailedPrecondition("another replica stored a snapshot at the same time")
-        return number, f"{view.epoch}:{view.stored}"
+        return number, str(Token(view.epoch, *at))
 
-    async def _store(self, view: View) -> int | None:
-        """Store a snapshot and return its number; None when another replica was first."""
+    async def _store(self, view: View) -> tuple[int | None, Point]:
+        """Store a snapshot; return its number (None: another replica was first) and its place."""
         await self._check_exists(view)
         try:
-            number = await self._save(view)
+            stored = await self._save(view)
         except Exception:
             await self._check_exists(view)
             raise
         await self._check_exists(view)
-        return number
+        return stored
 
     async def _check_exists(self, view: View) -> None:
         """Raise `CollectionNotFound` after a deletion, and leave nothing in the store."""
@@ -136,7 +146,7 @@ class Snapshotter:
             await self.drop(view.epoch)
             raise CollectionNotFound(view.name)
 
-    async def _save(self, view: View) -> int | None:
+    async def _save(self, view: View) -> tuple[int | None, Point]:
         start, stage = time.perf_counter(), self._scratch.new("stage")
         row, slots = self._follower.collections[view.name], self._follower.slots
         try:
@@ -151,7 +161,7 @@ class Snapshotter:
             metrics.snapshot_seconds.observe(time.perf_counter() - start)
         outcome = "snapshot stored" if number is not None else "another replica stored a snapshot"
         logger.info(outcome, extra={"collection": view.name, "number": number})
-        return number
+        return number, Point(content.seq, content.stamp)
 
     async def drop(self, epoch: str) -> None:
         """Remove the snapshots of a deleted collection; what remains only takes room."""
@@ -176,7 +186,14 @@ def _freeze(view: View, row: CollectionRow, slots: range, stage: Path) -> Snapsh
                 block.save(folder)
             frozen.append(SnapshotSegment(modality, folder, block.alive_bits()))
     return SnapshotContent(
-        view.name, view.epoch, view.dim, row.model_fingerprint, slots, view.applied, frozen
+        view.name,
+        view.epoch,
+        view.dim,
+        row.model_fingerprint,
+        slots,
+        view.at.seq,
+        frozen,
+        view.at.stamp,
     )
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, Self, TypeVar
 
 from mmesh.errors import (
     CollectionNotFound,
-    InternalError,
+    HistoryLost,
     LogUnavailable,
     MmeshError,
     StaleReplica,
@@ -27,7 +28,8 @@ from mmesh.serving.supervision import Supervised
 from services.index import metrics
 from services.index.log.log import Log
 from services.index.log.rows import CollectionRow, Rows
-from services.index.view.loader import Loader, LogAlone, Source
+from services.index.view.failures import note_failed_look, note_refusal
+from services.index.view.loader import TAIL_ROWS, Loader, LogAlone, Source
 from services.index.view.memory import MemoryBudget
 from services.index.view.view import View
 from services.index.view.waiters import Waiters
@@ -57,6 +59,10 @@ class _Followed:
     is_dropped: bool = False
     fresh_at: float = field(default_factory=time.monotonic)
     """When it was last known to be in step."""
+    noted_at: float = 0.0
+    """When `row` was about to be read."""
+    checked_at: float = -math.inf
+    """A moment at which the log had all that the view reflects, and no more."""
 
     @property
     def writes_behind(self) -> int:
@@ -64,11 +70,17 @@ class _Followed:
 
     @property
     def is_behind(self) -> bool:
-        return self.view is None or self.view.applied < self.row.seq
+        """Whether the view lacks something that the log has, or may have what the log lacks."""
+        if self.view is None or self.view.applied < self.row.seq:
+            return True
+        return self.checked_at < self.noted_at
 
     @property
     def is_loaded(self) -> bool:
-        return self.view is not None and self.view.applied >= self.head
+        """Whether searches can use the view: it has come from the log, or was compared with it."""
+        if self.view is None or self.view.applied < self.head:
+            return False
+        return self.checked_at > -math.inf
 
     def can_reach(self, row: CollectionRow) -> bool:
         """Whether the log can still bring this to the state of `row`."""
@@ -172,27 +184,35 @@ class Follower:
             name: Lag(one.writes_behind, now - one.fresh_at) for name, one in self._followed.items()
         }
 
-    async def wait_for(self, row: CollectionRow, seq: int, deadline: Deadline) -> View:
-        """Return the collection's view once it reflects `seq`.
+    async def wait_for(
+        self, row: CollectionRow, seq: int, deadline: Deadline, *, since: float = -math.inf
+    ) -> View:
+        """Return the collection's view once it reflects `seq`, and all that the log had `since`.
+
+        A view is no further than its log unless that lost its tail. Whoever must know gives a
+        moment on the monotonic clock: the view then was compared with the log after it.
 
         Raises:
             StaleReplica: it does not in time.
             MemoryFull: this shard refused to load the collection.
         """
-        if (view := self._fresh(row, seq)) is not None:
+        find = partial(self._fresh, row, seq, since)
+        if (view := find()) is not None:
             return view
         if row.name in self.refused:
             raise self.refused[row.name].with_traceback(None)  # or each raise would add to it
         self.look(row.name)
         try:
             async with asyncio.timeout(deadline.remaining()):
-                return await self._waiters.wait(row.name, partial(self._fresh, row, seq))
+                return await self._waiters.wait(row.name, find)
         except TimeoutError:
             raise StaleReplica("the shard has not applied the write that the token names") from None
 
-    def _fresh(self, row: CollectionRow, seq: int) -> View | None:
-        view = self.views.get(row.name)
-        return view if view and view.epoch == row.epoch and view.applied >= seq else None
+    def _fresh(self, row: CollectionRow, seq: int, since: float) -> View | None:
+        view, one = self.views.get(row.name), self._followed.get(row.name)
+        if view is None or one is None or view.epoch != row.epoch or view.applied < seq:
+            return None
+        return view if one.checked_at >= since else None
 
     # -- looking at the log
 
@@ -202,7 +222,7 @@ class Follower:
                 try:
                     await self._look()
                 except MmeshError as error:  # the log is away; searches go on
-                    self._note_failure(error)
+                    note_failed_look(error)
                     await asyncio.sleep(self._pauses.after(1))
                     continue
                 self._task.progress()
@@ -224,12 +244,13 @@ class Follower:
             await self._look_at_all()
             return
         for name in names:
+            begun_at = time.monotonic()
             try:
                 row = await self._loader.read(self._log.collection, name)
             except CollectionNotFound:
                 self.look()
             else:
-                self._note(row)
+                self._note(row, begun_at)
 
     def _is_look_at_all_due(self) -> bool:
         now = time.monotonic()
@@ -252,12 +273,12 @@ class Follower:
         for one in [one for name, one in self._followed.items() if name not in rows]:
             self._drop(one)
         for row in rows.values():
-            self._note(row)
+            self._note(row, now)
         self._has_looked = True
         self._note_loaded()
 
-    def _note(self, row: CollectionRow) -> None:
-        """Take note of the state of a collection in the log."""
+    def _note(self, row: CollectionRow, begun_at: float) -> None:
+        """Take note of the state of a collection in the log, which began to be read then."""
         self.collections |= dict.fromkeys((row.name, *row.aliases), row)
         followed = self._followed.get(row.name)
         if followed is not None and not followed.can_reach(row):
@@ -265,9 +286,12 @@ class Follower:
             self._drop(followed)
             followed = None
         if followed is None:
-            self._followed[row.name] = _Followed(row, head=row.seq)
-        else:
-            followed.row = row
+            self._followed[row.name] = _Followed(row, head=row.seq, noted_at=begun_at)
+            return
+        followed.row, followed.noted_at = row, begun_at
+        if followed.view is not None and followed.view.at == row.head:
+            followed.checked_at = begun_at
+            self._waiters.wake(row.name)
 
     def _drop(self, one: _Followed) -> None:
         """Forget a collection that is gone, or begins anew."""
@@ -303,6 +327,12 @@ class Follower:
         except CollectionNotFound:  # deleted, or what the view needs was purged
             self._drop(one)
             self.look()
+        except HistoryLost:
+            metrics.histories_lost_total.labels("view").inc()
+            about = {"collection": one.row.name, "applied": one.view and one.view.applied}
+            logger.warning("the log has lost writes; a view begins anew", extra=about)
+            self._drop(one)
+            self.look()
         except Exception as error:  # of this collection alone, whatever it is
             if not one.is_dropped:
                 self._refuse(one, error)
@@ -323,8 +353,12 @@ class Follower:
                 return
             one.view = view
         if one.is_behind:
-            rows, through = await self._loader.read_some(view, one.row)
+            row, begun_at = one.row, time.monotonic()
+            rows, through = await self._loader.read_some(view, row)
             await self._apply(one, view, rows, through)
+            one.checked_at = begun_at
+            if through < row.seq and len(rows) < TAIL_ROWS and one.row is row:  # it lost its tail
+                one.row, one.head = replace(row, seq=through), min(one.head, through)
         self._show(one)
 
     async def _apply(self, one: _Followed, view: View, rows: Rows, through: int) -> None:
@@ -334,6 +368,7 @@ class Follower:
             self._forget_view(one)
             one.head = one.row.seq
             raise
+        view.history.passed(rows.commits)
         if len(rows):
             for on_change in self._subscribers:
                 on_change(view)
@@ -356,21 +391,10 @@ class Follower:
 
     def _refuse(self, one: _Followed, error: Exception) -> None:
         name = one.row.name
-        self._note_failure(error, name)
         self._backoff.failed(one.row.epoch)
         if isinstance(error, LogUnavailable):  # of all collections, and searches go on
+            note_failed_look(error, name)
             return
-        if name not in self.refused:
-            known = isinstance(error, MmeshError)
-            about = {"collection": name, "why": str(error)}
-            logger.error("collection refused", extra=about, exc_info=None if known else error)
-        if not isinstance(error, MmeshError):
-            error = InternalError(f"collection {name!r} cannot be followed; see the logs")
-        self.refused[name] = error
-        self._waiters.fail(name, error)
+        self.refused[name] = told = note_refusal(error, name, self.refused.get(name))
+        self._waiters.fail(name, told)
         self._note_loaded()
-
-    def _note_failure(self, error: Exception, collection: str = "") -> None:
-        metrics.tail_failures_total.labels(type(error).__name__).inc()
-        about = {"error": str(error), "collection": collection}
-        logger.warning("the log cannot be followed", extra=about)

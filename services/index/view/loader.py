@@ -82,11 +82,13 @@ class Loader:
 
         Raises:
             CollectionNotFound: it is gone, or what the view needs was purged.
+            HistoryLost: the log does not have what the view reflects.
             LogUnavailable: the log cannot be read now.
             MemoryFull: the rows would not fit.
         """
-        self._budget.check(row.name, load_bytes(min(TAIL_ROWS, row.seq - view.applied), row.dim))
-        read = partial(self._log.read_after, purged=view.purged)
+        new = max(0, min(TAIL_ROWS, row.seq - view.applied))
+        self._budget.check(row.name, load_bytes(new, row.dim))
+        read = partial(self._log.read_after, purged=view.purged, stamp=view.at.stamp)
         return await self.read(
             read, row.name, row.epoch, view.applied, self._slots, TAIL_ROWS, row.dim
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmesh.errors import MemoryFull
+from mmesh.serving.trimming import trim
 
 SHARE = 0.9
 """Share of the memory of the container, or of the machine, that is used when no limit is set."""
@@ -28,6 +29,8 @@ class MemoryBudget:
 
     def check(self, collection: str, need: int) -> None:
         """Raise `MemoryFull` unless `need` more bytes for `collection` fit."""
+        if process_bytes() + need > self.limit:
+            trim()  # freed memory that malloc keeps is not in use
         used = process_bytes()
         if used + need > self.limit:
             raise MemoryFull(

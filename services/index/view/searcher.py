@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,7 @@ from mmesh.vectors import FloatMatrix
 from services.index import metrics
 from services.index.segments.exact import single_threaded
 from services.index.view.view import Found, View
+from services.index.view.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ class Searched(NamedTuple):
     token: str
     search_s: float
     queue_s: float
+    unknown: Mapping[str, str] = {}  # nobody writes into it
+    """Attributes in the filter that no candidate has, and which may have been meant."""
 
 
 class PendingSearch(NamedTuple):
@@ -62,11 +65,13 @@ class PendingSearch(NamedTuple):
     modalities: tuple[Modality, ...]
     limit: int
     filter: Filter | None
+    is_reproducible: bool = False
+    """See `reproducible`."""
 
     @property
     def shares_with(self) -> tuple[object, ...]:
         """What two searches must have in common to share a call."""
-        return (id(self.view), self.modalities, self.limit, self.filter)
+        return (id(self.view), self.modalities, self.limit, self.filter, self.is_reproducible)
 
 
 @dataclass(slots=True)
@@ -74,13 +79,20 @@ class _Waiting:
     work: PendingSearch
     outcome: asyncio.Future[Searched]
     since: float
+    watch: Watch | None
+    is_begun: bool = False
+    """Whether it runs, or has run."""
 
 
 _Done = tuple[list[Searched], Exception | None]
 """What each search of a batch gets, or why none gets anything."""
 _NOT_RUN: _Done = ([], Draining("this process is stopping"))
-Search = Callable[[FloatMatrix, Sequence[Modality], int, Filter | None], list[list[Found]] | None]
+Search = Callable[
+    [FloatMatrix, Sequence[Modality], int, Filter | None, bool], list[list[Found]] | None
+]
 """`View.search` or `View.try_search`."""
+Watcher = Callable[[PendingSearch], Watch | None]
+"""Chooses the searches that are watched."""
 
 
 class Searcher:
@@ -93,7 +105,14 @@ class Searcher:
         self._running: list[View] = []
         """The view of each batch that runs on a thread."""
         self._is_due = False
+        self.watcher: Watcher | None = None
+        """Asked about each search, on the event loop."""
         single_threaded()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a search that came now could start at once."""
+        return not self._waiting and len(self._running) < self._threads
 
     async def close(self) -> None:
         """Let running searches end."""
@@ -108,10 +127,16 @@ class Searcher:
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"{len(self._waiting)} searches wait already")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(work, loop.create_future(), time.perf_counter())
+        watch = None if self.watcher is None else self.watcher(work)
+        waiting = _Waiting(work, loop.create_future(), time.perf_counter(), watch)
         self._waiting.append(waiting)
         self._make_due(loop)
-        return await waiting.outcome
+        try:
+            return await waiting.outcome
+        except asyncio.CancelledError:
+            if not waiting.is_begun:  # else it is measured when it ends
+                metrics.queue_seconds.observe(time.perf_counter() - waiting.since)
+            raise
 
     def _make_due(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._waiting and not self._is_due and len(self._running) < self._threads:
@@ -158,6 +183,7 @@ class Searcher:
         done = _run(now, now[0].work.view.try_search)
         if done is None:
             return False
+        _begin(now)
         self._waiting = [*later, *self._waiting]
         _settle(now, *done)
         if self._waiting:
@@ -167,6 +193,7 @@ class Searcher:
 
     def _run_on_thread(self, loop: asyncio.AbstractEventLoop, batch: list[_Waiting]) -> None:
         view = batch[0].work.view
+        _begin(batch)
         running = loop.run_in_executor(self._pool, _run, batch, view.search)
         self._running.append(view)
         running.add_done_callback(partial(self._end, loop, batch))
@@ -217,9 +244,14 @@ class Searcher:
     def _is_short(self, batch: list[_Waiting]) -> bool:
         """Whether a hop to a thread would cost more than it could save."""
         work = batch[0].work
-        if work.filter is not None:
+        if work.filter is not None or work.is_reproducible:
             return False
         return 0 < work.view.cost_s * _queries_in(batch) <= self._inline_s
+
+
+def _begin(batch: list[_Waiting]) -> None:
+    for waiting in batch:
+        waiting.is_begun = True
 
 
 def _queries_in(batch: list[_Waiting]) -> int:
@@ -246,7 +278,10 @@ def _run(batch: list[_Waiting], search: Search) -> _Done | None:
     try:
         token = view.token
         queries = first.queries if len(works) == 1 else np.vstack([w.queries for w in works])
-        lists = search(queries, first.modalities, first.limit, first.filter)
+        for waiting in batch:
+            if waiting.watch is not None:
+                waiting.watch.begin()
+        lists = search(queries, first.modalities, first.limit, first.filter, first.is_reproducible)
         if lists is None:
             return None
         search_s = time.perf_counter() - begun
@@ -270,19 +305,28 @@ def _divided(
     for waiting in batch:
         end = start + len(waiting.work.queries)
         results.append(Searched(lists[start:end], token, search_s, begun - waiting.since))
+        if waiting.watch is not None:
+            waiting.watch.end(lists[start:end])
         start = end
     return results
 
 
 def _settle(batch: Sequence[_Waiting], results: list[Searched], error: Exception | None) -> None:
+    """Give each search of a batch what it gets; measure also those that nobody waits for any more.
+
+    These took their time, which is what autoscalers follow: without them a shard whose searches
+    outlast their callers would seem idle.
+    """
     metrics.search_batch.observe(len(batch))
+    for result in results:
+        metrics.search_seconds.observe(result.search_s)
+        metrics.queue_seconds.observe(result.queue_s)
     for number, waiting in enumerate(batch):
         if waiting.outcome.done():
             continue
         if error is not None:
             waiting.outcome.set_exception(error)
             continue
-        result = results[number]
-        metrics.search_seconds.observe(result.search_s)
-        metrics.queue_seconds.observe(result.queue_s)
-        waiting.outcome.set_result(result)
+        waiting.outcome.set_result(results[number])
+        if waiting.watch is not None:
+            waiting.watch.close()

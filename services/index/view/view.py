@@ -19,12 +19,17 @@ from numpy.typing import NDArray
 
 from mmesh.content import Modality
 from mmesh.filters import Filter
+from mmesh.values.tokens import Token
 from mmesh.vectors import FloatMatrix
 from services.index.log.rows import Rows
+from services.index.point import BEGINNING, Point
 from services.index.segments import bitmap
 from services.index.segments.delta import Delta
+from services.index.segments.exact import Nearest
 from services.index.segments.ids import hashes_of
 from services.index.segments.segment import Segment
+from services.index.view import reproducible
+from services.index.view.history import History
 from services.index.view.recent_queries import RecentQueries
 
 RowNumbers = NDArray[np.int64]
@@ -123,13 +128,23 @@ class Partition:
         """Candidates that can be found."""
         return sum(len(block) - block.dead for block in self.blocks)
 
-    def search(self, queries: FloatMatrix, limit: int, condition: Filter | None) -> list[Found]:
+    def search(
+        self,
+        queries: FloatMatrix,
+        limit: int,
+        condition: Filter | None,
+        *,
+        is_reproducible: bool = False,
+    ) -> list[Found]:
         """Return the `limit` nearest living candidates of each query (m, dim)."""
         self.recent.note(queries)
         blocks = [block for block in self.blocks if len(block)]
-        answers = [block.search(queries, limit, condition) for block in blocks]
-        if not answers:
+        if not blocks:
             return [_NOTHING for _ in queries]
+        if is_reproducible:
+            answers = [reproducible.search(block, queries, limit, condition) for block in blocks]
+            return _in_order(blocks, answers, limit)
+        answers = [block.search(queries, limit, condition) for block in blocks]
         if len(answers) == 1:
             scores, rows = answers[0]
             ids, attributes = blocks[0].ids(rows.ravel()), blocks[0].attributes(rows.ravel())
@@ -157,6 +172,19 @@ def _by_query(
     ]
 
 
+def _in_order(blocks: Sequence[Block], answers: Sequence[Nearest], limit: int) -> list[Found]:
+    """Return the best hits of each query among those of all blocks; equal scores by id."""
+    found = _joined(blocks, answers, limit * len(blocks))
+    return found if len(blocks) == 1 else [_first(one, limit) for one in found]
+
+
+def _first(found: Found, limit: int) -> Found:
+    order = sorted(range(len(found.ids)), key=lambda n: (-found.scores[n], found.ids[n]))[:limit]
+    return Found(
+        [found.ids[n] for n in order], found.scores[order], [found.attributes[n] for n in order]
+    )
+
+
 def _joined(
     blocks: Sequence[Block], answers: Sequence[tuple[FloatMatrix, RowNumbers]], limit: int
 ) -> list[Found]:
@@ -166,18 +194,8 @@ def _joined(
     scores[rows < 0] = -np.inf
     order = np.argsort(-scores, axis=1, kind="stable")
     owners = np.repeat(np.arange(len(blocks)), [rows.shape[1] for _, rows in answers])[order]
+    order, owners = order[:, :limit], owners[:, :limit]
     scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
-    return _materialised(blocks, scores, rows, owners, limit)
-
-
-def _materialised(
-    blocks: Sequence[Block],
-    scores: FloatMatrix,
-    rows: RowNumbers,
-    owners: NDArray[np.int64],
-    limit: int,
-) -> list[Found]:
-    rows, owners = rows[:, :limit], owners[:, :limit]
     ids, attributes = np.full(rows.shape, "", object), np.full(rows.shape, "", object)
     for number, block in enumerate(blocks):
         own = (owners == number) & (rows >= 0)
@@ -187,7 +205,7 @@ def _materialised(
     return _by_query(scores, rows, ids.ravel().tolist(), attributes.ravel().tolist())
 
 
-def _find_in(block: Block, hashes: NDArray[np.uint64], ids: Sequence[str]) -> RowNumbers:
+def find_in(block: Block, hashes: NDArray[np.uint64], ids: Sequence[str]) -> RowNumbers:
     """Return the row of each id, -1 where it is absent."""
     if isinstance(block, Segment):
         return block.find(hashes, ids)
@@ -212,13 +230,14 @@ def living_rows(block: Block) -> RowNumbers:
 
 @dataclass(eq=False)
 class View:
-    """One collection as this shard sees it, up to sequence `applied`."""
+    """One collection as this shard sees it, up to a place in its history."""
 
     name: str
     epoch: str
     dim: int
     delta_rows: int
-    applied: int = 0
+    at: Point = BEGINNING
+    """What it reflects: all writes of its history up to here."""
     segments: Mapping[Modality, Sequence[Segment]] = field(default_factory=dict)
     """What a snapshot brought, if the view began with one."""
     purged: int = 0
@@ -233,6 +252,7 @@ class View:
 
     def __post_init__(self) -> None:
         """Make a partition for each modality."""
+        self.history = History()
         self._changing = threading.Lock()
         self._changes = 0
         """Rises when a change begins and when it ends, so it is odd meanwhile."""
@@ -241,9 +261,19 @@ class View:
         }
 
     @property
+    def changes(self) -> int:
+        """Rises when rows are about to be replaced, and when that is done: odd meanwhile."""
+        return self._changes
+
+    @property
+    def applied(self) -> int:
+        """The number of the last write that it reflects."""
+        return self.at.seq
+
+    @property
     def token(self) -> str:
         """Names the state that the view reflects."""
-        return f"{self.epoch}:{self.applied}"
+        return str(Token(self.epoch, *self.at))
 
     def lacks_deletions(self, purged: int) -> bool:
         """Tell whether the log, purged so far, cannot bring this view up to date any more."""
@@ -261,7 +291,7 @@ class View:
                 self._replace(rows, hashes, chosen, owners, places)
         if len(rows):
             self.changed_at = time.monotonic()
-        self.applied = through
+        self.at = Point(through, rows.commits[-1].stamp if rows.commits else self.at.stamp)
 
     def _find(
         self, ids: Sequence[str], hashes: NDArray[np.uint64]
@@ -270,7 +300,7 @@ class View:
         owners, places = np.full(len(ids), None, object), np.full(len(ids), -1, np.int64)
         for partition in self.partitions.values():
             for block in partition.blocks:
-                rows = _find_in(block, hashes, ids)
+                rows = find_in(block, hashes, ids)
                 rows = np.where(_is_alive(block, rows), rows, -1)
                 owners[rows >= 0] = block
                 places = np.maximum(places, rows)
@@ -325,20 +355,23 @@ class View:
         modalities: Sequence[Modality],
         limit: int,
         condition: Filter | None,
+        is_reproducible: bool = False,
     ) -> list[list[Found]]:
-        """Return hits by query and modality: `result[q][m]`.
+        """Return hits by query and modality: `result[q][m]`; see `reproducible`.
 
         The reader of a seqlock: a search beside a change begins anew after it, and in the end keeps
         changes out.
         """
         for _ in range(TRIES):
-            found = self.try_search(queries, modalities, limit, condition)
+            found = self.try_search(queries, modalities, limit, condition, is_reproducible)
             if found is not None:
                 return found
             with self._changing:
                 pass
         with self._changing:
-            return self._search(queries, modalities, limit, condition)
+            found = self.try_search(queries, modalities, limit, condition, is_reproducible)
+        assert found is not None, "nothing else changes a view while that is locked"
+        return found
 
     def try_search(
         self,
@@ -346,6 +379,7 @@ class View:
         modalities: Sequence[Modality],
         limit: int,
         condition: Filter | None,
+        is_reproducible: bool = False,
     ) -> list[list[Found]] | None:
         """Search as `search` does, but return None beside a change instead of waiting for its end.
 
@@ -354,15 +388,9 @@ class View:
         changes = self._changes
         if changes % 2:
             return None
-        found = self._search(queries, modalities, limit, condition)
+        lists = [
+            self.partitions[m].search(queries, limit, condition, is_reproducible=is_reproducible)
+            for m in modalities
+        ]
+        found = [list(of_query) for of_query in zip(*lists, strict=True)]
         return found if changes == self._changes else None
-
-    def _search(
-        self,
-        queries: FloatMatrix,
-        modalities: Sequence[Modality],
-        limit: int,
-        condition: Filter | None,
-    ) -> list[list[Found]]:
-        lists = [self.partitions[m].search(queries, limit, condition) for m in modalities]
-        return [list(of_query) for of_query in zip(*lists, strict=True)]

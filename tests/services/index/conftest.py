@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -15,14 +16,22 @@ from obstore.exceptions import GenericError
 from mmesh.collections import CollectionLimits, CollectionSettings
 from mmesh.content import Modality
 from mmesh.errors import DataLoss, LogUnavailable, MmeshError, StorageFull
+from mmesh.serving import supervision
 from mmesh.serving.backoff import Pauses
 from services.index.log.ledger import Delete, Upsert, Write, Written
 from services.index.log.log import Log
 from services.index.log.rows import CollectionRow, NewCandidate, Rows
 from services.index.log.tables import metadata
+from services.index.segments.delta import Delta
+from services.index.segments.ids import hashes_of
 from services.index.slots import SLOTS, slot_of
+from services.index.upkeep.recall_probe import RecallProbe
 from services.index.view.follower import Follower
 from services.index.view.memory import MemoryBudget
+from services.index.view.searcher import Searcher
+from tests.effort import patient
+from tests.services.index import probing
+from tests.services.index.probing import IDS, Probed, Room
 
 DIM = 2
 ERRORS = [
@@ -47,7 +56,7 @@ def new_row(
     return NewCandidate(candidate_id, slot_of(candidate_id), modality, attributes, parts, vector)
 
 
-def same_types(types: Mapping[str, str]) -> Mapping[str, str]:
+def same_types(types: Mapping[str, str]) -> object:
     return types
 
 
@@ -193,8 +202,61 @@ def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
     """Wait for what other tasks of this process bring about."""
 
     async def until(holds: Callable[[], object]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patient(10)):
             while not holds():  # noqa: ASYNC110  # nothing tells but looking
                 await asyncio.sleep(0.002)
 
     return until
+
+
+Copy = dict[sa.Table, list[dict[str, object]]]
+"""The rows of a log, by table."""
+
+
+class Copies:
+    """Copies of a log, which are put back into it in one transaction."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = sa.create_engine(url)
+
+    def take(self, tables: Sequence[sa.Table] | None = None) -> Copy:
+        with self._engine.begin() as connection:
+            return {
+                table: [dict(row) for row in connection.execute(sa.select(table)).mappings()]
+                for table in tables or metadata.sorted_tables
+            }
+
+    def put_back(self, copy: Copy) -> None:
+        with self._engine.begin() as connection:
+            for table, rows in copy.items():
+                connection.execute(table.delete())
+                if rows:
+                    connection.execute(table.insert(), rows)
+
+
+@pytest.fixture
+def copies(log_url) -> Copies:
+    """Copies of the log at `log_url`."""
+    return Copies(log_url)
+
+
+@pytest.fixture(scope="session")
+def flat(tmp_path_factory):
+    """The folder of an exact segment."""
+    folder = tmp_path_factory.mktemp("flat")
+    delta = Delta(probing.DIM, probing.ROWS)
+    attributes = [json.dumps({"even": n % 2 == 0}) for n in range(probing.ROWS)]
+    delta.append_many(IDS, hashes_of(IDS), attributes, probing.VECTORS)
+    delta.save(folder)
+    return folder
+
+
+@pytest.fixture
+async def probed(until):
+    """Searches that are all probed."""
+    searcher = Searcher(threads=1, max_waiting=100, inline_s=0.001)
+    room = Room(searcher)
+    async with RecallProbe(1.0, room, lambda view: True, budget=probing.always_full()):
+        yield Probed(searcher, until, room)
+    await searcher.close()
+    assert not supervision.unwell()

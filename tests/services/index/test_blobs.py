@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mmesh.errors import DataLoss, LogUnavailable, StorageFull
-from services.index.store.blobs import ContentBlobs, open_blobs
+from services.index.store.blobs import PERIOD_S, ContentBlobs, key_of, name_of, open_blobs
 from services.index.store.objects import LocalObjects, open_objects
 
 
@@ -33,11 +33,11 @@ class Counted(LocalObjects):
         super().put(key, data)
 
 
-def test_bytes_come_back_by_their_hash(address):
+def test_bytes_come_back_by_their_name_which_begins_with_their_hash(address):
     blobs = open_blobs(address)
-    digest = blobs.put(b"picture")
-    assert digest == hashlib.sha256(b"picture").hexdigest()
-    assert open_blobs(address).get(digest) == b"picture"
+    name = blobs.put(b"picture")
+    assert name.startswith(f"{hashlib.sha256(b'picture').hexdigest()}.")
+    assert open_blobs(address).get(name) == b"picture"
 
 
 def test_nothing_is_a_picture_too(address):
@@ -51,12 +51,43 @@ def test_missing_bytes_are_data_loss(address):
 
 
 def test_changed_bytes_are_data_loss_and_mended_by_the_next_put(address):
-    digest = open_blobs(address).put(b"picture")
-    open_objects(address).put(f"blobs/{digest[:2]}/{digest[2:]}", b"pict")
+    blobs = ContentBlobs(open_objects(address), clock=lambda: 0.0)
+    name = blobs.put(b"picture")
+    open_objects(address).put(key_of(name), b"pict")
     with pytest.raises(DataLoss):
-        open_blobs(address).get(digest)
-    open_blobs(address).put(b"picture")
-    assert open_blobs(address).get(digest) == b"picture"
+        blobs.get(name)
+    assert blobs.put(b"picture") == name
+    assert blobs.get(name) == b"picture"
+
+
+def test_a_picture_that_was_lost_is_stored_again_by_the_same_process(address):
+    objects = open_objects(address)
+    blobs = ContentBlobs(objects)
+    objects.delete(key_of(blobs.put(b"picture")))
+    assert blobs.get(blobs.put(b"picture")) == b"picture"
+
+
+def test_a_picture_of_another_hour_is_another_copy(address):
+    now = [0.0]
+    blobs = ContentBlobs(open_objects(address), clock=lambda: now[0])
+    first = blobs.put(b"picture")
+    now[0] += PERIOD_S
+    second = blobs.put(b"picture")
+    open_objects(address).delete(key_of(first))
+    assert first != second
+    assert blobs.get(second) == b"picture"
+
+
+@pytest.mark.parametrize("name", ["ab" * 32, f"{'0f' * 32}.1a2b"])
+def test_names_and_keys_are_one_another(name):
+    assert name_of(key_of(name)) == name
+
+
+@pytest.mark.parametrize(
+    "key", ["blobs/ab/cd", "blobs/" + "ab" * 32, "snapshots/ab/cd", f"blobs/ab/{'cd' * 31}.1.2", ""]
+)
+def test_other_objects_have_no_name(key):
+    assert name_of(key) is None
 
 
 def test_data_folders_of_before_are_read(tmp_path):
@@ -67,25 +98,24 @@ def test_data_folders_of_before_are_read(tmp_path):
     assert open_blobs(tmp_path).get(digest) == b"old"
 
 
-def test_equal_pictures_are_written_once_and_asked_for_once(tmp_path):
+def test_equal_pictures_of_an_hour_are_written_once_by_all_processes(tmp_path):
     objects = Counted(tmp_path)
-    blobs = ContentBlobs(objects)
-    for _ in range(5):
-        blobs.put(b"picture")
-    assert (objects.asked, objects.written) == (1, 1)
-    ContentBlobs(objects).put(b"picture")
-    assert (objects.asked, objects.written) == (2, 1)
+    for _ in range(3):
+        blobs = ContentBlobs(objects, clock=lambda: 0.0)
+        for _ in range(2):
+            blobs.put(b"picture")
+    assert (objects.asked, objects.written) == (6, 1)
 
 
 def test_many_threads_store_the_same_pictures(address):
-    blobs = open_blobs(address)
+    blobs = ContentBlobs(open_objects(address), clock=lambda: 0.0)
     pictures = [b"picture %d" % n for n in range(20)]
     threads = [threading.Thread(target=lambda: [*map(blobs.put, pictures)]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [blobs.get(hashlib.sha256(p).hexdigest()) for p in pictures] == pictures
+    assert [blobs.get(f"{hashlib.sha256(p).hexdigest()}.0") for p in pictures] == pictures
 
 
 def test_a_failed_put_is_not_remembered(tmp_path, monkeypatch):

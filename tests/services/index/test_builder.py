@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mmesh.errors import DataLoss
-from services.index.build.builder import Builder, BuildFailed, BuildOrder, Input
+from services.index.build.builder import Builder, BuildFailed, BuildOrder, Input, Patience
 from services.index.build.worker import build
 from services.index.segments import bitmap, exact, files
 from services.index.segments.delta import Delta
@@ -180,6 +180,16 @@ async def test_cancelling_ends_the_worker_and_its_work(builder, long_order, tmp_
     with pytest.raises(asyncio.CancelledError):
         await building
     assert not is_running(pid)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "scratch"]
+
+
+async def test_a_build_that_takes_far_too_long_is_ended(long_order, tmp_path):
+    patience = Patience(least_s=0.2, value_s=0.0)
+    scratch = tmp_path / "scratch"
+    async with Builder(nice=5, threads=1, scratch=scratch, patience=patience) as builder:
+        with pytest.raises(BuildFailed, match="took over 0 s and was ended"):
+            await builder.build(long_order)
+        assert builder._worker is None
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "scratch"]
 
 

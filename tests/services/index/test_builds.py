@@ -17,6 +17,7 @@ from services.index.build import worker
 from services.index.config import IndexSettings
 from services.index.segments.segment import Segment
 from services.index.upkeep.builds import Builds
+from services.index.upkeep.gauges import Gauges
 from services.index.upkeep.restorer import Restorer
 from services.index.upkeep.scratch import Scratch
 
@@ -140,6 +141,27 @@ async def test_whatever_a_build_raises_is_counted_and_the_partition_is_tried_aga
         builder.faults = {}
         await until(lambda: texts(view).segments)
         await until(lambda: folders() == ["segment"])
+
+
+async def test_where_no_segment_is_left_there_is_no_recall_of_segments(
+    upkeep, sqlite_writer, until
+):
+    def recall():
+        labels = {"collection": "c", "modality": "text"}
+        return REGISTRY.get_sample_value("mmesh_index_segment_recall", labels)
+
+    async with upkeep() as (follower, builds):
+        view, gauges = await filled(sqlite_writer, follower, deltas=3), Gauges(follower)
+        await until(lambda: texts(view).segments and not texts(view).full_deltas)
+        gauges.export()
+        assert recall() == 1
+        sqlite_writer.delete(*(f"c-{number}" for number in range(3 * ROWS + 1)))
+        row = sqlite_writer.log.collection("c")
+        await follower.wait_for(row, row.seq, Deadline.after(10))
+        await builds.compact(view, row)
+        assert not texts(view).segments
+        gauges.export()
+        assert recall() is None
 
 
 async def test_a_poisoned_partition_holds_up_no_other(upkeep, sqlite_writer, builder, until):

@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+from prometheus_client import REGISTRY
 
 from mmesh.collections import CollectionSettings
 from mmesh.content import Modality
@@ -114,6 +115,22 @@ async def test_a_write_whose_caller_went_away_while_it_waited_is_not_made(held):
         assert (await running).token.endswith(":1")
         assert (await kept).token.endswith(":2")
     assert held.groups == [1, 1]
+
+
+async def test_what_is_written_counts_though_its_caller_went_away_meanwhile(held):
+    def written():
+        return REGISTRY.get_sample_value("mmesh_index_written_total")
+
+    before = written()
+    async with Committer(held, 100) as committer:
+        gone = asyncio.create_task(committer.write(upsert("a"), 1))
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        await asyncio.sleep(0)
+        held.go.set()
+        await committer.write(upsert("b"), 1)
+    assert held.groups == [1, 1]
+    assert written() == before + 2
 
 
 @pytest.mark.parametrize("outcomes", [[], [None]], ids=["too few", "of no known kind"])

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from mmesh.errors import CollectionNotFound, LogUnavailable, RequestIdReused
+from mmesh.errors import CollectionNotFound, HistoryLost, LogUnavailable, RequestIdReused
 from mmesh.filters import Compare, Operator
 from services.index import filter_deletion
 from services.index.filter_deletion import FilterDeletion
@@ -51,6 +51,24 @@ async def deleted(log, condition, request_id, committer=None):
         committer = await stack.enter_async_context(committer or Committer(log, 10))
         deletion = FilterDeletion(log, committer, asyncio.to_thread, lambda: None)
         return await deletion.run(log.collection("c"), condition, request_id)
+
+
+async def test_a_deletion_touches_nothing_of_another_history(writer, put, copies):
+    """The log is put back between two steps; other writes have the numbers that were read."""
+
+    class RollingBack(Committer):
+        async def write(self, write, rows):
+            if write.read_at.seq > 20:
+                await asyncio.to_thread(copies.put_back, copy)
+                await asyncio.to_thread(put, range(18, 28))
+            return await super().write(write, rows)
+
+    put(range(2))
+    copy = copies.take()
+    put(range(2, 20))
+    with pytest.raises(HistoryLost):
+        await deleted(writer.log, EVEN, "", RollingBack(writer.log, 10))
+    assert writer.ids() == [f"{n:02}" for n in (0, 1, *range(18, 28))]
 
 
 async def test_a_repetition_gets_the_first_answer_and_spares_what_came_since(writer, put):

@@ -1,6 +1,7 @@
 """Columns of attributes against Python's own comparisons, row by row."""
 
 import operator
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmesh.errors import DataLoss
-from mmesh.filters import AllOf, AnyOf, Compare, In, Not, Operator
+from mmesh.filters import AllOf, AnyOf, Compare, Exists, In, Not, Operator
 from services.index.log.rows import attributes_to_json
 from services.index.segments.columns import ChosenCache, Columns
 
@@ -38,6 +39,10 @@ def columns_of(rows):
         (Compare("shown", Operator.EQUAL, 1), []),
         (In("shown", (1, 0)), []),
         (Compare("unknown", Operator.EQUAL, 1), []),
+        (Exists("year"), [0, 2]),
+        (Not(Exists("year")), [1, 3]),
+        (Exists("tags"), [0]),
+        (Exists("unknown"), []),
         (AllOf(()), [0, 1, 2, 3]),
         (AnyOf(()), []),
         (AnyOf((Compare("score", Operator.LESS, 1), Compare("year", Operator.LESS, 1980))), [1, 2]),
@@ -56,12 +61,21 @@ NUMBERS = (
     | st.integers(-6, 6).map(lambda half: half / 2)
     | st.floats(allow_nan=False, allow_infinity=False)
 )
-VALUES = st.booleans() | NUMBERS | TEXTS
+MOMENTS = st.datetimes(timezones=st.just(UTC)) | st.sampled_from(
+    [
+        datetime(1, 1, 1, tzinfo=UTC),
+        datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+        datetime(1970, 1, 1, tzinfo=UTC),
+        datetime.max.replace(tzinfo=UTC),
+    ]
+)
+VALUES = st.booleans() | NUMBERS | TEXTS | MOMENTS
 NAMES = st.sampled_from(["a", "b.c-d"])
 ATTRIBUTES = st.dictionaries(NAMES, VALUES | st.lists(TEXTS, max_size=3).map(tuple))
 CONDITIONS = st.recursive(
     st.builds(Compare, NAMES, st.sampled_from(list(Operator)), VALUES | st.floats())
-    | st.builds(In, NAMES, st.lists(VALUES, min_size=1, max_size=4).map(tuple)),
+    | st.builds(In, NAMES, st.lists(VALUES, min_size=1, max_size=4).map(tuple))
+    | st.builds(Exists, NAMES),
     lambda inner: (
         st.builds(Not, inner)
         | st.builds(AllOf, st.lists(inner, max_size=3).map(tuple))
@@ -99,6 +113,8 @@ def holds(condition, attributes):
             return not holds(inner, attributes)
     value = attributes.get(condition.attribute, ())
     values = value if isinstance(value, tuple) else (value,)
+    if isinstance(condition, Exists):
+        return bool(values)
     if isinstance(condition, Compare):
         return any(compares(condition.operator, one, condition.value) for one in values)
     return any(compares(Operator.EQUAL, one, other) for one in values for other in condition.values)

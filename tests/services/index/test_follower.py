@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY
 from mmesh.content import Modality
 from mmesh.errors import (
     CollectionNotFound,
+    DataLoss,
     InternalError,
     LogUnavailable,
     MemoryFull,
@@ -30,9 +31,13 @@ def name_of(error):
     return type(error).__name__
 
 
-def failures(error):
+def failures(error, of="tail"):
     labels = {"error": name_of(error)}
-    return REGISTRY.get_sample_value("mmesh_index_tail_failures_total", labels) or 0.0
+    return REGISTRY.get_sample_value(f"mmesh_index_{of}_failures_total", labels) or 0.0
+
+
+def all_failures(error):
+    return failures(error) + failures(error, "collection") + task_failures(error)
 
 
 class FaultyLog:
@@ -297,10 +302,10 @@ async def test_whatever_the_log_raises_it_is_counted_and_following_goes_on(
     async with follow() as follower:
         follower._task._backoff = AT_ONCE  # that of a task is long
         await follower.loaded()
-        before = failures(error) + task_failures(error)
+        before = all_failures(error)
         log.faults = {call: error, (call, "c"): error}
         writer.put("a")
-        await until(lambda: failures(error) + task_failures(error) >= before + 3)
+        await until(lambda: all_failures(error) >= before + 3)
         log.faults = {}
         await until(lambda: follower.views["c"].applied == 1)
         await until(lambda: follower._task.is_well and not follower.refused)
@@ -315,9 +320,9 @@ async def test_a_collection_that_cannot_be_followed_fails_alone(follow, writer, 
     writer.create("bad")
     log.faults = {("read_after", "bad"): error}
     writer.put("a", collection="bad")
-    before = failures(error)
+    before = all_failures(error)
     async with follow() as follower:
-        await until(lambda: failures(error) > before)
+        await until(lambda: all_failures(error) > before)
         for number in range(10):
             writer.put(str(number))
             await caught_up(follower, writer)
@@ -349,6 +354,41 @@ async def test_a_collection_that_does_not_fit_into_memory_is_refused_alone(follo
             await caught_up(follower, writer)
         follower._loader._budget = MemoryBudget(1 << 40)
         await until(lambda: not follower.lags()["c"].writes)
+
+
+async def test_a_collection_that_does_not_fit_is_no_look_at_the_log_that_failed(
+    follow, writer, until
+):
+    writer.put("a")
+    looks, tries = failures(MemoryFull("")), failures(MemoryFull(""), "collection")
+    async with follow(limit=1):
+        await until(lambda: failures(MemoryFull(""), "collection") >= tries + 2)
+    assert failures(MemoryFull("")) == looks
+
+
+async def test_a_refusal_is_logged_once_for_each_kind(follow, writer, log, until, caplog):
+    writer.put("a")
+    async with follow() as follower:
+        for error in (MemoryFull("full"), DataLoss("damaged"), RuntimeError("a defect")):
+            before = failures(error, "collection")
+            log.faults = {("read_after", "c"): error}
+            await until(lambda e=error, n=before: failures(e, "collection") >= n + 3)
+        assert follower.refused["c"].reason == "INTERNAL"
+    told = [one.why for one in caplog.records if one.getMessage() == "collection refused"]
+    assert told == ["full", "damaged", "a defect"]
+
+
+async def test_a_log_that_is_away_is_no_collection_that_failed(follow, writer, log, until):
+    error = LogUnavailable("away")
+    looks, tries = failures(error), failures(error, "collection")
+    async with follow() as follower:
+        await follower.loaded()
+        log.faults = {("read_after", "c"): error}
+        writer.put("a")
+        await until(lambda: failures(error) >= looks + 2)
+        log.faults = {}
+        await caught_up(follower, writer)
+    assert failures(error, "collection") == tries
 
 
 async def test_a_refusal_does_not_grow_by_being_told(follow, writer):

@@ -84,12 +84,9 @@ def test_a_refused_write_leaves_no_trace(writer, row):
 def test_types_of_attributes_are_kept_and_given_to_the_next_write(writer, row):
     seen = []
 
-    def add(types):
-        seen.append(dict(types))
-        return {**types, "year": "integer"}
-
     for name in "ab":
-        writer.write(Upsert("c", [row(name)], add))
+        found = [row(name, attributes='{"year": 1}')]
+        writer.write(Upsert("c", found, lambda types: seen.append(dict(types))))
     assert seen == [{}, {"year": "integer"}]
     assert writer.log.collection("c").attribute_types == {"year": "integer"}
 
@@ -209,3 +206,14 @@ def test_the_version_changes_with_every_commit_where_it_is_told(writer, open_log
     told = [version for version in seen if version is not None]
     assert len(told) == len(set(told))
     assert bool(told) == log_url.startswith("sqlite")
+
+
+def test_ids_that_a_system_gave_are_kept_byte_by_byte(writer):
+    names = [
+        "caf\u00e9", "cafe\u0301", "a\u202fb", "\u3000", "\U0001f468\u200d\U0001f469", "a\u00adb",
+        "\ue000", "\U000f0001", "\u0378", "\ufffe", "\uffff", "\U0010ffff", "%0A", "'\"\\",
+    ]  # fmt: skip
+    writer.put(*names)
+    assert writer.ids() == sorted(names, key=str.encode)
+    assert {one.id for one in writer.log.get("c", names)} == set(names)
+    assert writer.delete(*names).count == len(names)

@@ -40,10 +40,11 @@ def processes(empty_url):
     started = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, empty_url, name],
-            stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for name in "abcd"
-    ]  # fmt: skip
+    ]
     yield started
     for process in started:
         process.kill()

@@ -20,8 +20,12 @@ def test_a_refused_write_in_a_group_has_no_effect_on_the_others(writer, row, ups
         ]
     )
     assert [type(outcome) for outcome in outcomes] == [
-        Written, InvalidField, CollectionNotFound, Written, Written,
-    ]  # fmt: skip
+        Written,
+        InvalidField,
+        CollectionNotFound,
+        Written,
+        Written,
+    ]
     assert [o.token.partition(":")[2] for o in outcomes if isinstance(o, Written)] == [
         "2",
         "3",
@@ -75,9 +79,13 @@ def test_a_group_reaches_several_collections_by_name_and_alias(writer, row, upse
 def test_a_collection_that_fills_up_within_a_group_refuses_the_rest(writer, row, upsert):
     writer.create("small", most=2)
     outcomes = writer.log.write(
-        [upsert([row("a"), row("b")], "small"), upsert([row("c")], "small"),
-         Delete("small", ["a"]), upsert([row("c")], "small")]
-    )  # fmt: skip
+        [
+            upsert([row("a"), row("b")], "small"),
+            upsert([row("c")], "small"),
+            Delete("small", ["a"]),
+            upsert([row("c")], "small"),
+        ]
+    )
     assert [type(outcome) for outcome in outcomes] == [Written, CollectionFull, Written, Written]
     assert writer.ids("small") == ["b", "c"]
 

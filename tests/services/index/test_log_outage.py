@@ -9,9 +9,9 @@ import pytest
 import sqlalchemy as sa
 
 from mmesh.errors import DataLoss, LogUnavailable, StorageFull
-from services.index.log import postgres as log_in_postgres
-from services.index.log import sqlite
-from services.index.log.engines import open_database
+from services.index.log.databases import postgres as log_in_postgres
+from services.index.log.databases import sqlite
+from services.index.log.databases.engines import open_database
 from services.index.log.log import Log
 from tests.effort import patient
 

@@ -3,17 +3,23 @@
 import sqlite3
 import subprocess
 import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 
 from mmesh.content import Modality
 from mmesh.errors import FailedPrecondition, LogUnavailable
-from services.index.log import schema
-from services.index.log.engines import open_database
-from services.index.log.ledger import Written
+from mmesh.values.tokens import Token
+from services.index.commands import migrate
+from services.index.log.databases import schema
+from services.index.log.databases.engines import open_database
+from services.index.log.ledger import Upsert, Written
 from services.index.log.tables import metadata
+from services.index.point import Point
 from services.index.slots import slot_of
 
 FIRST_RELEASE = """
@@ -75,6 +81,7 @@ def test_a_log_of_the_first_release_is_carried_over(old_file, open_log):
     head = writer.log.collection("c")
     assert (head.epoch, head.seq, head.purged) == ("epoch-c", 4, 0)
     assert head.attribute_types == {"year": "integer"}
+    assert writer.log.attributes(head.key) == {("year", "integer"): 1}
     assert head.counts == {Modality.TEXT: 1, Modality.IMAGE: 0, Modality.IMAGE_TEXT: 1}
     assert head.create_time == datetime(2026, 11, 20, 8, 0, 0, 250000, UTC)
     assert writer.log.collection("empty").seq == 0
@@ -84,8 +91,26 @@ def test_a_log_of_the_first_release_is_carried_over(old_file, open_log):
     assert (rows.attributes[0], rows.deleted.tolist()) == ('{"year": 1}', [False, False, True])
     assert writer.put("x", request_id="upsert") == Written("epoch-c:3", 0)
     assert writer.delete("x", request_id="delete") == Written("epoch-c:4", 1)
-    assert writer.put("d").token == "epoch-c:5"
+    token = Token.parse(writer.put("d").token)
+    assert (token.epoch, token.seq) == ("epoch-c", 5)
     assert writer.ids() == ["a", "b", "d"]
+
+
+def test_a_log_without_stamps_gets_one_for_the_state_that_it_is_in(empty_url, open_log):
+    with database_at(empty_url, "0003") as connection:
+        for number, (name, seq) in enumerate({"c": 5, "empty": 0}.items(), start=1):
+            values = (
+                f"{number}, '{name}', 'epoch-{name}', {seq}, 0, 2, 'm', '{{}}', '{{}}', 0, 0, 0"
+            )
+            connection.exec_driver_sql(f"INSERT INTO collections VALUES ({values}, '{TIME}')")
+    writer = open_log(empty_url)
+    row, empty = writer.log.collection("c"), writer.log.collection("empty")
+    assert (len(row.stamp), empty.stamp) == (12, "")
+    assert writer.log.holds(row, row.head) is True
+    assert writer.log.holds(row, Point(4, "")) is None  # what an earlier release has stored
+    assert writer.log.holds(row, Point(6, "")) is False
+    writer.put("a")
+    assert writer.log.holds(row, row.head) is True
 
 
 def test_several_processes_may_carry_it_over_at_once(old_file):
@@ -114,9 +139,71 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(old_file, open_log):
 def test_a_newer_log_is_refused_and_left_alone(writer, log_url, open_log):
     with writer.log._database.write() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+        connection.exec_driver_sql("UPDATE compatibility SET oldest = '9998'")
     with pytest.raises(FailedPrecondition, match="version 9999, written by a newer release"):
         open_log(log_url)
     assert writer.ids() == []
+
+
+def test_a_newer_log_that_this_release_may_share_is_used_as_it_is(writer, log_url, open_log):
+    with writer.log._database.write() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+        connection.exec_driver_sql(f"UPDATE compatibility SET oldest = '{schema.VERSION}'")
+        connection.exec_driver_sql("CREATE TABLE news (id INTEGER PRIMARY KEY)")
+    other = open_log(log_url)
+    other.put("a")
+    assert writer.ids() == ["a"]
+    with writer.log._database.write() as connection:
+        assert connection.exec_driver_sql("SELECT * FROM alembic_version").scalar() == "9999"
+
+
+def test_the_command_says_what_it_does_and_may_run_again(empty_url, capsys):
+    def run(*flags):
+        assert migrate.main(["--log-url", empty_url, *flags]) == 0
+        return capsys.readouterr().out
+
+    with database_at(empty_url, "0003"):
+        pass
+    said = run("--dry-run")
+    assert said.startswith("the log is of version 0003; this release brings it to 0007:\n  0004  ")
+    assert said.endswith("use it now may go on meanwhile, and after\nnothing was changed\n")
+    assert run("--dry-run") == said
+    assert run().endswith("s: the log is of version 0007\n")
+    assert run() == "the log is of version 0007; this release knows 0007\nnothing was changed\n"
+
+
+def test_the_command_says_which_processes_must_be_stopped(empty_url, capsys):
+    with database_at(empty_url, "0001"):
+        pass
+    assert migrate.main(["--log-url", empty_url, "--dry-run"]) == 0
+    assert "processes that use it now must be stopped first\n" in capsys.readouterr().out
+
+
+def test_the_command_refuses_what_it_does_not_know(writer, log_url, capsys):
+    with writer.log._database.write() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+        connection.exec_driver_sql("UPDATE compatibility SET oldest = '9998'")
+    assert migrate.main(["--log-url", log_url]) == 1
+    assert "shares it with versions from 9998 on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]], ids=str)
+def test_the_command_makes_no_log_where_there_is_none(tmp_path, capsys, flags):
+    assert migrate.main(["--data-dir", str(tmp_path), *flags]) == 1
+    assert f"there is no log at {tmp_path}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def database_at(url, version):
+    """Make the tables of a version in an empty database, and open a transaction on them."""
+    database = open_database(url)
+    with database.migration() as connection:
+        config = Config(attributes={"connection": connection})
+        config.set_main_option("script_location", str(schema.MIGRATIONS))
+        command.upgrade(config, version)
+        yield connection
+    database.close()
 
 
 def test_migrations_end_where_the_code_begins(log_url, open_log):
@@ -161,3 +248,29 @@ def test_opening_a_log_of_the_right_version_does_not_load_alembic(writer, log_ur
 def test_other_databases_are_refused(open_log):
     with pytest.raises(FailedPrecondition, match="sqlite:/// or postgresql"):
         open_log("mysql://somewhere/mmesh")
+
+
+def test_attributes_of_a_log_of_before_are_counted_and_unused_types_forgotten(
+    writer, log_url, open_log, row
+):
+    rows = [row("a", attributes='{"n": 1, "tags": ["x"]}'), row("b", attributes='{"n": 0.5}')]
+    writer.write(Upsert("c", [*rows, row("gone", attributes='{"old": true}')], lambda types: types))
+    writer.write(Upsert("c", [row("damaged", attributes='{"n": ')], lambda types: types))
+    writer.delete("gone")
+    with writer.log._database.write() as connection:
+        for undo in (
+            "DROP TABLE attributes",
+            "DROP TABLE commits",
+            "DROP TABLE identity",
+            "DROP TABLE compatibility",
+            "ALTER TABLE collections DROP COLUMN stamp",
+            "UPDATE alembic_version SET version_num = '0003'",
+        ):
+            connection.exec_driver_sql(undo)
+        types = '{"n": "float", "tags": "string_list", "old": "boolean"}'
+        connection.exec_driver_sql(f"UPDATE collections SET attribute_types = '{types}'")
+    log = open_log(log_url).log
+    head = log.collection("c")
+    assert head.attribute_types == {"n": "float", "tags": "string_list"}
+    counts = {("n", "float"): 1, ("n", "integer"): 1, ("tags", "string_list"): 1}
+    assert log.attributes(head.key) == counts

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from mmesh.errors import MemoryFull
@@ -20,3 +23,18 @@ def test_the_default_limit_is_most_of_what_there_is():
 
 def test_loading_takes_at_least_the_vectors():
     assert load_bytes(1000, 384) > 1000 * 384 * 4
+
+
+KEPT = """
+from mmesh.serving.trimming import keep_freed
+from services.index.view.memory import MemoryBudget, process_bytes
+keep_freed()
+budget = MemoryBudget(process_bytes() + (64 << 20))
+bytearray(b"x" * (100 << 20))
+assert process_bytes() > budget.limit
+budget.check("small", 1 << 20)
+"""
+
+
+def test_what_was_freed_is_not_in_use():
+    subprocess.run([sys.executable, "-c", KEPT], check=True)

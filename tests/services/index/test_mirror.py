@@ -52,8 +52,11 @@ def test_what_is_written_to_one_is_in_both(pair, row):
 
 
 def test_each_has_the_vector_of_its_own_model(pair, row):
-    pair.write(Upsert("c", [row("a", number=1)], same_types,
-                      mirrored=Mirrored([row("a", number=2)], "model")))  # fmt: skip
+    pair.write(
+        Upsert(
+            "c", [row("a", number=1)], same_types, mirrored=Mirrored([row("a", number=2)], "model")
+        )
+    )
     first, second = (pair.log.get(name, ["a"], vectors=True)[0] for name in ("c", "new"))
     assert (first.vector, second.vector) == (row("a", number=1).vector, row("a", number=2).vector)
 

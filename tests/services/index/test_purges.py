@@ -4,7 +4,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from mmesh.serving.backoff import Pauses
-from services.index.upkeep.purges import Purges
+from services.index.upkeep.purges import purges
 
 
 class FaultyLog:
@@ -26,7 +26,7 @@ def log():
 
 
 async def test_the_log_is_purged_again_and_again(log, until):
-    async with Purges(log, 0.001, 60.0):
+    async with purges(log, 0.001, 60.0):
         await until(lambda: log.horizons[:3] == [60.0] * 3)
 
 
@@ -37,25 +37,25 @@ async def test_whatever_a_purge_raises_is_counted_and_the_next_one_comes(log, un
         return REGISTRY.get_sample_value("mmesh_index_purge_failures_total", labels) or 0.0
 
     log.error, before = error, failures()
-    async with Purges(log, 0.001, 60.0) as purges:
+    async with purges(log, 0.001, 60.0) as periodic:
         await until(lambda: failures() >= before + 3)
         log.error = None
         count = len(log.horizons)
         await until(lambda: len(log.horizons) > count + 2)
-        assert purges._task.is_well
+        assert periodic._task.is_well
 
 
 async def test_the_loop_comes_back_from_a_defect_of_its_own(log, until, error):
-    async with Purges(log, 0.001, 60.0) as purges:
-        purges._task._backoff = Pauses(first_s=0.001, longest_s=60)  # that of a task is long
-        attempt, broken = purges._try, [error, error]
+    async with purges(log, 0.001, 60.0) as periodic:
+        periodic._task._backoff = Pauses(first_s=0.001, longest_s=60)  # that of a task is long
+        attempt, broken = periodic._try, [error, error]
 
         async def broken_try():
             if broken:
                 raise broken.pop()
             await attempt()
 
-        purges._try = broken_try
+        periodic._try = broken_try
         count = len(log.horizons)
         await until(lambda: not broken and len(log.horizons) > count + 2)
-        assert purges._task.failures == 0
+        assert periodic._task.failures == 0

@@ -61,10 +61,14 @@ async def both(log_url, tmp_path):
             name="c", dim=2, model_fingerprint="m"
         )
         await both[0].collections.CreateCollection(made)
-        await both[0].index.UpsertCandidates(index_pb2.UpsertCandidatesRequest(
-            collection="c", model_fingerprint="m", vectors=wire.vectors_to_pb(np.ones((5, 2))),
-            candidates=[wire.candidate_to_pb(Candidate(i, Content.of(i))) for i in IDS],
-        ))  # fmt: skip
+        await both[0].index.UpsertCandidates(
+            index_pb2.UpsertCandidatesRequest(
+                collection="c",
+                model_fingerprint="m",
+                vectors=wire.vectors_to_pb(np.ones((5, 2))),
+                candidates=[wire.candidate_to_pb(Candidate(i, Content.of(i))) for i in IDS],
+            )
+        )
         yield both
 
 
@@ -80,6 +84,7 @@ async def test_every_call_that_changes_something_gets_its_first_answer_again(bot
         ("UpdateCollection", pb.UpdateCollectionRequest(name="d", settings={"recall_target": 0.9})),
         ("SetAlias", pb.SetAliasRequest(alias="alias", collection="d")),
         ("DeleteAlias", pb.DeleteAliasRequest(alias="alias")),
+        ("CopyCollection", pb.CopyCollectionRequest(source="c", name="copy")),
         ("DeleteCollection", pb.DeleteCollectionRequest(name="c")),
     ]
     assert {name for name, _ in calls} == {

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from prometheus_client import REGISTRY
 
+from mmesh.api.filter.v1 import filter_pb2
 from mmesh.api.index.v1 import index_pb2 as pb
 from mmesh.api.index.v1 import index_pb2_grpc as rpc
 from mmesh.errors import CollectionNotFound
@@ -46,8 +47,18 @@ class Index(rpc.IndexServiceServicer):
         response.token = request.collection
 
 
-def streamed(number, collection, **options):
-    return pb.StreamedSearch(id=number, search=pb.SearchRequest(collection=collection), **options)
+def streamed(number, collection, condition=None, **options):
+    search = pb.SearchRequest(collection=collection, filter=condition)
+    return pb.StreamedSearch(id=number, search=search, **options)
+
+
+def large_filter():
+    """A filter of 300,000 values, which takes longer to parse than a loop may be held."""
+    values = [filter_pb2.AttributeValue(integer_value=n) for n in range(300_000)]
+    member = filter_pb2.Filter()
+    getattr(member, "in").attribute = "a"
+    getattr(member, "in").values.extend(values)
+    return member
 
 
 class Caller:
@@ -185,6 +196,15 @@ async def test_a_message_that_makes_no_sense_ends_the_call(caller, index, messag
     assert index.cancelled == index.begun
 
 
+async def test_a_filter_that_is_too_large_is_refused_before_it_is_parsed(caller, index):
+    message = pb.SearchStreamRequest(searches=[streamed(1, "large", large_filter())])
+    assert 1 << 20 < message.ByteSize() < 4 << 20
+    await caller.stream.write(message)
+    assert await caller.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "too large" in await caller.stream.details()
+    assert not index.begun
+
+
 async def test_what_was_read_is_answered_before_a_process_stops(caller, index):
     await caller.ask(1, "slow")
     await soon(lambda: index.begun)
@@ -256,12 +276,13 @@ async def test_a_search_whose_answer_cannot_be_made_is_answered_all_the_same():
     async def requests():
         yield pb.SearchStreamRequest(searches=[streamed(1, "c"), streamed(2, "c")])
 
-    async def broken(_response, search):
+    async def broken(search):
         if search.id == 1:
             raise RuntimeError("defect")
+        return pb.StreamedAnswer(id=search.id)
 
     stream = SearchStream(None, asyncio.Event())
-    stream._fill = broken
+    stream._answer = broken
     answers = []
     async with asyncio.timeout(5):
         async for message in stream.answers(requests()):
@@ -270,6 +291,8 @@ async def test_a_search_whose_answer_cannot_be_made_is_answered_all_the_same():
 
 
 async def test_requests_that_break_off_while_the_call_stops_leave_no_error_unread(caplog):
+    gc.collect()  # what other tests left
+    caplog.clear()
     stopping = asyncio.Event()
 
     async def requests():

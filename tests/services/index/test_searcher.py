@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
 from mmesh.content import Modality
 from mmesh.errors import Draining, Overloaded
@@ -29,7 +30,7 @@ class FakeView:
     def gains_from_batches(self, modalities):
         return self._gains
 
-    def search(self, queries, modalities, limit, condition):
+    def search(self, queries, modalities, limit, condition, is_reproducible):
         self.calls.append(len(queries))
         self.threads.append(threading.current_thread().name)
         assert self.go.wait(10)
@@ -50,6 +51,12 @@ async def searcher():
     searcher = Searcher(threads=1, max_waiting=100, inline_s=0.001)
     yield searcher
     await searcher.close()
+
+
+@pytest.fixture
+def costs_stay(monkeypatch):
+    """Searches cost what a test says, whatever they are measured to take on a busy machine."""
+    monkeypatch.setattr("services.index.view.searcher._note_cost", lambda view, cost_s: None)
 
 
 async def start(searcher, *works):
@@ -115,21 +122,22 @@ async def test_a_batch_has_at_most_so_many_queries(searcher):
     assert max(view.calls) <= MAX_BATCH
 
 
-async def test_short_searches_run_on_the_event_loop_and_long_or_filtered_ones_do_not(searcher):
+async def test_short_searches_run_on_the_event_loop_and_others_do_not(searcher, costs_stay):
     short, long = FakeView(cost_s=0.0001), FakeView(cost_s=0.1)
     cats = Compare("topic", Operator.EQUAL, "cats")
     await searcher.search(work(short, 0))
     await asyncio.gather(*(searcher.search(work(short, n)) for n in range(8)))
     await searcher.search(work(short, 0, rows=50))
     await searcher.search(work(short, 0, condition=cats))
+    await searcher.search(work(short, 0)._replace(is_reproducible=True))
     await searcher.search(work(long, 0))
     loop = threading.current_thread().name
-    assert short.calls == [1, 4, 4, 50, 1]
-    assert [name == loop for name in short.threads] == [True, True, True, False, False]
+    assert short.calls == [1, 4, 4, 50, 1, 1]
+    assert [name == loop for name in short.threads] == [True, True, True, False, False, False]
     assert long.threads[0] != loop
 
 
-async def test_half_of_a_short_batch_is_answered_before_the_rest_is_searched(searcher):
+async def test_half_of_a_short_batch_is_answered_before_the_rest_is_searched(searcher, costs_stay):
     answered, seen = [], []
 
     class Watching(FakeView):
@@ -168,6 +176,28 @@ async def test_a_search_whose_caller_went_away_is_not_run(searcher):
     view.go.set()
     await asyncio.gather(*tasks, kept)
     assert view.calls == [1, 1]
+
+
+def observed(of):
+    return REGISTRY.get_sample_value(f"mmesh_index_{of}_seconds_count")
+
+
+async def test_the_time_of_searches_whose_callers_went_away_is_demand_all_the_same(searcher):
+    """Or a shard in which each search outlasts its caller would seem idle."""
+    view = FakeView()
+    view.go.clear()
+    searches, waits = observed("search"), observed("queue")
+    runs, kept = await start(searcher, work(view, 0, limit=5), work(view, 1))
+    (waiting,) = await start(searcher, work(view, 2))
+    assert view.calls == [1]
+    for gone in (runs, waiting):
+        gone.cancel()
+    await asyncio.wait([runs, waiting])
+    assert (observed("search"), observed("queue")) == (searches, waits + 1)
+    view.go.set()
+    await kept
+    assert view.calls == [1, 1]
+    assert (observed("search"), observed("queue")) == (searches + 2, waits + 3)
 
 
 async def test_too_many_waiting_searches_are_refused():

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from mmesh.errors import DataLoss
 from mmesh.filters import AllOf, Compare, Operator
 from services.index.build.worker import build
-from services.index.segments import exact, gpu
+from services.index.segments import exact, gpu, structure
 from services.index.segments.delta import Delta
 from services.index.segments.files import INDEX, ROWS, VECTORS
 from services.index.segments.ids import hashes_of
 from services.index.segments.segment import Segment
+from services.index.segments.structure import Structure
 
 DIM, ROWS_OF_LARGE = 32, 20_000
 CUDA = pytest.param(
@@ -186,6 +187,22 @@ def test_a_filter_and_its_parts_agree(large):
     both = AllOf((below(30), Compare("percent", Operator.GREATER_OR_EQUAL, 10)))
     _, rows = segment.search(vectors[:5], 20, both)
     assert ((rows % 100 >= 10) & (rows % 100 < 30)).all()
+
+
+def test_a_structure_is_asked_for_no_more_than_it_gives(tmp_path, monkeypatch):
+    segment = Segment.open(saved(tmp_path / "s", clustered(np.random.default_rng(3), 1000)))
+    asked, search = [], Structure.search
+    monkeypatch.setattr(
+        Structure,
+        "search",
+        lambda self, q, n, **more: asked.append(n) or search(self, q, n, **more),
+    )
+    queries = clustered(np.random.default_rng(4), 3)
+    wanted = segment.search(queries, 300, below(80))
+    assert asked == [500]  # all rows are searched for what is left with those left out
+    monkeypatch.setattr(structure, "MAX_LIMIT", 400)
+    np.testing.assert_array_equal(segment.search(queries, 300, below(80))[1], wanted[1])
+    assert max(asked[1:], default=0) <= 400
 
 
 @pytest.fixture

@@ -119,13 +119,31 @@ async def test_a_view_that_begins_from_a_snapshot_is_not_stored_again(
         assert not snapshots.tried
 
 
+async def test_the_age_of_a_snapshot_grows_only_while_there_is_something_to_store(
+    upkeep, sqlite_writer, snapshots, until
+):
+    snapshots.faults = {"c": OSError("full")}
+    async with upkeep() as (follower, snapshotter):
+
+        def age():
+            return snapshotter.age_of(follower.views["c"])
+
+        assert age() == 0
+        sqlite_writer.put("a")
+        await until(lambda: age() > 0)
+        young = age()
+        await until(lambda: age() > young)
+        snapshots.faults = {}
+        await until(lambda: age() == 0)
+
+
 async def test_without_an_interval_snapshots_are_made_when_asked_for_alone(
     upkeep, sqlite_writer, snapshots, folders, until
 ):
     async with upkeep(interval_s=0) as (follower, snapshotter):
         sqlite_writer.put("a")
         view = await applied(sqlite_writer, follower)
-        assert await snapshotter.snapshot(view) == (1, f"{view.epoch}:1")
+        assert await snapshotter.snapshot(view) == (1, view.token)
         assert snapshots.tried == ["c"]
         await until(lambda: not folders())
 
@@ -272,6 +290,6 @@ async def test_what_was_restored_leaves_the_disk_with_its_collection(
         await snapshotter.snapshot(follower.views["c"])
     async with upkeep(interval_s=0) as (follower, _):
         assert follower.views["c"].stored == 2
-        assert folders() == ["snapshot"]
+        await until(lambda: folders() == ["snapshot"])
         sqlite_writer.log.delete_collection("c")
         await until(lambda: not folders())

@@ -4,7 +4,6 @@ import faiss
 import numpy as np
 import pytest
 
-from mmesh.errors import InvalidField
 from services.index.build import tuning
 from services.index.build.tuning import Sample, automatic_factory, check_factory, wanted_factory
 from services.index.segments import exact
@@ -51,54 +50,6 @@ def test_a_gpu_gets_structures_that_it_can_search():
 def test_too_few_rows_to_train_are_searched_exactly(index_factory, enough):
     assert wanted_factory(index_factory, enough, 8) == index_factory
     assert wanted_factory(index_factory, enough - 1, 8) == "Flat"
-
-
-@pytest.mark.parametrize(
-    "index_factory",
-    [
-        "",
-        "Flat",
-        "SQ8",
-        "IVF4096,SQ8",
-        "IVF1024_HNSW32,PQ32x4fs,RFlat",
-        "HNSW32,SQfp16",
-        "RR64,RaBitQfs,Refine(SQfp16)",
-        "OPQ16_64,IVF256,PQ16x4fs,Refine(SQfp16)",
-        "PCAR32,Flat",
-    ],
-)
-def test_structures_that_faiss_can_build_are_accepted(index_factory):
-    check_factory(index_factory, 64)
-
-
-@pytest.mark.parametrize(
-    "index_factory",
-    [
-        "flat",
-        "IVF",
-        "IVF16",
-        "IVF0,Flat",
-        "IVF99999999999999999999,Flat",
-        "IVF1048577,Flat",
-        "IVF16,PQ7",
-        "PQ64x24",
-        "HNSW1000",
-        "HNSW16,RaBitQ",
-        "IDMap,Flat",
-        "IDMap2,HNSW16",
-        "IMI2x12,Flat",
-        "LSH",
-        "Flat,Flat",
-        "RQ8x8",
-        "Flat\0",
-        "Refine(Flat)",
-        "Flat," * 100,
-        "Ünïcode",
-    ],
-)
-def test_other_structures_are_refused(index_factory):
-    with pytest.raises(InvalidField, match=r"settings\.index_factory"):
-        check_factory(index_factory, 64)
 
 
 def sample_of(vectors, queries, own_rows):

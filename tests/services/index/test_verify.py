@@ -8,7 +8,7 @@ import pytest
 from mmesh.collections import CollectionSettings
 from mmesh.content import Modality
 from mmesh.errors import CollectionNotFound
-from services.index import verify
+from services.index.commands import verify
 from services.index.log.ledger import Delete, Upsert
 from services.index.log.log import Log
 from services.index.log.rows import NewCandidate
@@ -253,7 +253,7 @@ def test_an_unknown_collection_is_said(place):
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", "services.index.verify", *map(str, arguments)]
+    command = [sys.executable, "-m", "services.index.commands.verify", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 

@@ -14,14 +14,21 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from mmesh.errors import DataLoss, MmeshError, StorageFull
-from services.index.log.database import WAIT_S, Database, unavailable
+from services.index.log.databases.database import WAIT_S, Database, unavailable
 from services.index.log.ledger import Row
 from services.index.log.tables import candidates
 
 MIGRATION_WAIT_S = 3600.0
 PAGE_BYTES = 8192
 """Size of the file's pages: 4 rows of 384-d vectors; holds for new files."""
+WAL_BYTES = 64 << 20
+"""Size to which the write-ahead log is cut when it begins anew: it grows while readers hold it."""
+CACHE_KIB = 512
+"""Page cache of a connection. SQLite's default of 2 MB would be held by each of five in a process,
+and be emptied by every commit of another one; the system caches the file for all of them."""
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_NO_TEXT = "Could not decode to UTF-8"
+"""What the driver says of a text whose bytes are damaged."""
 
 
 class Sqlite(Database):
@@ -97,14 +104,23 @@ class Sqlite(Database):
         """Return a JSON array."""
         return json.dumps(list(values))
 
+    def octets(self, column: sa.Column[Any]) -> sa.ColumnElement[int]:
+        """Return the length as a blob: that of a text counts characters."""
+        return sa.func.length(sa.cast(column, sa.LargeBinary), type_=sa.Integer)
+
+    @property
+    def driver_error(self) -> type[Exception]:
+        """That of sqlite3."""
+        return sqlite3.Error
+
     def explain(self, error: BaseException) -> MmeshError | None:
         """Tell a full disk and a damaged file from a database that is busy."""
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_FULL:
             return StorageFull("the disk is full; nothing of the request was stored")
-        if code in _CORRUPT:
+        if code in _CORRUPT or _NO_TEXT in str(error):
             return DataLoss(f"the file of the log is damaged: {error}; restore a copy of it")
-        return unavailable(error) if isinstance(error, sqlite3.OperationalError) else None
+        return unavailable(str(error)) if isinstance(error, sqlite3.OperationalError) else None
 
     def _configure(self, connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # transactions begin where `_begin` says
@@ -113,6 +129,8 @@ class Sqlite(Database):
             connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             _patiently(connection, "PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
+        connection.execute(f"PRAGMA cache_size = {-CACHE_KIB}")
 
 
 def _patiently(connection: Any, statement: str) -> None:

@@ -1,4 +1,4 @@
-"""What Alembic runs: the migrations, in the transaction that `services.index.log.schema` began."""
+"""What Alembic runs: the migrations, in the transaction that `schema` began."""
 
 from __future__ import annotations
 

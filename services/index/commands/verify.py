@@ -1,4 +1,4 @@
-"""Compare the newest snapshots with the log: `python -m services.index.verify --data-dir ...`.
+"""Verification: `python -m services.index.commands.verify` holds snapshots against the log.
 
 Restores each snapshot into a scratch folder, opens its segments, and holds every candidate against
 the log. What was written after a snapshot may differ: whoever restores it reads that from the log.
@@ -24,6 +24,7 @@ from mmesh.errors import CollectionNotFound, DataLoss, MmeshError
 from services.index.config import IndexSettings
 from services.index.log.log import Log
 from services.index.log.rows import CollectionRow, Rows
+from services.index.point import Point
 from services.index.segments.ids import hashes_of
 from services.index.segments.segment import Segment
 from services.index.store.objects import open_objects
@@ -42,6 +43,9 @@ class ReadableLog(Protocol):
         """See `Log`."""
 
     def collections(self, after: str = "", limit: int | None = None) -> Sequence[CollectionRow]:
+        """See `Log`."""
+
+    def holds(self, row: CollectionRow, point: Point) -> bool | None:
         """See `Log`."""
 
     def read_after(
@@ -146,6 +150,8 @@ def _outcome(
         return Counts(), error.message
     if loaded.seq > head:
         return counts, f"reflects {loaded.seq} writes where the log has {head}"
+    if loaded.stamp and log.holds(row, loaded.at) is False:
+        return counts, "of a history that the log has lost; restores pass it over"
     wrong = {name: getattr(counts, name) for name in ("missing", "differing", "extra")}
     return counts, ", ".join(f"{count} {name}" for name, count in wrong.items() if count)
 
@@ -275,8 +281,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = {name: value for name, value in vars(options).items() if value}
     collection, as_json = given.pop("collection", ""), given.pop("json", False)
     settings = IndexSettings(**given)
-    if settings.url.startswith("sqlite:///") and not _sqlite_file(settings.url).exists():
-        print(f"there is no log at {_sqlite_file(settings.url)}", file=sys.stderr)
+    if settings.log_file is not None and not settings.log_file.exists():
+        print(f"there is no log at {settings.log_file}", file=sys.stderr)
         return 1
     try:
         snapshots = Snapshots(open_objects(settings.blobs), keep=settings.snapshots_kept)
@@ -296,13 +302,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(failed(shards))
 
 
-def _sqlite_file(url: str) -> Path:
-    return Path(url.removeprefix("sqlite:///"))
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m services.index.verify",
+        prog="python -m services.index.commands.verify",
         description="Restore the newest snapshots and compare them with the log.",
     )
     parser.add_argument("--data-dir", type=Path, help="folder of the log and the blobs")

@@ -91,12 +91,21 @@ class Database(ABC):
         """Return values as the parameter of `is_one_of`."""
 
     @abstractmethod
+    def octets(self, column: sa.Column[Any]) -> sa.ColumnElement[int]:
+        """Return the number of bytes of a text or of binary data."""
+
+    @abstractmethod
     def explain(self, error: BaseException) -> MmeshError | None:
         """Return what a failure of the driver means; None for a defect of ours."""
 
+    @property
+    @abstractmethod
+    def driver_error(self) -> type[Exception]:
+        """What the driver raises where it is used without SQLAlchemy, which would wrap it."""
+
     @contextmanager
     def reporting(self) -> Iterator[None]:
-        """Turn failures of the database into errors of mmesh."""
+        """Turn failures of the database into errors of mmesh, whoever raises them."""
         try:
             yield
         except sa.exc.TimeoutError as error:
@@ -106,9 +115,13 @@ class Database(ABC):
             if meaning is None:
                 raise
             raise meaning from error
+        except self.driver_error as error:
+            meaning = self.explain(error)
+            if meaning is None:
+                raise
+            raise meaning from error
 
 
-def unavailable(cause: object) -> LogUnavailable:
-    """Return the error for a database that does not answer now."""
-    text = " ".join(str(cause).split())[:300]
-    return LogUnavailable(f"the log cannot be used now: {text}; nothing was acknowledged")
+def unavailable(why: str) -> LogUnavailable:
+    """Return the error for a database that does not answer now; `why` names no host or user."""
+    return LogUnavailable(f"the log cannot be used now: {why}; nothing was acknowledged")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmesh.errors import FailedPrecondition
-from services.index.log.database import Database
+from services.index.log.databases.database import Database
 
 _ENGINES = ("sqlite:///", "postgresql+psycopg://")
 
@@ -15,11 +15,11 @@ def open_database(url: str) -> Database:
         FailedPrecondition: it is of another kind than SQLite and PostgreSQL by psycopg.
     """
     if url.startswith(_ENGINES[0]):
-        from services.index.log.sqlite import Sqlite
+        from services.index.log.databases.sqlite import Sqlite
 
         return Sqlite(url)
     if url.startswith(_ENGINES[1]):
-        from services.index.log.postgres import Postgres
+        from services.index.log.databases.postgres import Postgres
 
         return Postgres(url)
     kind = url.partition(":")[0][:40]

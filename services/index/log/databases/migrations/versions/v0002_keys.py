@@ -91,9 +91,12 @@ def _create_indexes() -> None:
     op.create_index("ix_requests_time_s", "requests", ["time_s"])
     op.create_index("candidates_by_seq", "candidates", ["key", "seq", "slot"])
     op.create_index(
-        "candidates_deleted", "candidates", ["key", "deleted_s"],
-        sqlite_where=is_deleted, postgresql_where=is_deleted,
-    )  # fmt: skip
+        "candidates_deleted",
+        "candidates",
+        ["key", "deleted_s"],
+        sqlite_where=is_deleted,
+        postgresql_where=is_deleted,
+    )
 
 
 def _count(modality: str) -> str:

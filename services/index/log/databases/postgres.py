@@ -13,8 +13,8 @@ import sqlalchemy as sa
 from psycopg.pq import Format
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from mmesh.errors import MmeshError, StorageFull
-from services.index.log.database import WAIT_S, Database, unavailable
+from mmesh.errors import DataLoss, MmeshError, StorageFull
+from services.index.log.databases.database import WAIT_S, Database, unavailable
 from services.index.log.ledger import Row
 from services.index.log.tables import candidates
 
@@ -24,6 +24,8 @@ CONNECT_S = 3
 NAMES_LOCK, MIGRATION_LOCK = 7_736_374_101, 7_736_374_102
 """Advisory locks: any two numbers that other users of the database do not take."""
 _DISK_FULL = "53100"
+_CORRUPT = ("XX001", "XX002")
+"""Of pages and indexes that the server cannot read."""
 _COPY = f"COPY candidates ({', '.join(c.name for c in candidates.c)}) FROM STDIN (FORMAT BINARY)"
 _TYPES = ("int4", "text", "int2", "int2", "text", "text", "bytea", "int8", "int8")
 _SERVER_OPTIONS = {
@@ -100,7 +102,7 @@ class Postgres(Database):
             if ids:
                 connection.execute(_DELETE, {"of_key": key, "ids": self.many(ids)})
         driver: Any = connection.connection.dbapi_connection
-        with self._reporting_driver(), driver.cursor() as cursor, cursor.copy(_COPY) as copy:
+        with driver.cursor() as cursor, cursor.copy(_COPY) as copy:
             copy.set_types(_TYPES)
             for row in rows:
                 copy.write_row(row)
@@ -113,23 +115,24 @@ class Postgres(Database):
         """Return a list, which psycopg sends as an array."""
         return list(values)
 
+    def octets(self, column: sa.Column[Any]) -> sa.ColumnElement[int]:
+        """Return what is known of a value that is stored elsewhere without reading it."""
+        return sa.func.octet_length(column, type_=sa.Integer)
+
+    @property
+    def driver_error(self) -> type[Exception]:
+        """That of psycopg."""
+        return psycopg.Error
+
     def explain(self, error: BaseException) -> MmeshError | None:
-        """Tell a full disk from a database that does not answer or is overloaded."""
-        if getattr(error, "sqlstate", None) == _DISK_FULL:
+        """Tell a full disk and damaged data from a database that does not answer."""
+        state = getattr(error, "sqlstate", None)
+        if state in _CORRUPT:
+            return DataLoss(f"the log is damaged: {_first_line(error)}; restore a copy of it")
+        if state == _DISK_FULL:
             return StorageFull("the disk of the log is full; nothing of the request was stored")
         gone = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
-        return unavailable(error) if isinstance(error, gone) else None
-
-    @contextmanager
-    def _reporting_driver(self) -> Iterator[None]:
-        """Do as `reporting` for errors that do not come through SQLAlchemy."""
-        try:
-            yield
-        except psycopg.Error as error:
-            meaning = self.explain(error)
-            if meaning is None:
-                raise
-            raise meaning from error
+        return unavailable(type(error).__name__) if isinstance(error, gone) else None
 
 
 class _Connection(psycopg.Connection[Any]):
@@ -184,6 +187,10 @@ def _choose_format(
     """Fetch vectors in binary form: half the bytes, and no parsing."""
     if context is not None and context.execution_options.get("binary"):
         cursor.format = Format.BINARY
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:200]
 
 
 def _lock(connection: sa.Connection, number: int) -> None:
