@@ -30,7 +30,8 @@ class Catalog:
     """Collections by name and by alias. While the log is away what was known last is used.
 
     An entry may be out of date for `FRESH_S`. Nothing goes wrong by it: the index refuses vectors
-    of a model that is not the collection's, whereupon the caller says `forget` and begins anew.
+    of a model that is not the collection's, whereupon the caller says `forget` and begins anew; and
+    a search that names a write to another collection asks the log.
     """
 
     def __init__(self, index: Index, fresh_s: float = FRESH_S) -> None:

@@ -1,4 +1,4 @@
-"""Circuit breaker: a server that failed is asked after all others, until it is taken for well."""
+"""Circuit breaker: a server that failed is asked after all others, or not, until it seems well."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ class CircuitBreaker:
         *,
         open_s: float = math.inf,
         least_s: float,
+        failures: int = 1,
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self._open_s, self._least_s, self._timer = open_s, least_s, timer
+        self._failures, self._in_a_row = failures, 0
         self._error: MmeshError | None = None
         self._until = -math.inf
 
@@ -44,6 +46,17 @@ class CircuitBreaker:
         """Whether the server is trusted."""
         return self.error is None
 
+    def admit(self) -> MmeshError | None:
+        """Return None where a call may be made, else what opened the circuit.
+
+        Once its time is over the circuit is half-open: one call tries the server. The others are
+        refused until that one's answer closes the circuit, or for the same time again.
+        """
+        if self._error is not None and self.is_closed:
+            self._until = self._timer() + self._open_s
+            return None
+        return self.error
+
     def note(self, error: MmeshError, given_s: float) -> bool:
         """Take note of a call that failed and had `given_s` seconds.
 
@@ -52,7 +65,9 @@ class CircuitBreaker:
         is_late = isinstance(error, DeadlineExceeded)
         is_away = isinstance(error, Unavailable) and not isinstance(error, _OF_THE_LOG)
         if is_away or (is_late and given_s >= self._least_s):
-            self.open(error)
+            self._in_a_row += 1
+            if self._in_a_row >= self._failures:
+                self.open(error)
         return is_away or is_late
 
     def open(self, error: MmeshError) -> None:
@@ -61,4 +76,4 @@ class CircuitBreaker:
 
     def close(self) -> None:
         """Trust it."""
-        self._error, self._until = None, -math.inf
+        self._error, self._until, self._in_a_row = None, -math.inf, 0

@@ -33,9 +33,26 @@ class GatewaySettings(ServiceSettings):
         20, ge=0, le=256, description="Hits that are judged when the request does not say."
     )
     deadline_s: float = Field(10.0, gt=0, description="Deadline of calls that come without one.")
+    slow_search_ms: float = Field(
+        1000.0,
+        ge=0,
+        description="Searches that take longer are logged with plan and stages, never with "
+        "content; 0: none.",
+    )
     max_running: int = Field(256, gt=0, description="Searches at a time before QUEUE_FULL.")
+    max_searching: int = Field(
+        32,
+        gt=0,
+        description="Searches at a time that are embedded and looked for; the others wait, and "
+        "connections take turns. Large filters and pictures count as several.",
+    )
     embedding_cache: int = Field(4096, ge=0, description="Query embeddings that are remembered.")
     ingest_window: int = Field(8, gt=0, description="Unacknowledged batches of one ingest.")
     ingest_patience_s: float = Field(
         60.0, gt=0, description="Seconds for which an ingest waits for a service that is away."
     )
+
+    @property
+    def most_content_bytes(self) -> int:
+        """Bytes of contents in one message; the rest is for ids, attributes and the receipt."""
+        return self.max_message_bytes // 16 * 15

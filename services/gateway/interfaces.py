@@ -6,7 +6,7 @@ The implementations over gRPC are in `encoder_backend`, `index_backend` and `rer
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from mmesh.candidates import Candidate
@@ -14,12 +14,29 @@ from mmesh.collections import Collection
 from mmesh.content import Attributes, Content, Modality, Role
 from mmesh.errors import Cancelled, DeadlineExceeded, MmeshError, ResourceExhausted, Unavailable
 from mmesh.serving.deadline import Deadline
-from mmesh.tokens import Token
+from mmesh.values.tokens import Token
 from mmesh.vector_search import VectorSearch
 from mmesh.vectors import FloatMatrix
 
 PASSING = (Unavailable, DeadlineExceeded, ResourceExhausted, Cancelled)
 """Errors of a service that are not about the request: the same may succeed later or elsewhere."""
+
+
+MOST_HITS_HERE = 4096
+"""Hits that are read or joined on the event loop: it takes some milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceRows:
+    """A model's reference pool in one modality: row i shows thing i, whatever the modality."""
+
+    queries: FloatMatrix
+    candidates: FloatMatrix
+
+    @classmethod
+    def of(cls, queries: FloatMatrix, candidates: FloatMatrix | None = None) -> ReferenceRows:
+        """Return the rows; without candidates the model reads both roles alike."""
+        return cls(queries, queries if candidates is None else candidates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +46,10 @@ class ServedModel:
     name: str
     fingerprint: str
     dim: int
-    calibration: Mapping[Modality, FloatMatrix]
+    reference: Mapping[Modality, ReferenceRows]
     modalities: frozenset[Modality] = frozenset(Modality)
     """What this encoder reads, which may be less than others of the same fingerprint do."""
+    max_text_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +73,10 @@ class EncodedBatch:
     truncated: frozenset[int]
     batch_size: int
     service_s: float
+    notices: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    """What else should be known of inputs that were encoded."""
+    max_text_tokens: int = 0
+    """Tokens after which texts were cut; 0 where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +97,8 @@ class ShardAnswer:
     token: Token
     """The state of the log that was searched."""
     service_s: float
+    unknown: Mapping[str, str] = field(default_factory=dict)
+    """Attributes in the filter that no candidate has, and which may have been meant."""
 
 
 Weights = Mapping[Modality, float]
@@ -143,8 +167,13 @@ class Index(Protocol):
     async def get_collection(self, name: str, deadline: Deadline) -> Collection:
         """Return the collection that a name or an alias stands for."""
 
-    async def get(self, collection: str, ids: Sequence[str], deadline: Deadline) -> list[Candidate]:
-        """Return the candidates that exist, with content."""
+    async def get(
+        self, collection: str, ids: Sequence[str], deadline: Deadline, most_bytes: int
+    ) -> tuple[list[Candidate], list[str]]:
+        """Return the first candidates that exist, with content, and the ids of those left out.
+
+        As many as fit into `most_bytes`, and one at least.
+        """
 
     async def upsert(
         self,

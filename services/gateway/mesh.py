@@ -38,7 +38,10 @@ class Mesh:
         self.begin = partial(Draft, encoders, index, self.catalog)
         """Begins an upsert."""
         self.ingester = Ingester(
-            self.begin, window=settings.ingest_window, patience_s=settings.ingest_patience_s
+            self.begin,
+            window=settings.ingest_window,
+            most_bytes=settings.max_message_bytes,
+            patience_s=settings.ingest_patience_s,
         )
 
     @classmethod
@@ -49,9 +52,11 @@ class Mesh:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            for part in (self.reranker, self.index, self.encoders, self.catalog, self.pipeline):
+            for part in (self.reranker, self.index, self.encoders, self.catalog):
                 if part is not None:
                     stack.push_async_callback(part.close)
+            if self.reranker is not None:
+                self.reranker.start()
             await self.encoders.start()
             await self.index.start()
             self._closing = stack.pop_all()

@@ -2,41 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from mmesh import wire
 from mmesh.api.reranker.v1 import reranker_pb2, reranker_pb2_grpc
 from mmesh.content import Content, Modality
-from mmesh.errors import MmeshError
+from mmesh.errors import DeadlineExceeded, MmeshError, Unavailable
 from mmesh.mesh_status import ServiceRole, ServiceState, ServiceStatus
 from mmesh.serving.deadline import Deadline
-from mmesh.wire.encoding import built, content_bytes, taking_bytes
-from mmesh.wire.transport import open_channel
+from mmesh.wire.encoding import built, content_bytes
+from services.gateway.balanced_channel import BalancedChannel
+from services.gateway.circuit_breaker import CircuitBreaker
 from services.gateway.interfaces import Judge, Verdict
 from services.gateway.rpc import answer_of, options_for
 
+PAUSE_S, LEAST_S, FAILURES = 5.0, 0.5, 3
+"""Seconds between the calls that try a reranker which was late so often in a row, and that a call
+must have had for its lateness to count."""
+RENEWED_S, LOOK_S = 10.0, 5.0
+"""Seconds after which a judge that was not heard of is asked about again, and for how long."""
+
 
 class RerankerBackend:
-    """The reranker."""
+    """The reranker, or those behind its name.
+
+    While its circuit is open, calls fail at once, with `Unavailable`: a search that waits for a
+    reranker which hangs has its hits later, and no better. One that is away costs no time, so it
+    opens nothing, and is used again as soon as it is there.
+    """
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._channel = open_channel(address)
-        self._stub = reranker_pb2_grpc.RerankerServiceStub(taking_bytes(self._channel))
+        self._circuit = CircuitBreaker(open_s=PAUSE_S, least_s=LEAST_S, failures=FAILURES)
+        self._channel = BalancedChannel(address, reranker_pb2_grpc.RerankerServiceStub)
         self._judge: tuple[str, Judge] | None = None
+        self._heard_at = 0.0  # from this judge
+        self._looking: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Follow the addresses of its name."""
+        self._channel.start()
 
     async def close(self) -> None:
         """Close the channel."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait({self._looking})
         await self._channel.close()
 
     async def judge(self, deadline: Deadline) -> Judge:
-        """Return how far the judge is to be trusted; remembered until another one answers."""
+        """Return how far the judge is to be trusted; remembered until another one answers.
+
+        One that has no say is never asked to judge. So its address is looked at from time to time,
+        while searches go on with what is known.
+        """
         if self._judge is None:
-            reply = await self._ask_model(deadline)
-            weights = {wire.modality_from_pb(t.query_modality): _weights(t) for t in reply.trust}
-            known = {modality: row for modality, row in weights.items() if modality}
-            self._judge = (reply.fingerprint, Judge(known, reply.compares_modalities))
+            with self._watched(deadline):
+                return self._take(await self._ask_model(deadline))
+        is_looking = self._looking is not None and not self._looking.done()
+        if not is_looking and time.monotonic() - self._heard_at > RENEWED_S:
+            self._looking = asyncio.create_task(self._look())
         return self._judge[1]
+
+    def _take(self, reply: reranker_pb2.GetModelResponse) -> Judge:
+        weights = {wire.modality_from_pb(t.query_modality): _weights(t) for t in reply.trust}
+        known = {modality: row for modality, row in weights.items() if modality}
+        judge = Judge(known, reply.compares_modalities)
+        self._judge, self._heard_at = (reply.fingerprint, judge), time.monotonic()
+        return judge
+
+    async def _look(self) -> None:
+        self._heard_at = time.monotonic()  # and if not, the next look is as far away
+        with suppress(MmeshError):  # what is known holds until there is something better
+            self._take(await self._ask_model(Deadline.after(LOOK_S)))
 
     async def rerank(
         self,
@@ -57,9 +98,12 @@ class RerankerBackend:
             )
 
         request = await built(content_bytes([query, *candidates]), build)
-        reply = await answer_of(self._stub.Rerank(request, **options_for(deadline)), "the reranker")
+        with self._watched(deadline):
+            call = self._channel.stub.Rerank(request, **options_for(deadline))
+            reply = await answer_of(call, "the reranker")
         if self._judge and reply.model_fingerprint != self._judge[0]:
             self._judge = None
+        self._heard_at = time.monotonic()
         scores = [s.score if s.HasField("score") else None for s in reply.scores]
         seconds = reply.judge_seconds + reply.queue_seconds
         return Verdict(scores, reply.model_fingerprint, reply.template, seconds)
@@ -71,13 +115,38 @@ class RerankerBackend:
         except MmeshError as error:
             state, detail = ServiceState.of(error), error.message
         else:
+            self._take(reply)
             state, detail = ServiceState.SERVING, f"{reply.name} {reply.template}".strip()
         return [ServiceStatus(ServiceRole.RERANKER, state, self._address, detail=detail)]
+
+    @contextmanager
+    def _watched(self, deadline: Deadline) -> Iterator[None]:
+        """Let the circuit breaker know how a call ends.
+
+        Raises:
+            Unavailable: the circuit is open.
+        """
+        if opened := self._circuit.admit():
+            raise Unavailable(f"the reranker was late just now: {opened.message}")
+        given_s = deadline.remaining()
+        try:
+            yield
+        except Unavailable:
+            raise
+        except MmeshError as error:
+            if not self._circuit.note(error, given_s):
+                self._circuit.close()  # it is there, and refuses this one
+            raise
+        except asyncio.CancelledError:
+            if not deadline.remaining():  # else the caller went away
+                self._circuit.note(DeadlineExceeded("it did not answer in time"), given_s)
+            raise
+        self._circuit.close()
 
     async def _ask_model(self, deadline: Deadline) -> reranker_pb2.GetModelResponse:
         request = reranker_pb2.GetModelRequest()
         return await answer_of(
-            self._stub.GetModel(request, **options_for(deadline)), "the reranker"
+            self._channel.stub.GetModel(request, **options_for(deadline)), "the reranker"
         )
 
 

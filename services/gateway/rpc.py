@@ -11,7 +11,7 @@ from mmesh.errors import MmeshError, Unavailable
 from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
 from mmesh.serving.handlers import REQUEST_ID_KEY
-from mmesh.wire.errors import error_of
+from mmesh.wire.errors import error_of, is_told_by_server
 
 Answer = TypeVar("Answer")
 Server = TypeVar("Server")
@@ -20,11 +20,16 @@ MOST_PARTS = 3
 
 
 async def answer_of(call: Awaitable[Answer], service: str) -> Answer:
-    """Return the answer of a call to `service`; failures are MmeshErrors."""
+    """Return the answer of a call to `service`; failures are MmeshErrors.
+
+    What gRPC says of a server that is not reached names its address, which is for the logs only.
+    """
     try:
         return await call
     except grpc.aio.AioRpcError as failure:
         error = error_of(failure)
+        if error.reason == "UNAVAILABLE" and not is_told_by_server(failure):
+            raise Unavailable(f"{service} does not answer") from failure
     except MmeshError as failure:
         error = failure
     if error.reason == "UNAVAILABLE":
@@ -43,17 +48,19 @@ async def first_answer(
     call: Callable[[Server, Deadline], Awaitable[Answer]],
     deadline: Deadline,
     goes_on: Callable[[Server, MmeshError], bool],
+    most_parts: int = MOST_PARTS,
 ) -> Answer:
     """Failover: return the answer of the first server that has one.
 
     Each but the last gets only its part of the time, so that one that hangs is not waited for to
-    the end. `goes_on` hears of every failure, and tells whether another server may do better.
+    the end; with `most_parts` 1 all that is left. `goes_on` hears of every failure, and tells
+    whether another server may do better.
 
     Raises:
         MmeshError: that of the server which was asked last.
     """
     for left, server in zip(range(len(servers), 0, -1), servers, strict=True):
-        part = deadline if left == 1 else deadline.share(1 / min(left, MOST_PARTS))
+        part = deadline if left == 1 else deadline.share(1 / min(left, most_parts))
         try:
             return await call(server, part)
         except MmeshError as error:

@@ -25,4 +25,4 @@ def main() -> None:
     """Run the service with settings from flags and environment."""
     settings = GatewaySettings.from_command_line()
     logs.set_up("gateway", settings.log_level)
-    run_service(serve(settings))
+    run_service(serve(settings), settings)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from mmesh import wire
+from mmesh.api.candidate.v1 import candidate_pb2
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
 from mmesh.candidates import Candidate, check_candidate
 from mmesh.collections import check_change, check_settings
-from mmesh.errors import InvalidField, InvalidFilter, InvalidRequest, MmeshError
+from mmesh.errors import InvalidField, InvalidFilter, InvalidRequest, MessageTooLarge, MmeshError
 from mmesh.filters import check_filter
 from mmesh.mesh_status import MeshStatus
 from mmesh.search import SearchResult
@@ -21,15 +23,22 @@ from mmesh.wire.encoding import built, candidate_bytes, content_bytes
 from mmesh.wire.search import result_to_pb, search_from_pb
 from mmesh.wire.status import status_to_pb
 from services.gateway.config import GatewaySettings
+from services.gateway.fair_gate import Caller
 from services.gateway.interfaces import Embeddings
 from services.gateway.mesh import Mesh
-from services.gateway.search.pipeline import VERSION
-from services.gateway.writes.draft import Refused, Upsert
+from services.gateway.search.answers import VERSION
+from services.gateway.writes.draft import Noticed, Refused, Upsert
 from services.gateway.writes.ingest import Batch, BatchLimit, Stored, Stream, until
 
 MAX_SEARCHES = 256
 MAX_CANDIDATES = 256
 SLOWER_BATCH = 16
+HIT_BYTES = 64
+"""Of a hit, and of each of its attributes, about."""
+COST_IN_BATCH, BYTES_OF_A_SEARCH = 0.05, 1 << 15
+"""What a further search of a batch costs beside a single one, so that of two whole batches one is
+embedded while the other is searched; and bytes that cost as much as one: the largest filter counts
+as 16, so no two are worked on at a time. See docs/adr/0032."""
 
 
 class RetrievalServicer(rpc.RetrievalServiceServicer):
@@ -44,17 +53,20 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
     # -- searches
 
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
-        search = search_from_pb(request)
-        result = await self._mesh.pipeline.search(search, self._deadline(context))
+        search, caller = search_from_pb(request), _caller_of(context, request.ByteSize())
+        result = await self._mesh.pipeline.search(search, self._deadline(context), caller)
         return await built(_shown_bytes(result), lambda: result_to_pb(result))
 
     async def SearchBatch(
         self, request: pb.SearchBatchRequest, context: Context
     ) -> pb.SearchBatchResponse:
         _check_count("searches", len(request.searches), MAX_SEARCHES)
-        searches = [_try(search_from_pb, message) for message in request.searches]
+        read = partial(search_from_pb, filter_of=wire.FilterReader())
+        searches = [_try(read, message) for message in request.searches]
         good = [search for search in searches if not isinstance(search, MmeshError)]
-        answers = iter(await self._mesh.pipeline.search_batch(good, self._deadline(context)))
+        caller = _caller_of(context, request.ByteSize(), len(good))
+        found = await self._mesh.pipeline.search_batch(good, self._deadline(context), caller)
+        answers = iter(found)
         outcomes = [s if isinstance(s, MmeshError) else next(answers) for s in searches]
         return await built(
             sum(map(_shown_bytes, outcomes)),
@@ -74,8 +86,9 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
         given = _embeddings_of(request, "vectors")
         numbered = list(enumerate(candidates))
         upsert = Upsert(request.collection, numbered, request.request_id, given)
-        token = await self._mesh.begin(upsert).store_all(self._deadline(context))
-        return pb.UpsertCandidatesResponse(token=token)
+        draft = self._mesh.begin(upsert)
+        token = await draft.store_all(self._deadline(context))
+        return pb.UpsertCandidatesResponse(token=token, notices=map(_notice_to_pb, draft.noticed))
 
     async def DeleteCandidates(
         self, request: pb.DeleteCandidatesRequest, context: Context
@@ -100,8 +113,18 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
     async def BatchGetCandidates(
         self, request: pb.BatchGetCandidatesRequest, context: Context
     ) -> pb.BatchGetCandidatesResponse:
-        deadline = self._deadline(context)
-        found = await self._mesh.index.get(request.collection, request.ids, deadline)
+        found, left = await self._mesh.index.get(
+            request.collection,
+            request.ids,
+            self._deadline(context),
+            self._settings.most_content_bytes,
+            include_images=not request.omit_images,
+        )
+        if left:
+            raise MessageTooLarge(
+                f"the candidates of {len(request.ids)} ids do not fit into one message; ask for "
+                f"{len(found)} at a time, or leave out the bytes of pictures"
+            )
         return await built(
             candidate_bytes(found),
             lambda: pb.BatchGetCandidatesResponse(candidates=map(wire.candidate_to_pb, found)),
@@ -135,11 +158,13 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
     ) -> AsyncIterator[pb.IngestResponse]:
         opened = await _open_of(request_iterator)
         await self._mesh.index.get_collection(opened.collection, self._deadline(context))
-        yield pb.IngestResponse(opened=pb.IngestOpened(
-            window=self._settings.ingest_window,
-            max_candidates=MAX_CANDIDATES,
-            max_message_bytes=self._settings.max_message_bytes,
-        ))  # fmt: skip
+        yield pb.IngestResponse(
+            opened=pb.IngestOpened(
+                window=self._settings.ingest_window,
+                max_candidates=MAX_CANDIDATES,
+                max_message_bytes=self._settings.max_message_bytes,
+            )
+        )
         batches = until(self._draining, _batches_of(request_iterator))
         told, limit = False, BatchLimit(SLOWER_BATCH, MAX_CANDIDATES)
         stream = Stream(opened.collection, opened.ingest_id, opened.fill)
@@ -170,7 +195,9 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
     async def GetCollection(
         self, request: pb.GetCollectionRequest, context: Context
     ) -> pb.GetCollectionResponse:
-        found = await self._mesh.index.get_collection(request.name, self._deadline(context))
+        found = await self._mesh.index.get_collection(
+            request.name, self._deadline(context), with_attributes=request.include_attributes
+        )
         return pb.GetCollectionResponse(collection=wire.collection_to_pb(found))
 
     async def ListCollections(
@@ -194,6 +221,15 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
         )
         self._mesh.catalog.forget()
         return pb.UpdateCollectionResponse(collection=wire.collection_to_pb(updated))
+
+    async def CopyCollection(
+        self, request: pb.CopyCollectionRequest, context: Context
+    ) -> pb.CopyCollectionResponse:
+        copy = await self._mesh.index.copy_collection(
+            request.source, request.name, request.request_id, self._deadline(context)
+        )
+        self._mesh.catalog.forget()
+        return pb.CopyCollectionResponse(collection=wire.collection_to_pb(copy))
 
     async def DeleteCollection(
         self, request: pb.DeleteCollectionRequest, context: Context
@@ -227,6 +263,12 @@ class RetrievalServicer(rpc.RetrievalServiceServicer):
         return status_to_pb(MeshStatus(tuple(services), VERSION, self._mesh.index.shard_count))
 
 
+def _caller_of(context: Context, size_bytes: int, searches: int = 1) -> Caller:
+    """Return who calls, told by connection, and what the searches of a message cost."""
+    cost = 1 + COST_IN_BATCH * (searches - 1) + size_bytes / BYTES_OF_A_SEARCH
+    return Caller(context.peer(), cost)
+
+
 def _try(convert: Any, message: Any) -> Any:
     try:
         return convert(message)
@@ -241,10 +283,11 @@ def _outcome_to_pb(outcome: Any) -> pb.SearchResult:
 
 
 def _shown_bytes(outcome: SearchResult | MmeshError) -> int:
-    """Return about how many bytes of content an answer has."""
+    """Return about how many bytes an answer has."""
     if isinstance(outcome, MmeshError):
         return 0
-    return content_bytes(hit.content for hit in outcome.hits if hit.content is not None)
+    contents = content_bytes(hit.content for hit in outcome.hits if hit.content is not None)
+    return contents + sum(HIT_BYTES * (1 + len(hit.attributes)) for hit in outcome.hits)
 
 
 def _check_count(path: str, count: int, most: int) -> None:
@@ -253,18 +296,14 @@ def _check_count(path: str, count: int, most: int) -> None:
 
 
 def _candidates_of(messages: Sequence[Any]) -> list[Candidate | Refused]:
-    seen: dict[str, int] = {}
-    return [_candidate_of(message, number, seen) for number, message in enumerate(messages)]
+    return [_candidate_of(message, number) for number, message in enumerate(messages)]
 
 
-def _candidate_of(message: Any, number: int, seen: dict[str, int]) -> Candidate | Refused:
+def _candidate_of(message: Any, number: int) -> Candidate | Refused:
     path = f"candidates[{number}]"
     try:
         candidate = wire.candidate_from_pb(message, path)
         check_candidate(candidate, path)
-        if seen.setdefault(candidate.id, number) != number:
-            problem = f"is {candidate.id!r}, like that of candidates[{seen[candidate.id]}]"
-            raise InvalidField(f"{path}.id", problem)
     except InvalidField as error:
         return Refused(message.id, number, error)
     return candidate
@@ -296,16 +335,28 @@ async def _batches_of(
     requests: AsyncIterator[pb.IngestRequest],
 ) -> AsyncGenerator[Batch, None]:
     expected = None
-    async for request in requests:
-        if request.WhichOneof("step") != "batch":
-            raise InvalidRequest("all messages of an ingest but the first must be `batch`")
-        batch = request.batch
-        if batch.sequence < 1 or expected not in (None, batch.sequence):
-            raise InvalidField("batch.sequence", f"is {batch.sequence}; {expected or 1} is due")
-        expected = batch.sequence + 1
-        _check_count("batch.candidates", len(batch.candidates), MAX_CANDIDATES)
-        given = _embeddings_of(batch, "batch.vectors")
-        yield Batch(batch.sequence, _candidates_of(batch.candidates), given)
+    while (request := await anext(requests, None)) is not None:
+        made = [_batch_of(request, expected)]
+        expected = made[0].sequence + 1
+        del request
+        yield made.pop()  # held by nobody here while the next one is waited for
+
+
+def _batch_of(request: pb.IngestRequest, expected: int | None) -> Batch:
+    if request.WhichOneof("step") != "batch":
+        raise InvalidRequest("all messages of an ingest but the first must be `batch`")
+    batch = request.batch
+    if batch.sequence < 1 or expected not in (None, batch.sequence):
+        raise InvalidField("batch.sequence", f"is {batch.sequence}; {expected or 1} is due")
+    _check_count("batch.candidates", len(batch.candidates), MAX_CANDIDATES)
+    given = _embeddings_of(batch, "batch.vectors")
+    return Batch(batch.sequence, _candidates_of(batch.candidates), given)
+
+
+def _notice_to_pb(one: Noticed) -> candidate_pb2.CandidateNotice:
+    return candidate_pb2.CandidateNotice(
+        number=one.number, id=one.id, reason=one.reason, message=one.message
+    )
 
 
 def _events_of(stored: Stored, limit: int | None) -> list[pb.IngestResponse]:
@@ -317,6 +368,10 @@ def _events_of(stored: Stored, limit: int | None) -> list[pb.IngestResponse]:
         ]
         rejected = pb.IngestRejected(sequence=stored.sequence, candidates=refused)
         events.append(pb.IngestResponse(rejected=rejected))
+    if stored.noticed:
+        notices = map(_notice_to_pb, stored.noticed)
+        noticed = pb.IngestNoticed(sequence=stored.sequence, notices=notices)
+        events.append(pb.IngestResponse(noticed=noticed))
     if limit is not None:
         slow = pb.IngestSlowDown(max_candidates=limit)
         events.append(pb.IngestResponse(slow_down=slow))

@@ -9,10 +9,10 @@ from mmesh.api.encoder.v1 import encoder_pb2, encoder_pb2_grpc
 from mmesh.content import Content, Role
 from mmesh.errors import MmeshError, ModelMismatch
 from mmesh.serving.deadline import Deadline
-from mmesh.wire.encoding import built, content_bytes, taking_bytes
-from mmesh.wire.transport import open_channel
+from mmesh.wire.encoding import built, content_bytes
+from services.gateway.balanced_channel import BalancedChannel
 from services.gateway.circuit_breaker import CircuitBreaker
-from services.gateway.interfaces import EncodedBatch, ServedModel
+from services.gateway.interfaces import EncodedBatch, ReferenceRows, ServedModel
 from services.gateway.rpc import answer_of, options_for
 
 DISTRUST_S, LEAST_S = 2.0, 0.5
@@ -25,11 +25,14 @@ class EncoderBackend:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._channel = open_channel(address)
-        self._stub = encoder_pb2_grpc.EncoderServiceStub(taking_bytes(self._channel))
+        self._channel = BalancedChannel(address, encoder_pb2_grpc.EncoderServiceStub)
         self._circuit = CircuitBreaker(open_s=DISTRUST_S, least_s=LEAST_S)
         self.model: ServedModel | None = None
         """As last heard; None when it has not been reached, or has another since."""
+
+    def start(self) -> None:
+        """Follow the addresses of its name."""
+        self._channel.start()
 
     async def close(self) -> None:
         """Close the channel."""
@@ -44,16 +47,21 @@ class EncoderBackend:
         """Return the encoder's model as it is now."""
         request = encoder_pb2.GetModelRequest()
         reply = await answer_of(
-            self._stub.GetModel(request, **options_for(deadline)), "the encoder"
+            self._channel.stub.GetModel(request, **options_for(deadline)), "the encoder"
         )
-        calibration = {
-            wire.modality_from_pb(c.query_modality): wire.vectors_from_pb(c.vectors)
-            for c in reply.calibration
+        reference = {
+            modality: ReferenceRows.of(
+                wire.vectors_from_pb(one.vectors),
+                wire.vectors_from_pb(one.candidates) if one.HasField("candidates") else None,
+            )
+            for one in reply.calibration
+            if (modality := wire.modality_from_pb(one.query_modality)) is not None
         }
-        known = {modality: rows for modality, rows in calibration.items() if modality}
         read = (wire.modality_from_pb(value) for value in reply.modalities)
         modalities = frozenset(modality for modality in read if modality)
-        self.model = ServedModel(reply.name, reply.fingerprint, reply.dim, known, modalities)
+        self.model = ServedModel(
+            reply.name, reply.fingerprint, reply.dim, reference, modalities, reply.max_text_tokens
+        )
         return self.model
 
     async def encode(
@@ -72,7 +80,7 @@ class EncoderBackend:
         request = await built(size, lambda: _request(inputs, role))
         given_s = deadline.remaining()
         try:
-            call = self._stub.Encode(request, **options_for(deadline))
+            call = self._channel.stub.Encode(request, **options_for(deadline))
             reply = await answer_of(call, "the encoder")
         except MmeshError as error:
             self._circuit.note(error, given_s)
@@ -91,7 +99,16 @@ class EncoderBackend:
             frozenset(reply.truncated),
             timing.batch_size,
             timing.prepare_seconds + timing.queue_seconds + timing.forward_seconds,
+            _notices_of(reply),
+            self.model.max_text_tokens if self.model else 0,
         )
+
+
+def _notices_of(reply: encoder_pb2.EncodeResponse) -> dict[int, frozenset[str]]:
+    found: dict[int, frozenset[str]] = {}
+    for notice in reply.notices:
+        found[notice.input] = found.get(notice.input, frozenset()) | {notice.reason}
+    return found
 
 
 def _request(inputs: Sequence[tuple[Content, str]], role: Role) -> encoder_pb2.EncodeRequest:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -51,7 +52,9 @@ class Encoders:
         self._finder = Supervised("encoder discovery", self._keep_looking)
 
     async def start(self) -> None:
-        """Begin to ask the encoders what they serve."""
+        """Follow the addresses of the encoders, and begin to ask what they serve."""
+        for backend in self._backends:
+            backend.start()
         self._finder.start()
 
     async def close(self) -> None:
@@ -70,14 +73,18 @@ class Encoders:
     # -- models
 
     async def model(self, fingerprint: str, deadline: Deadline) -> ServedModel:
-        """Return the model with this fingerprint.
+        """Return the model with this fingerprint; its reference pool is that of all its encoders.
 
         Raises:
             ModelMismatch: no encoder serves it.
             Unavailable: none that answers serves it, and one does not answer.
         """
         backends = await self._serving(fingerprint, deadline)
-        return next(backend.model for backend in backends if backend.model is not None)
+        models = [backend.model for backend in backends if backend.model is not None]
+        if len(models) == 1:
+            return models[0]
+        reference = {kind: rows for model in models for kind, rows in model.reference.items()}
+        return replace(models[0], reference=reference)
 
     async def find(self, wanted: str, deadline: Deadline) -> ServedModel:
         """Return the model with this name or fingerprint; with "", that of the first encoder.
@@ -206,10 +213,12 @@ def _joined(answers: Sequence[EncodedBatch], shares: Sequence[Sequence[int]]) ->
     rows = np.zeros((sum(map(len, shares)), answers[0].vectors.shape[1]), np.float32)
     problems: dict[int, MmeshError] = {}
     truncated: set[int] = set()
+    notices: dict[int, frozenset[str]] = {}
     for answer, places in zip(answers, shares, strict=True):
         rows[places] = answer.vectors
         problems |= {places[number]: error for number, error in answer.problems.items()}
         truncated |= {places[number] for number in answer.truncated}
+        notices |= {places[number]: reasons for number, reasons in answer.notices.items()}
     return EncodedBatch(
         rows,
         answers[0].fingerprint,
@@ -217,6 +226,8 @@ def _joined(answers: Sequence[EncodedBatch], shares: Sequence[Sequence[int]]) ->
         frozenset(truncated),
         max(answer.batch_size for answer in answers),
         max(answer.service_s for answer in answers),
+        notices,
+        max(answer.max_text_tokens for answer in answers),
     )
 
 

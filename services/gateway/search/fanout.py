@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from mmesh.content import Modality
 from mmesh.errors import (
@@ -19,9 +20,16 @@ from mmesh.errors import (
     StaleReplica,
 )
 from mmesh.serving.deadline import Deadline
-from mmesh.tokens import Token, newest
+from mmesh.values.tokens import Token, newest
 from mmesh.vector_search import VectorSearch
-from services.gateway.interfaces import PASSING, Index, Scored, ShardAnswer, ShardSearch
+from services.gateway.interfaces import (
+    MOST_HITS_HERE,
+    PASSING,
+    Index,
+    Scored,
+    ShardAnswer,
+    ShardSearch,
+)
 from services.gateway.search.ranking import join_shards
 
 MORE_ATTEMPTS, PAUSE_S = 2, 0.05
@@ -41,6 +49,8 @@ class Gathered:
     """Shards of the set that was searched."""
     missing: Missing
     service_s: float
+    unknown: Mapping[str, str]
+    """Attributes in the filter that no shard knows, and which may have been meant."""
 
 
 async def search_shards(index: Index, order: VectorSearch, deadline: Deadline) -> Gathered:
@@ -56,7 +66,9 @@ async def search_shards(index: Index, order: VectorSearch, deadline: Deadline) -
         search, answers, missing = await _until_they_agree(index, order, deadline)
     if not answers:
         raise _worst(missing)
-    return _gather(order, answers, missing, search.shard_count)
+    join = partial(_gather, order, answers, missing, search.shard_count)
+    is_large = order.limit * len(order.queries) * len(order.modalities) > MOST_HITS_HERE
+    return await asyncio.to_thread(join) if is_large else join()
 
 
 async def _ask_all(search: ShardSearch, deadline: Deadline) -> tuple[Answers, Missing]:
@@ -120,4 +132,9 @@ def _gather(order: VectorSearch, by_shard: Answers, missing: Missing, total: int
     ]
     token = newest(answer.token for answer in answers)
     slowest = max(answer.service_s for answer in answers)
-    return Gathered(lists, token, len(answers), total, missing, slowest)
+    unknown = {
+        name: meant
+        for name, meant in answers[0].unknown.items()
+        if all(name in answer.unknown for answer in answers)
+    }
+    return Gathered(lists, token, len(answers), total, missing, slowest, unknown)

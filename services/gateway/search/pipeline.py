@@ -7,13 +7,14 @@ batch, the others for each search on its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from importlib.metadata import version
+from functools import partial
 
 import numpy as np
 
+from mmesh.collections import Collection
 from mmesh.errors import (
     CollectionNotFound,
     DataLoss,
@@ -22,33 +23,48 @@ from mmesh.errors import (
     InvalidRequest,
     MmeshError,
     ModelMismatch,
-    Overloaded,
     ShardUnavailable,
 )
-from mmesh.search import Consistency, Coverage, Hit, Receipt, RerankOutcome, Search, SearchResult
-from mmesh.serving import logs
+from mmesh.search import (
+    DEFAULT_LIMIT,
+    MAX_LIMIT,
+    Consistency,
+    Coverage,
+    RerankOutcome,
+    Search,
+    SearchResult,
+)
 from mmesh.serving.deadline import Deadline
+from mmesh.values.tokens import Token
 from mmesh.vector_search import VectorSearch
-from services.gateway import metrics
 from services.gateway.catalog import Catalog
 from services.gateway.config import GatewaySettings
+from services.gateway.fair_gate import NOBODY, Admission, Caller, FairGate
 from services.gateway.interfaces import PASSING, Encoder, Index, Reranker
+from services.gateway.search.answers import answer_of
+from services.gateway.search.batch import HIT_BYTES, Batch
 from services.gateway.search.calibrator import Calibrator
 from services.gateway.search.fanout import Gathered, search_shards
-from services.gateway.search.merge import merge, needs_calibration
+from services.gateway.search.measuring import log_slow, measure
+from services.gateway.search.merge import applies, merge, needs_calibration
 from services.gateway.search.plan import make_plan
 from services.gateway.search.queries import QueryEmbedder
 from services.gateway.search.ranking import Ranked
 from services.gateway.search.rerank import places_to_judge, reorder
-from services.gateway.search.run import Run
+from services.gateway.search.run import Run, guarded
 
-VERSION = version("mmesh")
 JUDGED_AT_A_TIME = 4
 """Rerank calls of this gateway at a time; a batch must not fill the reranker's queue by itself."""
+WORKING_S = 1.0
+"""Searches that take longer wait for shards or for a token; see `FairGate`."""
 SHARDS_SHARE, CALIBRATE_SHARE = 0.8, 0.3
 JUDGE_SHARE, JUDGE_SHARE_UNASKED = 0.9, 0.5
 CONTENT_SHARE = 0.8
 """Shares of the time that is left which a stage may use."""
+FETCH_ROUNDS = 4
+"""Reads of contents for one stage: hits that move up where others were deleted need theirs too."""
+Choose = Callable[[Sequence[Ranked]], Sequence[int]]
+"""Returns the places of a list whose contents a stage needs."""
 _MOVED = (CollectionNotFound, ModelMismatch, DimMismatch)
 """Errors that may mean that a name stands for another collection than a moment ago."""
 _CONTENT_TROUBLE = (*PASSING, DataLoss)
@@ -69,45 +85,45 @@ class Pipeline:
         self._index, self._catalog = index, catalog
         self._reranker, self._settings = reranker, settings
         self._embedder = QueryEmbedder(encoder, settings.embedding_cache)
-        self._calibrator = Calibrator(encoder, index)
-        self._judging = asyncio.Semaphore(JUDGED_AT_A_TIME)
-        self._running = 0
+        self._calibrator = Calibrator(encoder)
+        self._admission = Admission(settings.max_running)
+        self._searching = FairGate(settings.max_searching, WORKING_S)
+        self._judging = FairGate(JUDGED_AT_A_TIME)
 
-    async def close(self) -> None:
-        """End work in the background."""
-        await self._calibrator.close()
-
-    async def search(self, search: Search, deadline: Deadline) -> SearchResult:
+    async def search(
+        self, search: Search, deadline: Deadline, caller: Caller = NOBODY
+    ) -> SearchResult:
         """Answer one search, or raise what is wrong with it."""
-        (outcome,) = await self.search_batch([search], deadline)
+        (outcome,) = await self.search_batch([search], deadline, caller)
         if isinstance(outcome, MmeshError):
             raise outcome
         return outcome
 
     async def search_batch(
-        self, searches: Sequence[Search], deadline: Deadline
+        self, searches: Sequence[Search], deadline: Deadline, caller: Caller = NOBODY
     ) -> list[SearchResult | MmeshError]:
         """Return an answer or an error for each search, in order."""
-        if self._running + len(searches) > max(self._settings.max_running, len(searches)):
-            raise Overloaded(f"{self._running} searches run already")
-        self._running += len(searches)
-        metrics.running_searches.set(self._running)
+        runs: list[Run] = []
         try:
-            runs = [self._new_run(search, deadline) for search in searches]
-            await self._run_all(runs, deadline)
+            with self._admission.of(caller.name, len(searches)):
+                runs = [self._new_run(search, deadline, caller.name) for search in searches]
+                async with self._searching.turn(caller.name, caller.cost, deadline.remaining()):
+                    await self._find_all(runs, deadline)
+                good = [run for run in runs if run.error is None]
+                hits = sum(min(run.limit, sum(map(len, run.lists.values()))) for run in good)
+                room = self._settings.most_content_bytes - HIT_BYTES * hits
+                batch = Batch(len(runs), room)
+                await _each(partial(self._finish, batch), good)
         finally:
-            self._running -= len(searches)
-            metrics.running_searches.set(self._running)
+            log_slow(runs, self._settings.slow_search_ms / 1000)
         return [run.result or run.error or InvalidRequest("the search was not run") for run in runs]
 
-    def _new_run(self, search: Search, deadline: Deadline) -> Run:
+    def _new_run(self, search: Search, deadline: Deadline, caller: str) -> Run:
         wanted = search.rerank.candidates if search.rerank else self._settings.rerank_candidates
         depth = wanted if self._reranker or search.rerank else 0
-        run = Run(search, deadline, depth, search.merge or self._settings.merge)
-        run.plan = make_plan(search)
-        return run
+        return Run(search, deadline, depth, search.merge or self._settings.merge, caller)
 
-    async def _run_all(self, runs: Sequence[Run], deadline: Deadline) -> None:
+    async def _find_all(self, runs: Sequence[Run], deadline: Deadline) -> None:
         await self._find(runs, deadline)
         moved = [run for run in runs if run.collection and isinstance(run.error, _MOVED)]
         if moved:
@@ -115,25 +131,27 @@ class Pipeline:
             for run in moved:
                 run.error, run.degradations = None, []
             await self._find(moved, deadline)
-        await asyncio.gather(*(self._finish(run) for run in runs if run.error is None))
 
     async def _find(self, runs: Sequence[Run], deadline: Deadline) -> None:
         """Fill in the hits, or the error, of every run."""
-        await asyncio.gather(*(self._look_up(run) for run in runs))
-        await self._encode([run for run in runs if run.error is None], deadline)
-        encoded = [run for run in runs if run.error is None]
-        await asyncio.gather(*(self._search_alike(alike) for alike in _alike(encoded)))
+        await _each(self._look_up, runs)
+        found = [run for run in runs if run.error is None]
+        await guarded(found, self._encode(found, deadline))
+        encoded = [run for run in found if run.error is None]
+        groups = _alike(encoded)
+        await asyncio.gather(*(guarded(alike, self._search_alike(alike)) for alike in groups))
 
     async def _look_up(self, run: Run) -> None:
         """Find out which collection is meant, and of which model; no shard sees an alias."""
+        run.plan = make_plan(run.search)
         is_strong = run.search.consistency is Consistency.STRONG
         source = self._index.get_collection if is_strong else self._catalog.get
-        try:
-            collection = await source(run.search.collection, run.deadline)
-        except MmeshError as error:
-            run.error = error
-            return
+        collection = await source(run.search.collection, run.deadline)
+        if _names_another(run.search, collection):
+            # An alias was moved a moment ago, or the token is of the collection's mirror.
+            collection = await self._index.get_collection(run.search.collection, run.deadline)
         run.collection, run.model = collection.name, collection.model_fingerprint
+        run.default_limit = min(DEFAULT_LIMIT, collection.settings.limits.max_limit or MAX_LIMIT)
         run.watch.lap("plan")
 
     async def _encode(self, runs: Sequence[Run], deadline: Deadline) -> None:
@@ -142,17 +160,14 @@ class Pipeline:
             run.watch.lap("encode", service_s)
             if run.embedding and run.embedding.truncated:
                 run.degrade("TEXT_TRUNCATED", "the query's text is longer than the model reads")
+            if run.embedding and "TEXT_UNKNOWN" in run.embedding.notices:
+                run.degrade("TEXT_UNKNOWN", "the model knows no token of the query's text")
 
     # -- search
 
     async def _search_alike(self, runs: Sequence[Run]) -> None:
         """Search the shards once for runs that differ in their query only."""
-        try:
-            found = await self._search_shards(runs)
-        except MmeshError as error:
-            for run in runs:
-                run.error = error
-            return
+        found = await self._search_shards(runs)
         for run, lists in zip(runs, found.lists, strict=True):
             run.lists, run.token = lists, found.token
             run.coverage = Coverage(found.answered, found.total)
@@ -161,7 +176,7 @@ class Pipeline:
 
     async def _search_shards(self, runs: Sequence[Run]) -> Gathered:
         """Search as deep as judging wants, or as the collection allows."""
-        order, asked = _order_for(runs), max(run.search.limit for run in runs)
+        order, asked = _order_for(runs), runs[0].limit
         deadline = runs[0].deadline.share(SHARDS_SHARE)
         try:
             return await search_shards(self._index, order, deadline)
@@ -171,6 +186,9 @@ class Pipeline:
             return await search_shards(self._index, replace(order, limit=asked), deadline)
 
     def _note_missing(self, run: Run, found: Gathered) -> None:
+        for name, meant in found.unknown.items():
+            hint = f"; did you mean {meant!r}?" if meant else ""
+            run.degrade("ATTRIBUTE_UNKNOWN", f"no candidate has the attribute {name[:80]!r}{hint}")
         for shard, error in found.missing.items():
             run.degrade("SHARD_UNAVAILABLE", f"shard {shard} is left out: {error.message}")
         if found.missing and run.search.require_all_shards:
@@ -179,31 +197,31 @@ class Pipeline:
 
     # -- the rest, for each search on its own
 
-    async def _finish(self, run: Run) -> None:
-        try:
-            await self._merge(run)
-            await self._rerank(run)
-            await self._fetch_shown(run)
-            run.deadline.check()
-            self._answer(run)
-        except MmeshError as error:
-            run.error = error
+    async def _finish(self, batch: Batch, run: Run) -> None:
+        await self._calibrate(run)
+        async with batch.turn():
+            run.ranked = merge(
+                run.lists, run.merge, run.calibration, run.list_limit, run.search.query.modality
+            )
+        run.watch.lap("merge")
+        await self._rerank(batch, run)
+        await self._fetch_shown(batch, run)
+        run.deadline.check()
+        async with batch.turn():
+            run.result = answer_of(run)
+        measure(run.result)
 
-    async def _merge(self, run: Run) -> None:
+    async def _calibrate(self, run: Run) -> None:
         filled = [modality for modality, hits in run.lists.items() if hits]
         if needs_calibration(run.merge, filled):
             deadline = run.deadline.share(CALIBRATE_SHARE)
             modality = run.search.query.modality
-            run.calibration = await self._calibrator.get(
-                run.collection, run.model, run.token, modality, deadline
-            )
-            if run.calibration is None:
+            run.calibration = await self._calibrator.get(run.model, modality, deadline)
+            if not applies(run.calibration, filled):
                 run.degrade("CALIBRATION_MISSING", "the lists were merged by raw scores")
             run.watch.lap("calibrate")
-        run.ranked = merge(run.lists, run.merge, run.calibration, run.list_limit)
-        run.watch.lap("merge")
 
-    async def _rerank(self, run: Run) -> None:
+    async def _rerank(self, batch: Batch, run: Run) -> None:
         if not run.ranked or not run.depth:
             return
         if self._reranker is None:
@@ -211,7 +229,7 @@ class Pipeline:
             return
         try:
             budget = _budget(run)
-            async with asyncio.timeout(budget.remaining()):
+            async with asyncio.timeout(budget.remaining()), batch.judging:
                 await self._judge(run, self._reranker, budget)
         except (MmeshError, TimeoutError) as error:
             reason = error.message if isinstance(error, MmeshError) else "its time ran out"
@@ -221,72 +239,106 @@ class Pipeline:
     async def _judge(self, run: Run, reranker: Reranker, budget: Deadline) -> None:
         judge = await reranker.judge(budget)
         weights = judge.weights.get(run.search.query.modality, {})
-        await self._fetch(run, places_to_judge(run.ranked, run.depth, weights), budget)
-        places = places_to_judge(run.ranked, run.depth, weights)  # again: some may be gone
+        choose = partial(places_to_judge, depth=run.depth, weights=weights)
+        if not choose(run.ranked):
+            modality = run.search.query.modality.value
+            run.degrade(
+                "RERANK_SKIPPED", f"the judge has no say on these hits for queries of {modality}"
+            )
+            return
+        room = self._settings.most_content_bytes - run.search.query.size
+        left = await self._fetch(run, choose, budget, room)
+        places = [place for place in choose(run.ranked) if run.has_content(place)]
         if not places:
             return
         contents = [run.contents[run.ranked[place].hit.id] for place in places]
         search = run.search
         image_tokens = search.rerank.max_image_tokens if search.rerank else 0
-        async with self._judging:
+        async with self._judging.turn(run.caller):
             run.verdict = await reranker.rerank(
                 search.query, search.instruction, contents, budget, image_tokens
             )
         pairs = zip(places, run.verdict.scores, strict=True)
         scores = {place: score for place, score in pairs if score is not None}
         run.ranked = reorder(run.ranked, scores, weights, judge)
-        whole = len(scores) == len(places)
+        due = len(places) + left
+        whole = len(scores) == due
         run.outcome = RerankOutcome.FULL if whole else RerankOutcome.PARTIAL
         if not whole:
-            run.degrade("RERANK_PARTIAL", f"{len(scores)} of {len(places)} hits were judged")
+            reason = f"; {left} do not fit into one message with the others" if left else ""
+            run.degrade("RERANK_PARTIAL", f"{len(scores)} of {due} hits were judged{reason}")
 
-    async def _fetch_shown(self, run: Run) -> None:
+    async def _fetch_shown(self, batch: Batch, run: Run) -> None:
         """Get the content that is sent along; without the log, hits go without."""
         if not (run.search.include_content and run.ranked):
+            run.contents = {}
             return
-        shown = range(min(run.search.limit, len(run.ranked)))
-        with suppress(*_CONTENT_TROUBLE):  # it is noted
-            await self._fetch(run, shown, run.deadline.share(CONTENT_SHARE))
+        async with batch.fetching:
+            left = 0
+            with suppress(*_CONTENT_TROUBLE):  # it is noted
+                deadline = run.deadline.share(CONTENT_SHARE)
+                shown = partial(_shown, run.limit)
+                left = await self._fetch(run, shown, deadline, batch.left_bytes)
+            batch.take_contents(run, left)
 
-    async def _fetch(self, run: Run, places: Sequence[int], deadline: Deadline) -> None:
-        """Get the content of hits; those that were deleted since they were found are dropped.
+    async def _fetch(self, run: Run, choose: Choose, deadline: Deadline, room: int) -> int:
+        """Get the contents of chosen hits, as many as fit; return of how many there is no room.
+
+        Those that were deleted since they were found go. Then others move up, so the choice is made
+        anew after each read.
+
+        Args:
+            run: the search.
+            choose: says which hits.
+            deadline: for all reads.
+            room: bytes that the contents of all chosen hits may have.
 
         Raises:
             MmeshError: it cannot be had; the run is degraded if that is not about the request.
         """
-        ids = [run.ranked[p].hit.id for p in places if run.ranked[p].hit.id not in run.contents]
-        if not ids:
-            return
-        try:
-            found = await self._index.get(run.collection, ids, deadline)
-        except _CONTENT_TROUBLE as error:
-            run.degrade("CONTENT_UNAVAILABLE", f"content cannot be read: {error.message}")
-            raise
-        finally:
-            run.watch.lap("fetch")
-        run.contents |= {candidate.id: candidate.content for candidate in found}
-        gone = set(ids) - run.contents.keys()
-        run.ranked = [entry for entry in run.ranked if entry.hit.id not in gone]
+        for _ in range(FETCH_ROUNDS):
+            chosen = [run.ranked[place].hit.id for place in choose(run.ranked)]
+            ids = [one for one in chosen if not run.is_fetched(one)]
+            if not ids:
+                return 0
+            held = sum(run.contents[one].size for one in chosen if one in run.contents)
+            try:
+                found, left = await self._index.get(run.collection, ids, deadline, room - held)
+            except _CONTENT_TROUBLE as error:
+                run.degrade("CONTENT_UNAVAILABLE", f"content cannot be read: {error.message}")
+                raise
+            finally:
+                run.watch.lap("fetch")
+            run.take(found)
+            gone = set(ids).difference(left, (one.id for one in found))
+            run.ranked = [entry for entry in run.ranked if entry.hit.id not in gone]
+            if left:
+                return len(left)
+        if not all(run.is_fetched(run.ranked[place].hit.id) for place in choose(run.ranked)):
+            run.degrade("CONTENT_UNAVAILABLE", "hits are deleted faster than content is read")
+        return 0
 
-    def _answer(self, run: Run) -> None:
-        hits = tuple(
-            self._hit(run, rank, entry)
-            for rank, entry in enumerate(run.ranked[: run.search.limit], start=1)
-        )
-        run.watch.lap("answer")
-        receipt = _receipt(run)
-        run.result = SearchResult(
-            hits, run.coverage, tuple(run.degradations), receipt, str(run.token)
-        )
-        _measure(run.result)
 
-    def _hit(self, run: Run, rank: int, entry: Ranked) -> Hit:
-        hit = entry.hit
-        content = run.contents.get(hit.id) if run.search.include_content else None
-        return Hit(
-            hit.id, rank, entry.score, hit.retrieval_score, entry.rerank_score,
-            hit.modality, hit.attributes, content,
-        )  # fmt: skip
+async def _each(work: Callable[[Run], Awaitable[None]], runs: Sequence[Run]) -> None:
+    """Do the work of each run; what one fails with is its own."""
+    await asyncio.gather(*(guarded([run], work(run)) for run in runs))
+
+
+def _consistency_of(search: Search) -> Consistency:
+    default = Consistency.SESSION if search.token else Consistency.EVENTUAL
+    return search.consistency or default
+
+
+def _names_another(search: Search, collection: Collection) -> bool:
+    """Tell whether a search wants to see a write that was made to another collection."""
+    if _consistency_of(search) is not Consistency.SESSION or not search.token:
+        return False
+    return not Token.parse(search.token).shares_history(Token.parse(collection.token))
+
+
+def _shown(limit: int, ranked: Sequence[Ranked]) -> range:
+    """Return the places of the hits that are sent."""
+    return range(min(limit, len(ranked)))
 
 
 def _budget(run: Run) -> Deadline:
@@ -302,8 +354,10 @@ def _alike(runs: Sequence[Run]) -> list[list[Run]]:
 
     def key(run: Run) -> tuple[Hashable, ...]:
         search = run.search
-        fixed = (run.collection, run.plan.modalities, run.list_limit, search.filter)
-        return (*fixed, search.consistency, search.token, search.require_all_shards)
+        # Filters by identity: equality would take true for 1, and look at every value.
+        fixed = (run.collection, run.model, run.plan.modalities, id(search.filter))
+        limits = (run.limit, run.list_limit)  # of several limits one may be refused
+        return (*fixed, *limits, search.consistency, search.token, search.require_all_shards)
 
     groups: dict[Hashable, list[Run]] = {}
     for run in runs:
@@ -314,7 +368,6 @@ def _alike(runs: Sequence[Run]) -> list[list[Run]]:
 def _order_for(runs: Sequence[Run]) -> VectorSearch:
     search = runs[0].search
     embeddings = [run.embedding for run in runs if run.embedding is not None]
-    default = Consistency.SESSION if search.token else Consistency.EVENTUAL
     return VectorSearch(
         runs[0].collection,
         np.stack([embedding.vector for embedding in embeddings]),
@@ -322,37 +375,6 @@ def _order_for(runs: Sequence[Run]) -> VectorSearch:
         runs[0].plan.modalities,
         runs[0].list_limit,
         search.filter,
-        search.consistency or default,
+        _consistency_of(search),
         search.token,
     )
-
-
-def _receipt(run: Run) -> Receipt:
-    embedding, verdict = run.embedding, run.verdict
-    assert embedding is not None
-    return Receipt(
-        request_id=logs.request_id.get(),
-        query_modality=run.search.query.modality,
-        searched=run.plan.modalities,
-        target_source=run.plan.source,
-        merge=run.merge,
-        stages=tuple(run.watch.stages),
-        total_seconds=run.watch.total_s,
-        encoder_batch_size=embedding.batch_size,
-        embedding_cached=embedding.cached,
-        encoder_fingerprint=embedding.fingerprint,
-        reranker_fingerprint=verdict.fingerprint if verdict else "",
-        reranker_template=verdict.template if verdict else "",
-        rerank_outcome=run.outcome,
-        calibration=run.calibration.version if run.calibration else "",
-        gateway_version=VERSION,
-    )
-
-
-def _measure(result: SearchResult) -> None:
-    for stage in result.receipt.stages:
-        metrics.stage_seconds.labels(stage.name).observe(stage.seconds)
-    for hit in result.hits:
-        metrics.hits_total.labels(hit.modality.value).inc()
-    for degradation in result.degradations:
-        metrics.degradations_total.labels(degradation.reason).inc()

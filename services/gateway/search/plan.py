@@ -15,7 +15,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from mmesh.content import Modality
-from mmesh.search import Search
+from mmesh.search import Search, targets_of
 
 MOST_WORDS = 64
 """Words of an instruction that are looked at. Those of M-BEIR have fewer than 30; a batch of 256
@@ -61,8 +61,8 @@ class Plan:
 
 def make_plan(search: Search) -> Plan:
     """Return what to search."""
-    if search.target is not None:
-        return Plan((search.target,), "requested")
+    if requested := targets_of(search.target):
+        return Plan(requested, "requested")
     named = target_of(search.instruction)
     if named is not None:
         return Plan((named,), "instruction")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from cachetools import LRUCache
 
@@ -13,7 +14,7 @@ from mmesh.errors import InvalidField, MmeshError
 from mmesh.serving.deadline import Deadline
 from services.gateway import metrics
 from services.gateway.interfaces import Encoder
-from services.gateway.search.run import QueryEmbedding, Run
+from services.gateway.search.run import QueryEmbedding, Run, guarded
 
 
 class QueryEmbedder:
@@ -33,32 +34,41 @@ class QueryEmbedder:
             metrics.embedding_cache_total.labels(outcome).inc()
             if run.embedding is None:
                 missing.setdefault(run.model, {}).setdefault(key, []).append(run)
-        calls = (self._encode(model, runs, deadline) for model, runs in missing.items())
-        return max(await asyncio.gather(*calls), default=0.0)
+        seconds = [0.0]
+        calls = (
+            guarded(chain(*by_key.values()), self._encode(model, by_key, deadline, seconds))
+            for model, by_key in missing.items()
+        )
+        await asyncio.gather(*calls)
+        return max(seconds)
 
     async def _encode(
-        self, model: str, missing: dict[Hashable, list[Run]], deadline: Deadline
-    ) -> float:
+        self,
+        model: str,
+        missing: dict[Hashable, list[Run]],
+        deadline: Deadline,
+        seconds: list[float],
+    ) -> None:
+        """Embed what one model is to embed; add the time that it took in the encoder."""
         first = [runs[0].search for runs in missing.values()]
         inputs = [(search.query, search.instruction) for search in first]
-        try:
-            encoded = await self._encoder.encode(model, inputs, Role.QUERY, deadline)
-        except MmeshError as error:
-            for run in (run for runs in missing.values() for run in runs):
-                run.error = error
-            return 0.0
+        encoded = await self._encoder.encode(model, inputs, Role.QUERY, deadline)
         for number, (key, runs) in enumerate(missing.items()):
             problem = encoded.problems.get(number)
             embedding = QueryEmbedding(
-                encoded.vectors[number], encoded.fingerprint, number in encoded.truncated,
-                encoded.batch_size, cached=False,
-            )  # fmt: skip
+                encoded.vectors[number],
+                encoded.fingerprint,
+                number in encoded.truncated,
+                encoded.batch_size,
+                cached=False,
+                notices=encoded.notices.get(number, frozenset()),
+            )
             for run in runs:
                 run.embedding = embedding
                 run.error = _about_query(problem) if problem else None
             if problem is None:
                 self._remember(key, embedding)
-        return encoded.service_s
+        seconds.append(encoded.service_s)
 
     def _remember(self, key: Hashable, embedding: QueryEmbedding) -> None:
         if self._cache.maxsize:

@@ -10,12 +10,23 @@ from services.gateway.interfaces import Scored
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """How the judge came into the order of a hit."""
+
+    weight: float
+    """Share of its score."""
+    mixed: float
+    """What hits that compare are ordered by."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ranked:
     """A candidate in the merged list: `score` is what the list is ordered by."""
 
     hit: Scored
     score: float
     rerank_score: float | None = None
+    judged: Judged | None = None
 
 
 Lists = Mapping[Modality, Sequence[Scored]]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmesh.content import Modality
 from services.gateway.interfaces import Judge, Weights
-from services.gateway.search.ranking import Ranked
+from services.gateway.search.ranking import Judged, Ranked
 
 
 def places_to_judge(ranked: Sequence[Ranked], depth: int, weights: Weights) -> list[int]:
@@ -30,10 +29,17 @@ def reorder(
     """
     result = list(ranked)
     for places in _comparable(ranked, scores, judge):
-        order = _order(ranked, places, scores, weights)
+        mixed = _mixed(ranked, places, scores, weights)
+        order = [places[i] for i in np.argsort(-mixed, kind="stable")]  # ties stay as they were
+        mixed_of = dict(zip(places, mixed.tolist(), strict=True))
         for place, source in zip(places, order, strict=True):
-            score = ranked[place].score
-            result[place] = replace(ranked[source], score=score, rerank_score=scores[source])
+            entry = ranked[source]
+            result[place] = Ranked(
+                entry.hit,
+                ranked[place].score,
+                scores[source],
+                Judged(weights[entry.hit.modality], mixed_of[source]),
+            )
     return result
 
 
@@ -49,10 +55,10 @@ def _comparable(
     return groups.values()
 
 
-def _order(
+def _mixed(
     ranked: Sequence[Ranked], places: Sequence[int], scores: Mapping[int, float], weights: Weights
-) -> list[int]:
-    """Return `places` in the order of the mixed, standardised scores; ties stay as they were.
+) -> NDArray[np.float64]:
+    """Return the standardised scores of both stages, mixed by the weights, for each place.
 
     Raw retrieval scores of two modalities do not compare, so there the place stands for them.
     """
@@ -61,8 +67,8 @@ def _order(
     first = [hit.retrieval_score for hit in hits] if alike else [-float(p) for p in places]
     share = np.array([weights[hit.modality] for hit in hits])
     judged = _standard([scores[place] for place in places])
-    mixed = (1 - share) * _standard(first) + share * judged
-    return [places[i] for i in np.argsort(-mixed, kind="stable")]
+    mixed: NDArray[np.float64] = (1 - share) * _standard(first) + share * judged
+    return mixed
 
 
 def _standard(scores: Sequence[float]) -> NDArray[np.float64]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mmesh.candidates import Candidate
 from mmesh.content import Content, Modality
-from mmesh.errors import MmeshError
+from mmesh.errors import DeadlineExceeded, InternalError, MmeshError
 from mmesh.search import (
+    DEFAULT_LIMIT,
     Coverage,
     Degradation,
     MergePolicy,
@@ -17,13 +20,16 @@ from mmesh.search import (
     SearchResult,
     Stage,
 )
+from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
-from mmesh.tokens import Token
+from mmesh.values.tokens import Token
 from mmesh.vectors import FloatMatrix
 from services.gateway.interfaces import Scored, Verdict
 from services.gateway.search.calibration import Calibration
 from services.gateway.search.plan import Plan
 from services.gateway.search.ranking import Ranked
+
+logger = logging.getLogger(__name__)
 
 NOTHING_COVERED, NOTHING_SEEN = Coverage(0, 0), Token("", 0)
 
@@ -42,6 +48,11 @@ class Stopwatch:
         self._last = now
 
     @property
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._start
+
+    @property
     def total_s(self) -> float:
         """Seconds from the start to the end of the last stage."""
         return self._last - self._start
@@ -56,6 +67,7 @@ class QueryEmbedding:
     truncated: bool
     batch_size: int
     cached: bool
+    notices: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -67,12 +79,16 @@ class Run:
     depth: int
     """Hits to be judged."""
     merge: MergePolicy
+    caller: str = ""
+    """Whose turns it takes."""
     watch: Stopwatch = field(default_factory=Stopwatch)
     plan: Plan = field(default_factory=lambda: Plan((), ""))
     collection: str = ""
     """Name of the collection itself, where the search may give an alias."""
     model: str = ""
     """Fingerprint of its model."""
+    default_limit: int = DEFAULT_LIMIT
+    """Hits that are answered where the search does not say it."""
     embedding: QueryEmbedding | None = None
     lists: Mapping[Modality, Sequence[Scored]] = field(default_factory=dict)
     coverage: Coverage = NOTHING_COVERED
@@ -81,6 +97,8 @@ class Run:
     calibration: Calibration | None = None
     ranked: list[Ranked] = field(default_factory=list)
     contents: dict[str, Content] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
+    """Ids of candidates whose content is not whole."""
     verdict: Verdict | None = None
     outcome: RerankOutcome = RerankOutcome.SKIPPED
     degradations: list[Degradation] = field(default_factory=list)
@@ -88,12 +106,56 @@ class Run:
     error: MmeshError | None = None
 
     @property
+    def limit(self) -> int:
+        """Hits that are answered."""
+        return self.search.limit or self.default_limit
+
+    @property
     def list_limit(self) -> int:
         """Hits that each list must have, so that merging and judging lack none."""
-        return max(self.search.limit, self.depth)
+        return max(self.limit, self.depth)
+
+    def has_content(self, place: int) -> bool:
+        """Whether the content of the hit at this place is known."""
+        return self.ranked[place].hit.id in self.contents
+
+    def is_fetched(self, candidate_id: str) -> bool:
+        """Whether the content of a hit is known, or known not to be whole."""
+        return candidate_id in self.contents or candidate_id in self.lost
+
+    def take(self, found: Sequence[Candidate]) -> None:
+        """Take the content of candidates, and note those of which a picture is lost."""
+        for one in found:
+            if one.problem is None:
+                self.contents[one.id] = one.content
+            else:
+                self.lost.add(one.id)
+                problem = f"that of {one.id!r} is not whole: {one.problem.message}"
+                self.degrade("CONTENT_UNAVAILABLE", problem)
 
     def degrade(self, reason: str, message: str) -> None:
         """Note that something was skipped; once for each way of saying it."""
         degradation = Degradation(reason, message)
         if degradation not in self.degradations:
             self.degradations.append(degradation)
+
+
+async def guarded(runs: Iterable[Run], work: Awaitable[None]) -> None:
+    """Do the work of some runs; whatever it fails with is their error and no one else's.
+
+    So a defect that one search meets does not fail the batch that it travels in.
+    """
+    error: MmeshError
+    try:
+        await work
+        return
+    except MmeshError as known:
+        error = known
+    except TimeoutError:
+        error = DeadlineExceeded("the deadline passed before the work was done")
+    except Exception:
+        logger.exception("a search failed")
+        hint = f"a defect of mmesh; the logs have it under request id {logs.request_id.get()}"
+        error = InternalError(hint)
+    for run in runs:
+        run.error = error

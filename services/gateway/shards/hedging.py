@@ -52,9 +52,12 @@ class HedgeDelay:
         """Seconds after which a second call may be made; infinite where none may."""
         return self._slow_s if self._saved >= 1 else math.inf
 
-    def spend(self) -> None:
-        """Take note of a second call."""
+    def spend(self) -> bool:
+        """Take note of a second call; False where none may be made any more."""
+        if self._saved < 1:
+            return False
         self._saved -= 1
+        return True
 
 
 class HedgeDelays:

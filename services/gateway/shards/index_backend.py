@@ -18,13 +18,15 @@ from mmesh.serving.deadline import Deadline
 from mmesh.vector_search import VectorSearch
 from mmesh.wire.encoding import built, candidate_bytes
 from services.gateway.interfaces import Embeddings, ServedModel
-from services.gateway.rpc import answer_of, first_answer, options_for
+from services.gateway.rpc import MOST_PARTS, answer_of, first_answer, options_for
 from services.gateway.shards.hedging import HedgeDelays
 from services.gateway.shards.replica import Replica
 from services.gateway.shards.shard_search import ReplicatedSearch
 from services.gateway.shards.topology import Topology
 
 _COLLECTIONS, _INDEX = "collections", "index"
+PART_BYTES = 16 << 20
+"""Bytes of candidates in one answer of the index: gRPC copies it on the event loop."""
 
 
 class IndexBackend:
@@ -62,8 +64,18 @@ class IndexBackend:
         await self._topology.ask_all(deadline)
         return self._topology.status()
 
-    async def _any(self, service: str, method: str, request: Any, deadline: Deadline) -> Any:
+    async def _any(
+        self,
+        service: str,
+        method: str,
+        request: Any,
+        deadline: Deadline,
+        *,
+        takes_long: bool = False,
+    ) -> Any:
         """Call one process, and the next when it does not answer.
+
+        What `takes_long` is given all the time: the next would have to begin anew.
 
         Calls are safe to repeat: those that change something carry a request id, under which the
         next process gives the answer of the first, should that have done it after all.
@@ -75,7 +87,10 @@ class IndexBackend:
             call = getattr(getattr(replica, service), method)
             return answer_of(call(request, **options_for(part)), "the index")
 
-        return await first_answer(self._in_turn(), ask, deadline, _another_may_answer)
+        parts, goes_on = (
+            (1, _another_may_begin) if takes_long else (MOST_PARTS, _another_may_answer)
+        )
+        return await first_answer(self._in_turn(), ask, deadline, goes_on, parts)
 
     def _in_turn(self) -> list[Replica]:
         replicas = self._topology.replicas
@@ -101,9 +116,13 @@ class IndexBackend:
         reply = await self._any(_COLLECTIONS, "CreateCollection", request, deadline)
         return wire.collection_from_pb(reply.collection)
 
-    async def get_collection(self, name: str, deadline: Deadline) -> Collection:
-        """Return the collection."""
-        request = collection_service_pb2.GetCollectionRequest(name=name)
+    async def get_collection(
+        self, name: str, deadline: Deadline, *, with_attributes: bool = False
+    ) -> Collection:
+        """Return the collection, with its attributes if they are asked for."""
+        request = collection_service_pb2.GetCollectionRequest(
+            name=name, include_attributes=with_attributes
+        )
         reply = await self._any(_COLLECTIONS, "GetCollection", request, deadline)
         return wire.collection_from_pb(reply.collection)
 
@@ -126,6 +145,16 @@ class IndexBackend:
             name=name, settings=settings, update_mask=mask, request_id=request_id or _new_id()
         )
         reply = await self._any(_COLLECTIONS, "UpdateCollection", request, deadline)
+        return wire.collection_from_pb(reply.collection)
+
+    async def copy_collection(
+        self, source: str, name: str, request_id: str, deadline: Deadline
+    ) -> Collection:
+        """Return a read-only copy of what a collection holds now."""
+        request = collection_service_pb2.CopyCollectionRequest(
+            source=source, name=name, request_id=request_id or _new_id()
+        )
+        reply = await self._any(_COLLECTIONS, "CopyCollection", request, deadline, takes_long=True)
         return wire.collection_from_pb(reply.collection)
 
     async def set_alias(
@@ -203,11 +232,33 @@ class IndexBackend:
         reply = await self._any(_INDEX, "DeleteCandidatesByFilter", request, deadline)
         return int(reply.deleted), str(reply.token)
 
-    async def get(self, collection: str, ids: Sequence[str], deadline: Deadline) -> list[Candidate]:
-        """Return the candidates that exist, with content."""
-        request = index_pb2.BatchGetCandidatesRequest(collection=collection, ids=ids)
-        reply = await self._any(_INDEX, "BatchGetCandidates", request, deadline)
-        return [wire.candidate_from_pb(message) for message in reply.candidates]
+    async def get(
+        self,
+        collection: str,
+        ids: Sequence[str],
+        deadline: Deadline,
+        most_bytes: int,
+        *,
+        include_images: bool = True,
+    ) -> tuple[list[Candidate], list[str]]:
+        """Return what fits, read in parts, and the ids that were left. See `interfaces.Index`."""
+        found: list[Candidate] = []
+        left, room = list(ids), most_bytes
+        while True:
+            request = index_pb2.BatchGetCandidatesRequest(
+                collection=collection,
+                ids=left,
+                max_bytes=max(1, min(room, PART_BYTES)),
+                omit_images=not include_images,
+            )
+            reply = await self._any(_INDEX, "BatchGetCandidates", request, deadline)
+            part = [wire.candidate_from_pb(message) for message in reply.candidates]
+            room -= candidate_bytes(part)
+            if found and room < 0:
+                return found, left
+            found, left = found + part, list(reply.left_ids)
+            if not left or room <= 0:
+                return found, left
 
     async def page(
         self,
@@ -238,6 +289,11 @@ def _another_may_answer(replica: Replica, error: MmeshError) -> bool:
     # Time may run out because the log is slow, so that alone takes no trust away.
     replica.blame(error, 0.0)
     return not (isinstance(error, LogUnavailable) and replica.is_usable)
+
+
+def _another_may_begin(replica: Replica, error: MmeshError) -> bool:
+    """As `_another_may_answer`, of what takes long: being late says nothing of a process."""
+    return isinstance(error, Unavailable) and _another_may_answer(replica, error)
 
 
 def _new_id() -> str:

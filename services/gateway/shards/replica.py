@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mmesh.api.index.v1 import collection_service_pb2_grpc, index_pb2, index_pb2_grpc
 from mmesh.errors import MmeshError, Unavailable
-from mmesh.serving import telemetry
+from mmesh.serving import tracing
 from mmesh.serving.backoff import Pauses
 from mmesh.serving.deadline import Deadline
 from mmesh.serving.supervision import Supervised
@@ -152,8 +152,9 @@ class Replica:
             grpc.aio.AioRpcError: the call failed.
             MmeshError: the search did.
         """
-        if telemetry.is_tracing() or request.ByteSize() > STREAMED_BYTES:
-            return Reply.of(await self.index.Search(request, **options_for(deadline)))
+        if tracing.is_tracing() or request.ByteSize() > STREAMED_BYTES:
+            response = await self.index.Search(request, **options_for(deadline))
+            return response, response.lists
         return await self._searches.search(request, deadline)
 
     def blame(self, error: MmeshError, given_s: float) -> None:

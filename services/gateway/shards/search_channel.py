@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 
@@ -30,25 +30,8 @@ MOST_ROWS = 4
 them while others are on their way back is never idle."""
 
 
-class Reply(NamedTuple):
-    """What an index process found."""
-
-    lists: Sequence[index_pb2.HitList]
-    """Of each query in order, by modality."""
-    token: str
-    seconds: float
-    """Of the search, its waiting included."""
-
-    @classmethod
-    def of(cls, response: index_pb2.SearchResponse) -> Reply:
-        """Return what a response says."""
-        seconds = response.search_seconds + response.queue_seconds
-        return cls(response.lists, response.token, seconds)
-
-    def part(self, start: int, end: int, rows: int) -> Reply:
-        """Return what was found for the queries `start` to `end` of all `rows`."""
-        width = len(self.lists) // rows
-        return self._replace(lists=self.lists[start * width : end * width])
+Reply = tuple[index_pb2.SearchResponse, Sequence[index_pb2.HitList]]
+"""The response to all that travelled together, and of its lists those that answer one search."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,17 +39,14 @@ class _Asked:
     """A search, and who waits for it."""
 
     request: index_pb2.SearchRequest
+    rows: int
+    """Queries of the search."""
     deadline: Deadline
     request_id: str
     reply: asyncio.Future[Reply]
     goes_alone: bool = False
     sent_as: int = 0
     """Number of the search that it went out with."""
-
-    @property
-    def rows(self) -> int:
-        """Queries of the search."""
-        return wire.row_count(self.request.queries)
 
     @property
     def travels_with(self) -> object:
@@ -117,7 +97,8 @@ class _Link:
 
     async def search(self, request: index_pb2.SearchRequest, deadline: Deadline) -> Reply:
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        asked = _Asked(request, deadline, logs.request_id.get(), reply)
+        rows = wire.row_count(request.queries)
+        asked = _Asked(request, rows, deadline, logs.request_id.get(), reply)
         self._unsent.append(asked)
         self._has_news.set()
         try:
@@ -179,12 +160,12 @@ class _Link:
         if answer.HasField("problem"):
             self._fail(together, wire.problem_from_pb(answer.problem))
             return
-        reply, start = Reply.of(answer.response), 0
-        rows = sum(asked.rows for asked in together)
+        response, start = answer.response, 0
+        width = len(response.lists) // max(1, sum(asked.rows for asked in together))
         for asked in together:
-            end = start + asked.rows
+            end = start + asked.rows * width
             if not asked.reply.done():
-                asked.reply.set_result(reply.part(start, end, rows))
+                asked.reply.set_result((response, response.lists[start:end]))
             start = end
 
     def _fail(self, together: Sequence[_Asked], error: MmeshError) -> None:
@@ -214,9 +195,10 @@ def _grouped(searches: Iterable[_Asked]) -> list[list[_Asked]]:
     for asked in searches:
         if asked.reply.done():
             continue
-        group = growing.get(asked.travels_with)
+        with_whom = asked.travels_with
+        group = growing.get(with_whom)
         if group is None or sum(one.rows for one in group) + asked.rows > MOST_ROWS:
-            group = growing[asked.travels_with] = []
+            group = growing[with_whom] = []
             groups.append(group)
         group.append(asked)
     return groups

@@ -23,21 +23,25 @@ from mmesh.errors import (
     Unavailable,
 )
 from mmesh.serving.deadline import Deadline
-from mmesh.tokens import Token
+from mmesh.values.tokens import Token
 from mmesh.vector_search import VectorSearch
 from mmesh.wire.vector_search import vector_search_to_pb
 from services.gateway import metrics
-from services.gateway.interfaces import Scored, ShardAnswer
+from services.gateway.interfaces import MOST_HITS_HERE, Scored, ShardAnswer
 from services.gateway.rpc import answer_of
 from services.gateway.shards.hedging import HedgeDelay, Race
 from services.gateway.shards.replica import Replica
-from services.gateway.shards.search_channel import Reply
 from services.gateway.shards.topology import ShardSet, Topology
 
 MOST_ATTEMPTS = 3
 _OF_THE_REPLICA = (
-    Unavailable, DeadlineExceeded, ResourceExhausted, Cancelled, InternalError, DataLoss,
-)  # fmt: skip
+    Unavailable,
+    DeadlineExceeded,
+    ResourceExhausted,
+    Cancelled,
+    InternalError,
+    DataLoss,
+)
 """Errors that another replica need not have; it may also have what a stale one lacks."""
 
 
@@ -111,24 +115,27 @@ class ReplicatedSearch:
         Raises:
             MmeshError: another replica would not answer otherwise.
         """
-        left_s = max(0.0, until - time.monotonic())
         try:
-            answer = await race.first(min(left_s, self._delay.patience_s))
+            patience_s = self._delay.patience_s
+            if patience_s < _left(until):
+                if answer := await race.first(patience_s):
+                    return answer
+                if self._delay.spend():
+                    metrics.hedges_total.inc()
+                    return None
+            if answer := await race.first(_left(until)):
+                return answer
         except _OF_THE_REPLICA as error:
             if isinstance(error, LogUnavailable):
                 raise
-            metrics.replica_retries_total.inc()
-            return None
-        if answer is None:
-            metrics.hedges_total.inc()
-            self._delay.spend()
-        return answer
+        metrics.replica_retries_total.inc()
+        return None
 
     async def _ask(self, replica: Replica, shard: int, deadline: Deadline) -> ShardAnswer:
         begun, given_s = time.monotonic(), deadline.remaining()
         try:
             call = replica.search(self._request, deadline)
-            answer = self._answer_of(await answer_of(call, f"index shard {shard}"))
+            answer = await self._read(*await answer_of(call, f"index shard {shard}"))
         except asyncio.CancelledError:  # another was faster, or nobody waits any more
             replica.blame(DeadlineExceeded("it is slow"), time.monotonic() - begun)
             raise
@@ -138,15 +145,31 @@ class ReplicatedSearch:
         self._delay.note(time.monotonic() - begun)
         return answer
 
-    def _answer_of(self, reply: Reply) -> ShardAnswer:
+    async def _read(
+        self, response: index_pb2.SearchResponse, hits: Sequence[index_pb2.HitList]
+    ) -> ShardAnswer:
+        """Read a reply; one of many hits in a thread, beside other work of the event loop."""
+        if sum(len(one.ids) for one in hits) <= MOST_HITS_HERE:
+            return self._answer_of(response, hits)
+        return await asyncio.to_thread(self._answer_of, response, hits)
+
+    def _answer_of(
+        self, response: index_pb2.SearchResponse, hits: Sequence[index_pb2.HitList]
+    ) -> ShardAnswer:
         modalities = self._order.modalities
         lists = [
             _scored(message, modality)
-            for message, modality in zip(reply.lists, cycle(modalities), strict=False)
+            for message, modality in zip(hits, cycle(modalities), strict=False)
         ]
         width = len(modalities)
         by_query = [lists[start : start + width] for start in range(0, len(lists), width)]
-        return ShardAnswer(by_query, Token.parse(reply.token), reply.seconds)
+        seconds = response.search_seconds + response.queue_seconds
+        unknown = {one.name: one.nearest for one in response.unknown_attributes}
+        return ShardAnswer(by_query, Token.parse(response.token), seconds, unknown)
+
+
+def _left(until: float) -> float:
+    return max(0.0, until - time.monotonic())
 
 
 def _scored(message: index_pb2.HitList, modality: Modality) -> list[Scored]:

@@ -18,7 +18,7 @@ from mmesh.mesh_status import ServiceRole, ServiceState, ServiceStatus
 from mmesh.serving.deadline import Deadline
 from mmesh.serving.supervision import Supervised
 from services.gateway import metrics
-from services.gateway.shards.addresses import AddressBook
+from services.gateway.addresses import AddressBook
 from services.gateway.shards.replica import Replica
 
 logger = logging.getLogger(__name__)
@@ -158,10 +158,15 @@ class Topology:
         in_use = self.current.shard_count
         for shard in (shard for shard in range(in_use) if not numbers[shard, in_use]):
             detail = f"no process is known that holds shard {shard} of {in_use}"
-            found.append(ServiceStatus(
-                ServiceRole.INDEX, ServiceState.MISSING,
-                shard=shard, shard_count=in_use, detail=detail,
-            ))  # fmt: skip
+            found.append(
+                ServiceStatus(
+                    ServiceRole.INDEX,
+                    ServiceState.MISSING,
+                    shard=shard,
+                    shard_count=in_use,
+                    detail=detail,
+                )
+            )
         return found
 
     def _renew(self) -> None:

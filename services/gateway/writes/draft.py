@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mmesh.candidates import Candidate
@@ -36,6 +36,28 @@ class Refused:
     id: str
     number: int
     error: MmeshError
+
+
+MOST_UNEXPLAINED = 3
+"""Refusals of vectors, of the models that are due, after which a write fails."""
+_TRUNCATED, _REPEATED = "TEXT_TRUNCATED", "ID_REPEATED"
+_MESSAGES = {
+    _REPEATED: "a later candidate of the same batch has the same id, and is stored in its place",
+    "TEXT_UNKNOWN": "the model knows no token of the text, so it equals any other such text",
+    "IMAGE_BLANK": "the model sees one colour in the picture, so it equals any other of it",
+}
+"""What notices mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """What should be known of a candidate that is stored."""
+
+    id: str
+    number: int
+    reason: str
+    message: str
+    """One sentence for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +101,29 @@ class Draft:
         problems = self._problems
         return [self._refusal(place, error) for place, error in problems.items()] + [
             refused for place, refused in self._culprits.items() if place not in problems
+        ]
+
+    @property
+    def noticed(self) -> list[Noticed]:
+        """What should be known of those that are stored, by the model of the collection."""
+        encoded = self._encoded.get(self._models.own)
+        if encoded is None:
+            return []
+        bad = encoded.problems.keys() | self._culprits.keys()
+        most = f"the {encoded.max_text_tokens} tokens that " if encoded.max_text_tokens else ""
+        cut = f"the text is longer than {most}the model reads; its end is not found"
+        messages = _MESSAGES | {_TRUNCATED: cut}
+        found = {place: {_TRUNCATED} for place in encoded.truncated}
+        for place, reasons in encoded.notices.items():
+            found[place] = found.get(place, set()) | reasons
+        candidates = self._wanted.candidates
+        good = [place for place in range(len(candidates)) if place not in bad]
+        for place in set(good).difference(self._last_of_ids(good)):
+            found[place] = found.get(place, set()) | {_REPEATED}
+        return [
+            Noticed(candidates[place][1].id, candidates[place][0], r, messages.get(r, r))
+            for place in sorted(found.keys() - bad)
+            for r in sorted(found[place])
         ]
 
     @property
@@ -142,25 +187,36 @@ class Draft:
     async def _store(
         self, attempt: Callable[[Deadline], Awaitable[str]], deadline: Deadline
     ) -> str:
-        """Try, and again as long as other models are due than were tried."""
+        """Try, and again as long as other models are due than were tried.
+
+        Where the same are due, a name may have moved away and back (ABA): some tries more.
+        """
+        unexplained = 0
         while True:
             await self.encode(deadline)
             try:
                 return await attempt(deadline)
             except (ModelMismatch, DimMismatch):
                 self._catalog.forget()
-                if await self._due(deadline) == self._models:
+                unexplained += await self._due(deadline) == self._models
+                if unexplained == MOST_UNEXPLAINED:
                     raise
+
+    def _last_of_ids(self, places: Iterable[int]) -> list[int]:
+        """Return the last place of each id: in a batch as across batches, the last one stays."""
+        candidates = self._wanted.candidates
+        return sorted({candidates[place][1].id: place for place in places}.values())
 
     async def _try_all(self, deadline: Deadline) -> str:
         for one in self.refused:
             raise one.error
-        places = range(len(self._wanted.candidates))
+        places = self._last_of_ids(range(len(self._wanted.candidates)))
         return await self._upsert(places, self._wanted.request_id, deadline)
 
     async def _try_good(self, deadline: Deadline) -> str:
         bad = self._problems.keys() | self._culprits.keys()
-        while places := [n for n in range(len(self._wanted.candidates)) if n not in bad]:
+        every = range(len(self._wanted.candidates))
+        while places := self._last_of_ids(n for n in every if n not in bad):
             # The same candidates again meet the same refusals, so each write needs its own id.
             ids = "\n".join(self._wanted.candidates[place][1].id for place in places)
             digest = hashlib.sha256(ids.encode()).hexdigest()[:16]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from mmesh.candidates import Candidate
 from mmesh.errors import DeadlineExceeded, Overloaded, Unavailable
 from mmesh.serving.deadline import Deadline
+from mmesh.values.patience import Patience
 from services.gateway import metrics
 from services.gateway.interfaces import Embeddings
-from services.gateway.writes.draft import Draft, Refused, Upsert
+from services.gateway.writes.byte_window import ByteWindow
+from services.gateway.writes.draft import Draft, Noticed, Refused, Upsert
 
 Value = TypeVar("Value")
 ATTEMPT_S = 30.0
@@ -41,6 +43,12 @@ class Batch:
     given: Embeddings | None = None
     """A vector for each of them, if they were encoded elsewhere."""
 
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes."""
+        contents = (c.content.size for c in self.candidates if isinstance(c, Candidate))
+        return sum(contents) + (self.given.rows.nbytes if self.given else 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -52,14 +60,25 @@ class Stored:
     refused: Sequence[Refused]
     was_overloaded: bool
     """Whether it had to wait for a service that was full."""
+    noticed: Sequence[Noticed] = ()
 
 
 class Ingester:
-    """Stores the batches of ingest streams, each as a draft that `begin` begins."""
+    """Stores the batches of ingest streams, each as a draft that `begin` begins.
 
-    def __init__(self, begin: Callable[[Upsert], Draft], *, window: int, patience_s: float) -> None:
+    Args:
+        begin: begins the draft of an upsert.
+        window: batches of a stream that are under way at a time.
+        most_bytes: of batches of all streams that are under way; twice as much may wait for that.
+        patience_s: how long a batch waits for a service that is away.
+    """
+
+    def __init__(
+        self, begin: Callable[[Upsert], Draft], *, window: int, most_bytes: int, patience_s: float
+    ) -> None:
         self._begin = begin
         self._window, self._patience_s = window, patience_s
+        self._bytes = ByteWindow(most_bytes, 2 * most_bytes)
 
     async def run(
         self, stream: Stream, batches: AsyncIterator[Batch]
@@ -76,8 +95,11 @@ class Ingester:
             try:
                 await free.acquire()
                 async for batch in batches:
+                    taken = await self._bytes.take(batch.size)
                     before = asyncio.create_task(self._store(stream, batch, before))
+                    before.add_done_callback(partial(self._give_back, taken))
                     under_way.put_nowait(before)
+                    del batch  # which would be held until the next one comes
                     await free.acquire()
             finally:
                 under_way.put_nowait(None)
@@ -96,6 +118,9 @@ class Ingester:
                 task.cancel()
             await asyncio.gather(reader, *tasks, return_exceptions=True)
 
+    def _give_back(self, taken: int, _: object) -> None:
+        self._bytes.give_back(taken)
+
     async def _store(
         self, stream: Stream, batch: Batch, before: asyncio.Task[Stored] | None
     ) -> Stored:
@@ -103,20 +128,21 @@ class Ingester:
         numbered = [(n, c) for n, c in enumerate(batch.candidates) if isinstance(c, Candidate)]
         name = f"{stream.ingest_id}:{batch.sequence}"
         draft = self._begin(Upsert(stream.collection, numbered, name, batch.given, stream.fill))
-        patience = _Patience(self._patience_s)
+        attempts = _Attempts(self._patience_s)
         if numbered:
-            await patience.keep_trying(draft.encode)
+            await attempts.keep_trying(draft.encode)
         if before is not None:
             await asyncio.wait([before])
             before.result()  # where one batch fails, those after it do too
-        token = await patience.keep_trying(draft.store_good) if numbered else ""
+        token = await attempts.keep_trying(draft.store_good) if numbered else ""
         refused = [one for one in batch.candidates if isinstance(one, Refused)] + draft.refused
         refused.sort(key=lambda one: one.number)
         for one in refused:
             metrics.rejected_total.labels(one.error.reason).inc()
         count = len(batch.candidates) - len(refused)
         metrics.ingested_total.inc(count)
-        return Stored(batch.sequence, count, token, refused, patience.was_overloaded)
+        noticed = draft.noticed
+        return Stored(batch.sequence, count, token, refused, attempts.was_overloaded, noticed)
 
 
 class BatchLimit:
@@ -158,10 +184,11 @@ async def until(
             if not coming.done():
                 return
             try:
-                batch = coming.result()
+                come = [coming.result()]
             except StopAsyncIteration:
                 return
-            yield batch
+            coming = None
+            yield come.pop()  # held by nobody here while the next one is waited for
     finally:
         waiting: list[asyncio.Future[Any]] = [stopping] if coming is None else [stopping, coming]
         for task in waiting:
@@ -170,20 +197,23 @@ async def until(
         await batches.aclose()
 
 
-class _Patience:
+class _Attempts:
     """Tries again while a service is away or full, for a limited time."""
 
-    def __init__(self, seconds: float) -> None:
-        self._until = time.monotonic() + seconds
+    def __init__(self, patience_s: float) -> None:
+        self._patience = Patience(patience_s)
         self.was_overloaded = False
 
     async def keep_trying(self, attempt: Callable[[Deadline], Awaitable[Value]]) -> Value:
         while True:
             try:
-                return await attempt(Deadline.after(ATTEMPT_S))
+                answer = await attempt(Deadline.after(ATTEMPT_S))
             except (Unavailable, Overloaded, DeadlineExceeded) as error:
                 self.was_overloaded |= isinstance(error, Overloaded)
                 pause = error.retry_after_s or PAUSE_S
-                if time.monotonic() + pause > self._until:
+                if self._patience.is_over_after_failure(pause):
                     raise
                 await asyncio.sleep(pause)
+            else:
+                self._patience.answered()
+                return answer

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import accumulate
 
 import grpc
 import numpy as np
@@ -27,13 +28,14 @@ from mmesh.errors import CollectionNotFound, InvalidField, MmeshError
 from mmesh.mesh_status import ServiceRole, ServiceState, ServiceStatus
 from mmesh.models.images import decode
 from mmesh.serving.host import Host
-from mmesh.tokens import Token
+from mmesh.values.tokens import Token
 from mmesh.vector_search import VectorSearch
 from mmesh.wire.transport import open_channel
 from services.gateway.config import GatewaySettings
 from services.gateway.interfaces import (
     EncodedBatch,
     Judge,
+    ReferenceRows,
     Scored,
     ServedModel,
     ShardAnswer,
@@ -80,6 +82,11 @@ class Faulty:
             raise fault
 
 
+def _things(dim):
+    """Return a reference pool of 16 things, each of which has another near it."""
+    return np.repeat(np.eye(dim, dtype=np.float32), -(-16 // dim), axis=0)
+
+
 @dataclass
 class FakeEncoder(Faulty):
     """Decodes pictures as encoders do, and makes a vector of everything.
@@ -89,7 +96,7 @@ class FakeEncoder(Faulty):
 
     model_known: ServedModel = field(
         default_factory=lambda: ServedModel(
-            "lite", MODEL, DIM, {m: np.eye(DIM, dtype=np.float32) for m in Modality}
+            "lite", MODEL, DIM, {m: ReferenceRows.of(_things(DIM)) for m in Modality}
         )
     )
     inputs: list[tuple[Content, str]] = field(default_factory=list)
@@ -110,7 +117,7 @@ class FakeEncoder(Faulty):
         await self.note("encode")
         self.inputs += inputs
         rows = np.zeros((len(inputs), DIM), np.float32)
-        problems, truncated = {}, set()
+        problems, truncated, notices = {}, set(), {}
         for number, (content, _) in enumerate(inputs):
             try:
                 for place, part in enumerate(content.parts):
@@ -122,7 +129,10 @@ class FakeEncoder(Faulty):
             rows[number] = self.vector_of(content)
             if "too long" in content.text:
                 truncated.add(number)
-        return EncodedBatch(rows, fingerprint, problems, frozenset(truncated), len(inputs), 0.001)
+            if "all unknown" in content.text:
+                notices[number] = frozenset({"TEXT_UNKNOWN"})
+        cut, count = frozenset(truncated), len(inputs)
+        return EncodedBatch(rows, fingerprint, problems, cut, count, 0.001, notices, 256)
 
     @staticmethod
     def vector_of(content: Content) -> np.ndarray:
@@ -145,6 +155,8 @@ class FakeIndex(Faulty):
     stored: dict[str, Candidate] = field(default_factory=dict)
     orders: list[VectorSearch] = field(default_factory=list)
     token: Token = field(default_factory=lambda: Token("e", 10))
+    unknown: list[dict[str, str]] = field(default_factory=list)
+    """Attributes that each shard does not know."""
 
     # -- what `interfaces.Index` says
 
@@ -163,9 +175,12 @@ class FakeIndex(Faulty):
         now = datetime.now(UTC)
         return Collection(self.names[name], DIM, MODEL, {}, self.shard_count, now, str(self.token))
 
-    async def get(self, collection, ids, deadline):
+    async def get(self, collection, ids, deadline, most_bytes):
         await self.note("get")
-        return [self.stored[one] for one in ids if one in self.stored]
+        there = [self.stored[one] for one in ids if one in self.stored]
+        sizes = accumulate(one.size for one in there)
+        fits = max(1, sum(size <= most_bytes for size in sizes))
+        return there[:fits], [one.id for one in there[fits:]]
 
     async def upsert(self, collection, candidates, vectors, request_id, deadline, **_):
         await self.note("upsert")
@@ -205,7 +220,8 @@ class _Prepared:
             ]
             for modality in self.order.modalities
         ]
-        return ShardAnswer([lists] * len(self.order.queries), self.index.token, 0.001)
+        unknown = self.index.unknown[shard] if self.index.unknown else {}
+        return ShardAnswer([lists] * len(self.order.queries), self.index.token, 0.001, unknown)
 
 
 @dataclass
@@ -214,14 +230,15 @@ class FakeReranker(Faulty):
 
     scores: dict[str, float | None] = field(default_factory=dict)
     compares_modalities: bool = True
+    query_weights: dict[Modality, float] = field(default_factory=lambda: dict.fromkeys(Modality, 1))
 
     async def status(self, deadline):
         return [ServiceStatus(ServiceRole.RERANKER, ServiceState.SERVING)]
 
     async def judge(self, deadline):
         await self.note("judge")
-        trust = dict.fromkeys(Modality, 1.0)
-        return Judge(dict.fromkeys(Modality, trust), self.compares_modalities)
+        weights = {m: dict.fromkeys(Modality, w) for m, w in self.query_weights.items()}
+        return Judge(weights, self.compares_modalities)
 
     async def rerank(self, query, instruction, candidates, deadline, max_image_tokens=0):
         await self.note("rerank")

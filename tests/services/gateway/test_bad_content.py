@@ -141,7 +141,7 @@ BAD_CANDIDATES: dict[str, tuple[Callable[..., candidate_pb2.Candidate], str, str
         "attributes['year']",
     ),
     "an attribute with a bad name": (
-        lambda p: with_attribute("a b", integer_value=1), "INVALID_FIELD", "attributes",
+        lambda p: with_attribute("a\nb", integer_value=1), "INVALID_FIELD", "attributes",
     ),
     "an attribute over 4096 bytes": (
         lambda p: with_attribute("note", string_value="x" * 4097),
@@ -157,9 +157,11 @@ bad_candidates = pytest.mark.parametrize(
 # -- upserts
 
 
-async def upsert(stub, collection: str, *candidates: candidate_pb2.Candidate) -> None:
+async def upsert(
+    stub, collection: str, *candidates: candidate_pb2.Candidate
+) -> pb.UpsertCandidatesResponse:
     request = pb.UpsertCandidatesRequest(collection=collection, candidates=candidates)
-    await stub.UpsertCandidates(request, timeout=30)
+    return await stub.UpsertCandidates(request, timeout=30)
 
 
 @bad_candidates
@@ -174,11 +176,26 @@ async def test_an_upsert_with_a_bad_candidate_is_refused_whole(
     assert index.stored == {}
 
 
-async def test_an_upsert_with_one_id_twice_is_refused_whole(stub, index, collection, refusal):
-    twice = [candidate(i, text_of(t)) for i, t in (("a", "one"), ("b", "two"), ("a", "three"))]
-    refused = await refusal(upsert(stub, collection, *twice))
-    assert (refused.code, refused.reason) == (INVALID, "INVALID_FIELD")
-    assert refused.fields == ["candidates[2].id"]
+def of_ids(*ids: str) -> list[candidate_pb2.Candidate]:
+    return [candidate(one, text_of(f"{one} of place {n}")) for n, one in enumerate(ids)]
+
+
+async def test_of_one_id_twice_in_an_upsert_the_last_is_stored_and_a_notice_says_so(
+    stub, index, collection
+):
+    reply = await upsert(stub, collection, *of_ids("a", "b", "a", "c", "a"))
+    said = [(one.number, one.id, one.reason) for one in reply.notices]
+    assert said == [(0, "a", "ID_REPEATED"), (2, "a", "ID_REPEATED")]
+    texts = {one.content.text for one in index.stored.values()}
+    assert texts == {"b of place 1", "c of place 3", "a of place 4"}
+
+
+async def test_an_upsert_whose_superseded_candidate_is_bad_is_refused_whole(
+    stub, index, collection, refusal
+):
+    bad, good = candidate("a", text_of("x" * (MIB + 1))), candidate("a", text_of("good"))
+    refused = await refusal(upsert(stub, collection, bad, good))
+    assert refused.fields == ["candidates[0].content.parts[0].text"]
     assert index.stored == {}
 
 
@@ -229,12 +246,34 @@ async def test_an_ingest_goes_on_without_a_bad_candidate(
     assert list(index.stored) == ["before", "later"]
 
 
-async def test_an_ingest_stores_the_first_of_one_id_twice(stub, index, collection):
-    twice = [candidate(i, text_of(t)) for i, t in (("a", "one"), ("b", "two"), ("a", "three"))]
-    refused, acks = await ingest(stub, collection, twice)
-    assert [(key, one.number) for key, one in refused.items()] == [((1, "a"), 2)]
-    assert acks[-1].stored == 2
-    assert [one.content.text for one in index.stored.values()] == ["one", "two"]
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+async def test_ids_that_come_again_behave_alike_within_a_batch_and_across(
+    stub, index, collection, size
+):
+    every = of_ids("a", "b", "a", "c", "a", "b")
+    bad = candidate("c", text_of("x" * (MIB + 1)))  # one that is refused supersedes nothing
+    every = [*every, bad]
+    batches = [every[n : n + size] for n in range(0, len(every), size)]
+    refused, acks = await ingest(stub, collection, *batches)
+    assert [one.id for one in refused.values()] == ["c"]
+    assert sum(ack.stored for ack in acks) == 6
+    texts = {name: one.content.text for name, one in index.stored.items()}
+    assert texts == {"a": "a of place 4", "b": "b of place 5", "c": "c of place 3"}
+
+
+async def test_writes_say_what_the_model_did_not_read(stub, collection):
+    texts = {"long": "too long", "odd": "all unknown", "good": "fine"}
+    candidates = [candidate(name, text_of(text)) for name, text in texts.items()]
+    reply = await upsert(stub, collection, *candidates)
+    wanted = [(0, "long", "TEXT_TRUNCATED"), (1, "odd", "TEXT_UNKNOWN")]
+    assert [(one.number, one.id, one.reason) for one in reply.notices] == wanted
+    assert "256 tokens" in reply.notices[0].message
+    opening = pb.IngestOpen(collection=collection, ingest_id=uuid.uuid4().hex)
+    batch = pb.IngestBatch(sequence=1, candidates=candidates)
+    messages = [pb.IngestRequest(open=opening), pb.IngestRequest(batch=batch)]
+    events = [event async for event in stub.Ingest(iter(messages), timeout=60)]
+    assert [event.WhichOneof("event") for event in events] == ["opened", "noticed", "ack"]
+    assert list(events[1].noticed.notices) == list(reply.notices)
 
 
 # -- searches

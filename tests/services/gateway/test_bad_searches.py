@@ -86,19 +86,23 @@ BAD_FILTERS = {
     ),
     "no value": (lambda: compare(filter_pb2.OPERATOR_EQUAL), "filter.compare.value"),
     "an order of booleans": (
-        lambda: compare(filter_pb2.OPERATOR_LESS, boolean_value=True), "filter",
+        lambda: compare(filter_pb2.OPERATOR_LESS, boolean_value=True),
+        "filter",
     ),
     "17 deep": (lambda: nested(17), "filter"),
     "257 conditions": (
-        lambda: filter_pb2.Filter(any_of=filter_pb2.FilterList(
-            filters=[compare(filter_pb2.OPERATOR_EQUAL, integer_value=n) for n in range(257)]
-        )),
+        lambda: filter_pb2.Filter(
+            any_of=filter_pb2.FilterList(
+                filters=[compare(filter_pb2.OPERATOR_EQUAL, integer_value=n) for n in range(257)]
+            )
+        ),
         "filter",
     ),
     "an empty set": (
-        lambda: filter_pb2.Filter(**{"in": filter_pb2.Membership(attribute="year")}), "filter",
+        lambda: filter_pb2.Filter(**{"in": filter_pb2.Membership(attribute="year")}),
+        "filter",
     ),
-}  # fmt: skip
+}
 bad_filters = pytest.mark.parametrize(
     ("make", "field"), BAD_FILTERS.values(), ids=BAD_FILTERS.keys()
 )
@@ -172,7 +176,7 @@ def spoilt(message: object) -> bytes:
         ("GetCollection", pb.GetCollectionRequest(name="SPOIL")),
     ],
     ids=["text", "collection of a search", "collection of an upsert", "name"],
-)  # fmt: skip
+)
 async def test_bytes_that_are_not_utf8_are_an_invalid_argument(gateway, refusal, method, message):
     call = gateway.unary_unary(SERVICE + method)
     refused = await refusal(call(spoilt(message), timeout=10))

@@ -47,7 +47,7 @@ async def all_of(call) -> list[object]:
         ([pb.IngestRequest(open=pb.IngestOpen(ingest_id="x" * 65))], "INVALID_FIELD"),
     ],
     ids=["nothing", "a batch first", "no ingest id", "an ingest id of 65 bytes"],
-)  # fmt: skip
+)
 async def test_an_ingest_must_be_opened_well(stub, refusal, messages, reason):
     refused = await refusal(events_of(stub, *messages))
     assert (refused.code, refused.reason) == (INVALID, reason)
@@ -56,8 +56,9 @@ async def test_an_ingest_must_be_opened_well(stub, refusal, messages, reason):
 async def test_an_ingest_needs_a_collection(stub, refusal):
     refused = await refusal(events_of(stub, opening("unknown")))
     assert (refused.code, refused.metadata) == (
-        grpc.StatusCode.NOT_FOUND, {"collection": "unknown"},
-    )  # fmt: skip
+        grpc.StatusCode.NOT_FOUND,
+        {"collection": "unknown"},
+    )
 
 
 async def test_an_ingest_is_opened_once(stub, refusal):

@@ -27,6 +27,11 @@ MODEL = pb.GetModelResponse(
             vectors=wire.vectors_to_pb(np.eye(2, dtype=np.float32)),
         ),
         pb.CalibrationSet(
+            query_modality=wire.modality_to_pb(IMAGE),
+            vectors=wire.vectors_to_pb(np.eye(2, dtype=np.float32)),
+            candidates=wire.vectors_to_pb(np.zeros((2, 2), np.float32)),
+        ),
+        pb.CalibrationSet(
             query_modality=0, vectors=wire.vectors_to_pb(np.ones((1, 2), np.float32))
         ),
     ],
@@ -79,8 +84,10 @@ async def test_what_a_model_does_not_say_is_left_out(backend):
     model = await backend.ask_model(Deadline.after(10))
     assert (model.name, model.fingerprint, model.dim) == ("lite", "m-1", 2)
     assert model.modalities == {TEXT, PAIR}
-    assert list(model.calibration) == [TEXT]
-    np.testing.assert_array_equal(model.calibration[TEXT], np.eye(2))
+    assert list(model.reference) == [TEXT, IMAGE]
+    np.testing.assert_array_equal(model.reference[TEXT].queries, np.eye(2))
+    np.testing.assert_array_equal(model.reference[TEXT].candidates, np.eye(2))  # read alike
+    np.testing.assert_array_equal(model.reference[IMAGE].candidates, np.zeros((2, 2)))
     assert backend.model == model
 
 

@@ -46,13 +46,16 @@ class FakeEncoder(rpc.EncoderServiceServicer):
         rows = np.full((len(contents), 2), self.mark, np.float32)
         problems = [
             pb.InputProblem(input=n, problem=wire.problem_to_pb(InvalidField("content", "is bad")))
-            for n, content in enumerate(contents) if "bad" in content.text
-        ]  # fmt: skip
+            for n, content in enumerate(contents)
+            if "bad" in content.text
+        ]
         truncated = [n for n, content in enumerate(contents) if "long" in content.text]
         return pb.EncodeResponse(
-            vectors=wire.vectors_to_pb(rows), model_fingerprint=self.model,
-            problems=problems, truncated=truncated,
-        )  # fmt: skip
+            vectors=wire.vectors_to_pb(rows),
+            model_fingerprint=self.model,
+            problems=problems,
+            truncated=truncated,
+        )
 
     async def start(self):
         self.server = grpc.aio.server()
@@ -176,8 +179,11 @@ async def test_an_encoder_that_has_another_model_is_not_taken_for_the_old_one():
 
 
 async def test_a_model_is_found_by_name_and_by_fingerprint():
-    fakes = [FakeEncoder(model="a-1", name="a"), FakeEncoder(model="b-1", name="b"),
-             FakeEncoder(model="b-2", name="b")]  # fmt: skip
+    fakes = [
+        FakeEncoder(model="a-1", name="a"),
+        FakeEncoder(model="b-1", name="b"),
+        FakeEncoder(model="b-2", name="b"),
+    ]
     async with serving(*fakes) as encoders:
         assert (await encoders.find("", soon())).name == "a"
         assert (await encoders.find("a", soon())).fingerprint == "a-1"
@@ -192,8 +198,9 @@ async def test_the_state_of_each_is_told():
         await gone.stop()
         states = [(one.address, one.state) for one in await encoders.status(soon())]
         assert states == [
-            (first.address, ServiceState.SERVING), (gone.address, ServiceState.UNREACHABLE),
-        ]  # fmt: skip
+            (first.address, ServiceState.SERVING),
+            (gone.address, ServiceState.UNREACHABLE),
+        ]
 
 
 async def test_those_who_come_before_anything_is_known_wait_for_the_same_look():

@@ -22,7 +22,7 @@ from mmesh.errors import (
 )
 from mmesh.search import Consistency
 from mmesh.serving.deadline import Deadline
-from mmesh.tokens import Token
+from mmesh.values.tokens import Token
 from mmesh.vector_search import VectorSearch
 from services.gateway.interfaces import Scored, ShardAnswer
 from services.gateway.search.fanout import search_shards

@@ -8,9 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmesh.content import MAX_INSTRUCTION_BYTES, Content, Modality, check_instruction
+from mmesh.content import MAX_INSTRUCTION_BYTES, WITH_IMAGE, Content, Modality, check_instruction
 from mmesh.search import Search
-from services.gateway.search.plan import MOST_WORDS, Word, make_plan, named_by, target_of, words_of
+from services.gateway.search.plan import (
+    MOST_WORDS,
+    Plan,
+    Word,
+    make_plan,
+    named_by,
+    target_of,
+    words_of,
+)
 
 TEXT, IMAGE, PAIR = Modality.TEXT, Modality.IMAGE, Modality.IMAGE_TEXT
 
@@ -57,6 +65,11 @@ def search(**options):
 def test_the_request_decides_before_the_instruction():
     plan = make_plan(search(target=TEXT, instruction="Find an image of it."))
     assert (plan.modalities, plan.source) == ((TEXT,), "requested")
+
+
+def test_a_target_may_be_several_modalities():
+    search = Search("photos", Content.of("a cat"), "Find a text.", target=WITH_IMAGE)
+    assert make_plan(search) == Plan((Modality.IMAGE, Modality.IMAGE_TEXT), "requested")
 
 
 def test_the_instruction_decides_when_the_request_does_not():

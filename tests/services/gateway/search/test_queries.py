@@ -29,8 +29,10 @@ async def test_equal_queries_of_a_batch_are_encoded_once(encoder):
     embedder = QueryEmbedder(encoder, 10)
     await embed(embedder, run_for("a"), run_for("a"), run_for("b"), run_for("a", instruction="i"))
     assert [(content.text, instruction) for content, instruction in encoder.inputs] == [
-        ("a", ""), ("b", ""), ("a", "i"),
-    ]  # fmt: skip
+        ("a", ""),
+        ("b", ""),
+        ("a", "i"),
+    ]
 
 
 async def test_what_is_remembered_is_of_one_model(encoder):

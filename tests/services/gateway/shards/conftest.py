@@ -66,6 +66,7 @@ class Process:
         index_pb2_grpc.add_IndexServiceServicer_to_server(index, self._server)
         collections = collection_service_pb2_grpc.CollectionServiceServicer()
         collections.GetCollection = self._get_collection
+        collections.CopyCollection = self._copy_collection
         collection_service_pb2_grpc.add_CollectionServiceServicer_to_server(
             collections, self._server
         )
@@ -115,6 +116,14 @@ class Process:
             await context.abort_with_status(_Status.of(self.error))
         found = collection_pb2.Collection(name=request.name, token="e:1")
         return collection_service_pb2.GetCollectionResponse(collection=found)
+
+    async def _copy_collection(self, request, context):
+        self.calls["CopyCollection"] += 1
+        if self.error is not None:
+            await context.abort_with_status(_Status.of(self.error))
+        await asyncio.sleep(self.pause_s)
+        made = collection_pb2.Collection(name=request.name, token="e:1")
+        return collection_service_pb2.CopyCollectionResponse(collection=made)
 
 
 class _Status(grpc.Status):

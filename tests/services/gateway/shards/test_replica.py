@@ -12,6 +12,7 @@ from mmesh.api.index.v1 import index_pb2
 from mmesh.errors import DeadlineExceeded, LogUnavailable, Overloaded, StaleReplica, Unavailable
 from mmesh.serving.deadline import Deadline
 from services.gateway.shards.replica import ASK_S, LOOK_S, Replica
+from tests.effort import patient
 
 
 class Watched:
@@ -43,7 +44,8 @@ async def process(start_index):
 
 
 @pytest.fixture
-async def watched(process):
+async def watched(process, monkeypatch):
+    monkeypatch.setattr("services.gateway.shards.replica.ASK_S", patient(ASK_S))
     watched = Watched(process)
     yield watched
     await watched.replica.close()
@@ -115,7 +117,7 @@ async def test_those_who_ask_at_a_time_share_a_call(process, watched):
     ("error", "given_s", "usable"),
     [
         (Unavailable("gone"), 0.0, False),
-        (DeadlineExceeded("late"), ASK_S, False),
+        (DeadlineExceeded("late"), patient(ASK_S), False),
         (DeadlineExceeded("late"), 0.05, True),
         (StaleReplica("behind"), 9.0, True),
         (LogUnavailable("the log is away"), 9.0, True),
@@ -158,8 +160,8 @@ async def test_a_defect_does_not_end_the_watch(process, watched, caplog):
 
 async def test_a_search_is_answered_whether_it_is_small_or_large(process, watched):
     for rows in (1, 8192):
-        reply = await watched.replica.search(request_of(rows), Deadline.after(10))
-        assert len(reply.lists) == rows
+        _, lists = await watched.replica.search(request_of(rows), Deadline.after(10))
+        assert len(lists) == rows
     assert process.calls["Search alone"] == 1
 
 
@@ -170,8 +172,8 @@ async def test_a_process_that_was_taken_out_is_asked_no_more_but_searches_go_on(
     await asyncio.sleep(0.05)
     asked = process.calls["GetShard"]
     watched.replica.blame(DeadlineExceeded("late"), 0.05)
-    reply = await watched.replica.search(request_of(), Deadline.after(3))
-    assert reply.lists[0].ids == ["1 of 2"]
+    _, lists = await watched.replica.search(request_of(), Deadline.after(3))
+    assert lists[0].ids == ["1 of 2"]
     assert process.calls["GetShard"] == asked
     retiring.cancel()
     await asyncio.gather(retiring, return_exceptions=True)

@@ -92,9 +92,9 @@ async def search(stream, collection, *numbers, seconds=10.0, **options):
     request = pb.SearchRequest(
         collection=collection, queries=queries, modalities=MODALITIES, **options
     )
-    reply = await stream.search(request, Deadline.after(seconds))
-    assert reply.token == collection
-    return [hits.ids[0] for hits in reply.lists]
+    response, lists = await stream.search(request, Deadline.after(seconds))
+    assert response.token == collection
+    return [hits.ids[0] for hits in lists]
 
 
 def hits_of(*numbers):

@@ -25,9 +25,10 @@ from mmesh.errors import (
 from mmesh.filter_language import parse_filter
 from mmesh.search import Consistency
 from mmesh.serving.deadline import Deadline
-from mmesh.tokens import Token
+from mmesh.values.tokens import Token
 from mmesh.vector_search import VectorSearch
 from services.gateway.interfaces import Scored
+from services.gateway.shards.hedging import MOST_SAVED, SHARE
 
 TEXT, IMAGE, PAIR = Modality
 
@@ -128,8 +129,11 @@ async def test_a_replica_that_hangs_is_gone_round_and_then_left_alone(start_inde
     processes = await start_index((0, 1), (0, 1))
     async with backend_of(*processes) as backend:
         processes[0].free.clear()
+        hedges, retries = metric("hedges_total"), metric("replica_retries_total")
         for _ in range(2):  # one of two begins with the one that hangs
             assert await backend.found(1.0) == whole(1)
+        assert metric("hedges_total") == hedges, "it had its part of the time"
+        assert metric("replica_retries_total") == retries + 1
 
         async def is_known():
             return sum(one.is_serving for one in await backend.status(Deadline.after(2))) == 1
@@ -151,16 +155,53 @@ async def _turns(backend, process, calls):
 async def test_a_replica_that_is_slow_costs_little_and_keeps_its_trust(start_index, backend_of):
     processes = await start_index((0, 1), (0, 1))
     async with backend_of(*processes) as backend:
-        for pause_s in (0.03, 0.0):  # slow ones, beside which no other seems slow, then fast ones
-            for process in processes:
-                process.pause_s = pause_s
-            for _ in range(64):
-                assert await backend.found() == whole(1)
+        await _learn(backend, processes)
         processes[0].pause_s, hedges = 0.9, metric("hedges_total")
         for _ in range(2):  # one of two begins with the slow one
             assert await backend.found(30) == whole(1)
         assert metric("hedges_total") == hedges + 1
         assert all(one.is_serving for one in await backend.status(Deadline.after(3)))
+
+
+async def _learn(backend, processes):
+    """Search until hedging has something to go by."""
+    for pause_s in (0.03, 0.0):  # slow ones, beside which no other seems slow, then fast ones
+        for process in processes:
+            process.pause_s = pause_s
+        for _ in range(64):
+            assert await backend.found() == whole(1)
+
+
+async def test_slow_searches_at_once_are_hedged_as_far_as_calls_are_saved(start_index, backend_of):
+    # 2.4 s, to learn what is slow
+    processes, count = await start_index((0, 1), (0, 1)), 60
+    async with backend_of(*processes) as backend:
+        await _learn(backend, processes)
+        processes[0].pause_s, hedges = 0.3, metric("hedges_total")
+        found = await asyncio.gather(*(backend.found(30) for _ in range(count)))
+        assert found == [whole(1)] * count
+        assert 0 < metric("hedges_total") - hedges <= MOST_SAVED + SHARE * count
+
+
+async def test_searches_that_go_round_a_replica_that_hangs_spend_no_hedges(start_index, backend_of):
+    # 3.5 s, to learn what is slow
+    processes = await start_index((0, 1), (0, 1))
+    async with backend_of(*processes) as backend:
+        await _learn(backend, processes)
+        processes[0].free.clear()
+        await asyncio.gather(*(backend.found(1.5) for _ in range(200)), return_exceptions=True)
+        processes[0].free.set()
+        await backend.eventually(lambda: _all_serve(backend, 2))
+        for _ in range(round(2 / SHARE)):
+            assert await backend.found() == whole(1)
+        processes[0].pause_s, hedges = 0.9, metric("hedges_total")
+        for _ in range(2):
+            assert await backend.found(30) == whole(1)
+        assert metric("hedges_total") > hedges
+
+
+async def _all_serve(backend, count):
+    return len(await backend.serving()) == count
 
 
 async def test_watching_ends_when_a_process_was_blamed_just_before(start_index, backend_of):
@@ -224,12 +265,14 @@ async def test_hits_come_by_query_and_modality_with_scores_and_attributes(start_
         answer = await search.search(0, Deadline.after(3))
     image, text = wire.modality_to_pb(IMAGE), wire.modality_to_pb(TEXT)
     assert [[hits[0].id for hits in lists] for lists in answer.lists] == [
-        [f"0 {image}", f"0 {text}"], [f"1 {image}", f"1 {text}"],
-    ]  # fmt: skip
+        [f"0 {image}", f"0 {text}"],
+        [f"1 {image}", f"1 {text}"],
+    ]
     assert answer.lists[1][0][0] == Scored(f"1 {image}", IMAGE, 0.5, {})
     assert answer.lists[0][1] == [
-        Scored(f"0 {text}", TEXT, 0.25, {"year": 1969}), Scored("last", TEXT, -1, {"year": 1970}),
-    ]  # fmt: skip
+        Scored(f"0 {text}", TEXT, 0.25, {"year": 1969}),
+        Scored("last", TEXT, -1, {"year": 1970}),
+    ]
     assert answer.token == Token("e", 1)
 
 
@@ -239,17 +282,24 @@ async def test_a_search_says_to_the_process_all_that_was_ordered(start_index, ba
     process.fill = lambda request, response: asked.append(request)
     condition = parse_filter("year >= 1969")
     order = VectorSearch(
-        "photos", np.eye(1, 4, dtype=np.float32), "m-1", (TEXT,), 7, condition,
-        Consistency.SESSION, "e:5",
-    )  # fmt: skip
+        "photos",
+        np.eye(1, 4, dtype=np.float32),
+        "m-1",
+        (TEXT,),
+        7,
+        condition,
+        Consistency.SESSION,
+        "e:5",
+    )
     async with backend_of(process) as backend:
         await (await backend.prepare(order, Deadline.after(3))).search(0, Deadline.after(3))
     (request,) = asked
     assert (request.collection, request.model_fingerprint, request.limit) == ("photos", "m-1", 7)
     assert wire.filter_from_pb(request.filter) == condition
     assert (wire.consistency_from_pb(request.consistency), request.token) == (
-        Consistency.SESSION, "e:5",
-    )  # fmt: skip
+        Consistency.SESSION,
+        "e:5",
+    )
 
 
 async def test_a_large_search_is_a_call_of_its_own(start_index, backend_of):

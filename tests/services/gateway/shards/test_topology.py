@@ -7,11 +7,12 @@ import json
 import pytest
 from prometheus_client import REGISTRY
 
-from mmesh.errors import ShardUnavailable, Unavailable
+from mmesh.errors import DeadlineExceeded, Draining, ShardUnavailable, Unavailable
 from mmesh.mesh_status import ServiceRole, ServiceState
 from mmesh.serving.deadline import Deadline
 from services.gateway.search.fanout import search_shards
 from services.gateway.shards.topology import NO_SET, ShardSet, choose
+from tests.effort import patient
 
 
 def whole(shard_count):
@@ -148,13 +149,39 @@ async def test_writes_and_reads_go_to_any_process_of_any_set(start_index, backen
     processes = await start_index((0, 2), (1, 2), (0, 3))
     async with backend_of(*processes) as backend:
         for _ in range(6):
-            await backend.get_collection("c", Deadline.after(1))
+            await backend.get_collection("c", Deadline.after(patient(1)))
         assert [process.calls["GetCollection"] for process in processes] == [2, 2, 2]
         await processes[0].stop()
         processes[1].free.clear()
         for _ in range(3):
-            await backend.get_collection("c", Deadline.after(1))
+            await backend.get_collection("c", Deadline.after(patient(1)))
         assert processes[2].calls["GetCollection"] == 5
+
+
+# 2 s: copies take most of the time that they have.
+async def test_a_copy_is_made_by_one_process_in_all_of_the_time(start_index, backend_of):
+    processes = await start_index((0, 3), (1, 3), (2, 3))
+    async with backend_of(*processes) as backend:
+
+        async def copy(deadline_s):
+            for process in processes:
+                process.calls.clear()
+            try:
+                await backend.copy_collection("c", "copy", "", Deadline.after(deadline_s))
+            finally:
+                calls = [process.calls["CopyCollection"] for process in processes]
+            return sum(calls)
+
+        for process in processes:
+            process.pause_s = patient(1.0)
+        assert await copy(patient(2.0)) == 1
+        with pytest.raises(DeadlineExceeded):
+            await copy(0.2)
+        assert await backend.serving() == {process.address for process in processes}
+        for process in processes[:2]:
+            process.error = Draining("it is told to stop")
+        processes[2].pause_s = 0.0
+        assert await copy(30.0) in (1, 2, 3)
 
 
 async def test_the_status_has_a_place_and_a_state_for_every_process(start_index, backend_of):
@@ -163,8 +190,11 @@ async def test_the_status_has_a_place_and_a_state_for_every_process(start_index,
     async with backend_of(*processes) as backend:
         found = await backend.status(Deadline.after(2))
         assert [(one.shard, one.shard_count, one.replica) for one in found] == [
-            (0, 2, 0), (1, 2, 0), (0, 2, 1), (2, 3, 0),
-        ]  # fmt: skip
+            (0, 2, 0),
+            (1, 2, 0),
+            (0, 2, 1),
+            (2, 3, 0),
+        ]
         assert [one.address for one in found] == [process.address for process in processes]
         assert {one.role for one in found} == {ServiceRole.INDEX}
         serving, loading = ServiceState.SERVING, ServiceState.LOADING

@@ -68,9 +68,10 @@ class Encoder:
         self.asked.append(fingerprint)
         texts = [content.text for content, _ in inputs]
         problems = {
-            n: InvalidField("content", "is too hard") for n, text in enumerate(texts)
+            n: InvalidField("content", "is too hard")
+            for n, text in enumerate(texts)
             if fingerprint == "new" and text in self.bad
-        }  # fmt: skip
+        }
         rows = np.ones((len(texts), WIDTHS[fingerprint]), np.float32)
         rows[list(problems)] = 0
         return EncodedBatch(rows, fingerprint, problems, frozenset(), len(texts), 0.0)
@@ -151,6 +152,26 @@ async def test_a_fill_is_for_one_of_the_two():
     await draft_of(index, encoder, replace(UPSERT, fill=True)).store_good(SOON)
     [(_, vectors, mirror, _)] = index.written
     assert (vectors.fingerprint, mirror, encoder.asked) == ("new", None, ["new"])
+
+
+async def test_an_alias_that_moves_away_and_back_during_a_write_does_not_fail_it():
+    class Flipping(Index):
+        flips = 1
+
+        async def upsert(self, *arguments, **options):
+            if not self.flips:
+                return await super().upsert(*arguments, **options)
+            self.flips -= 1
+            self.alias = "new"  # and back, before anybody looks
+            try:
+                return await super().upsert(*arguments, **options)
+            finally:
+                self.alias = "old"
+
+    index, encoder = Flipping(), Encoder()
+    await draft_of(index, encoder).store_all(SOON)
+    assert [vectors.fingerprint for _, vectors, _, _ in index.written] == ["old"]
+    assert encoder.asked == ["old"]
 
 
 async def test_a_refusal_that_a_new_look_does_not_explain_is_raised():

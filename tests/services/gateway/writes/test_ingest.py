@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from datetime import UTC, datetime
 from functools import partial
 
@@ -12,7 +13,7 @@ import pytest
 from mmesh.candidates import Candidate
 from mmesh.collections import Collection
 from mmesh.content import Content
-from mmesh.errors import DimMismatch, InvalidField, Overloaded
+from mmesh.errors import DimMismatch, InvalidField, Overloaded, Unavailable
 from mmesh.vectors import unit_rows
 from services.gateway.catalog import Catalog
 from services.gateway.interfaces import Embeddings
@@ -62,13 +63,13 @@ def candidates(count: int, start: int = 0) -> list[Candidate]:
     return [Candidate(f"c{n}", Content.of(f"text {n}")) for n in range(start, start + count)]
 
 
-async def run(store: Store, *batches: Batch):
+async def run(store: Store, *batches: Batch, patience_s: float = 1.0):
     async def stream():
         for batch in batches:
             yield batch
 
     begin = partial(Draft, NoEncoder(), store, Catalog(store))
-    ingester = Ingester(begin, window=4, patience_s=1.0)
+    ingester = Ingester(begin, window=4, most_bytes=1 << 20, patience_s=patience_s)
     return [stored async for stored in ingester.run(Stream("photos", "ingest"), stream())]
 
 
@@ -102,6 +103,27 @@ async def test_vectors_of_another_width_end_the_stream():
         await run(Store(), Batch(1, candidates(2), Embeddings(np.ones((2, 9), np.float32), "m")))
 
 
+class BusyStore(Store):
+    """Takes its time over the first batch, and is away for a moment when the second comes."""
+
+    async def upsert(self, collection, candidates, *rest, **named):
+        if not self.request_ids:
+            await asyncio.sleep(0.3)
+        elif len(self.request_ids) == 1:
+            self.request_ids.append("lost")
+            error = Unavailable("restarting")
+            error.retry_after_s = 0.01
+            raise error
+        return await super().upsert(collection, candidates, *rest, **named)
+
+
+async def test_the_time_that_a_batch_waits_for_its_turn_takes_none_of_its_patience():
+    rows = np.eye(DIM, dtype=np.float32)
+    batches = [Batch(n, candidates(DIM, n * DIM), Embeddings(rows, "m")) for n in (1, 2)]
+    stored = await run(BusyStore(), *batches, patience_s=0.2)
+    assert [one.stored for one in stored] == [DIM, DIM]
+
+
 # -- the window
 
 
@@ -126,9 +148,9 @@ async def settle():
         await asyncio.sleep(0)
 
 
-def ingester_of(encoder, index, window=8):
+def ingester_of(encoder, index, window=8, most_bytes=1 << 20):
     begin = partial(Draft, encoder, index, Catalog(index))
-    return Ingester(begin, window=window, patience_s=60.0)
+    return Ingester(begin, window=window, most_bytes=most_bytes, patience_s=60.0)
 
 
 STREAM = Stream("photos", "ingest")
@@ -150,6 +172,54 @@ async def test_so_many_batches_are_read_as_the_window_has_and_no_more(encoder, i
         assert (await anext(running)).sequence == sequence
         await settle()
         assert source.read == window + sequence - 1
+    await running.aclose()
+
+
+class Candidates(list):
+    """What can be referred to weakly."""
+
+
+class LargeSource(Source):
+    """Batches of a size; knows the last one while somebody holds it."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.last = size, None
+
+    async def batches(self):
+        while True:
+            self.read += 1
+            candidates = Candidates([Candidate(f"c{self.read}", Content.of("x" * self.size))])
+            self.last = weakref.ref(candidates)
+            batch = [Batch(self.read, candidates)]
+            del candidates
+            yield batch.pop()
+
+
+async def test_streams_share_the_bytes_that_are_under_way(encoder, index):
+    ingester = ingester_of(encoder, index, 8, most_bytes=500_000)
+    sources, hang = [LargeSource(100_000) for _ in range(3)], encoder.hang("encode")
+    streams = [
+        ingester.run(Stream("photos", f"ingest {n}"), source.batches())
+        for n, source in enumerate(sources)
+    ]
+    firsts = [asyncio.ensure_future(anext(stream)) for stream in streams]
+    await settle()
+    assert encoder.calls["encode"] == 5
+    assert sum(source.read for source in sources) == 5 + len(sources)  # each has one that waits
+    hang.free.set()
+    assert [stored.sequence for stored in await asyncio.gather(*firsts)] == [1, 1, 1]
+    for stream in streams:
+        await stream.aclose()
+    assert (ingester._bytes.held_bytes, ingester._bytes.waiting_bytes) == (0, 0)
+
+
+async def test_a_stream_that_waits_for_its_next_batch_holds_none(encoder, index):
+    source = LargeSource(100_000)
+    running = ingester_of(encoder, index, window=1).run(STREAM, source.batches())
+    await anext(running)
+    await settle()
+    assert source.last() is None
     await running.aclose()
 
 

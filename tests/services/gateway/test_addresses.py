@@ -1,4 +1,4 @@
-from services.gateway.shards.addresses import AddressBook
+from services.gateway.addresses import AddressBook
 
 
 async def test_a_file_of_addresses_is_read_again_and_kept_while_it_is_broken(tmp_path):
