@@ -7,7 +7,8 @@ are padded to the next of a few (`Slots`); rows of padding belong to no sequence
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,9 +16,11 @@ import torch
 
 FLASH_DTYPES = (torch.float16, torch.bfloat16)
 """Element types for which attention is a kernel, not a loop over sequences."""
-MOST_TOKENS = 512
-STEP = 64
-"""Tokens between one size and the next."""
+WIDTHS = (*range(64, 512, 64), *range(512, 2049, 256))
+"""Tokens of recordings: padding costs a query little, and bulk work that runs in small batches
+beside queries less than launching it kernel by kernel."""
+MOST_LENGTH = 512
+"""Tokens of the longest sequence of a recording: attention is laid out for it in every slot."""
 LEAST_LENGTH = 16
 """Tokens of the shortest sequences that fill a recording's slots."""
 
@@ -27,13 +30,18 @@ class Slots(NamedTuple):
 
     tokens: int
     sequences: int
+    longest: int
 
     @classmethod
-    def around(cls, tokens: int, sequences: int) -> Slots | None:
+    def around(cls, lengths: Sequence[int]) -> Slots | None:
         """Return the smallest size that has room for these; None for more than are recorded."""
-        width = -(-tokens // STEP) * STEP
-        slots = cls(width, width // LEAST_LENGTH)
-        return slots if width <= MOST_TOKENS and sequences <= slots.sequences else None
+        place = bisect_left(WIDTHS, sum(lengths))
+        if place == len(WIDTHS):
+            return None
+        width = WIDTHS[place]
+        slots = cls(width, width // LEAST_LENGTH, min(width, MOST_LENGTH))
+        fits = len(lengths) <= slots.sequences and max(lengths) <= slots.longest
+        return slots if fits else None
 
 
 class _Recording(NamedTuple):

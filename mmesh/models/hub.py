@@ -16,6 +16,7 @@ from mmesh.errors import FailedPrecondition
 
 HUB = "hf:"
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+_ADAPTER = "adapter_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -27,10 +28,12 @@ def local_folder(model: str, *, with_code: bool = False) -> Path:
     files do not change.
 
     Raises:
-        FailedPrecondition: there is no such model, or it has no safetensors weights.
+        FailedPrecondition: there is no such model, it has no safetensors weights, or only those of
+            an adapter.
     """
     folder = _folder(model, _patterns(with_code))
     _check_weights(folder)
+    _check_no_adapter(folder)
     return folder
 
 
@@ -136,6 +139,19 @@ def _check_weights(folder: Path) -> None:
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.rglob(pattern))
     found = f"only {pickles[0]}, which would run code when read" if pickles else "none"
     raise FailedPrecondition(f"{folder} must hold weights as safetensors; it has {found}")
+
+
+def _check_no_adapter(folder: Path) -> None:
+    """Refuse what libraries would complete by a model of another place, of whatever version."""
+    for path in sorted([*folder.glob(_ADAPTER), *folder.glob(f"*/{_ADAPTER}")]):
+        beside = [
+            one.name for place in (folder, path.parent) for one in place.glob("*.safetensors")
+        ]
+        if all(name.startswith("adapter") for name in beside):
+            base = _json_object(path).get("base_model_name_or_path") or "a model it does not name"
+            raise FailedPrecondition(
+                f"{folder} holds an adapter of {base}, not a whole model; merge it into that first"
+            )
 
 
 def _json_object(path: Path) -> dict[str, Any]:

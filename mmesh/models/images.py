@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image
 
-from mmesh.errors import InvalidImage
+from mmesh.content import Content
+from mmesh.errors import InvalidImage, MmeshError, Overloaded
+from mmesh.models.pictures import BrokenPicture, containers, jpeg
+from mmesh.models.pictures.containers import Size
+from mmesh.models.pictures.pixels import open_picture, pixels_of, plain_pixels_of
+from mmesh.models.pictures.pool import DecoderPool, Wanted
 
-MAX_PIXELS = 50_000_000
-MAX_SIDE = 20_000
+MAX_SCANNED_PIXELS = 600_000_000
+"""Pixels times scans of a JPEG; that many take about 2.5 s."""
+LARGE_WORK = 4_000_000
+"""Work of the pictures of a content (see `work_of`) from which it is prepared on threads for large
+ones: about 0.03 s. So nobody's picture waits for large ones of others."""
+APART_WORK = 16_000_000
+"""Work of a picture (see `work_of`) from which it is decoded in a process of its own, where there
+is one: about 0.1 s, beside which handing over the pixels counts for little. See docs/adr/0027."""
 
-_Size = tuple[int, int]
-_ORIENTATION_TAG = 0x0112
-_TRANSPOSE = Image.Transpose
-_UPRIGHT = {
-    2: _TRANSPOSE.FLIP_LEFT_RIGHT,
-    3: _TRANSPOSE.ROTATE_180,
-    4: _TRANSPOSE.FLIP_TOP_BOTTOM,
-    5: _TRANSPOSE.TRANSPOSE,
-    6: _TRANSPOSE.ROTATE_270,
-    7: _TRANSPOSE.TRANSVERSE,
-    8: _TRANSPOSE.ROTATE_90,
-}
-# JPEG markers FFC0 to FFCF start a frame, which holds the size, except these three.
-_NO_FRAME = (0xC4, 0xC8, 0xCC)
+
+@dataclass(frozen=True, slots=True)
+class _Apart:
+    pool: DecoderPool
+    wanted: Wanted
+
+
+_apart: ContextVar[_Apart | None] = ContextVar("apart", default=None)
+
+
+@contextmanager
+def decoding_apart(pool: DecoderPool, wanted: Wanted) -> Iterator[None]:
+    """Let this thread decode dear pictures in processes of `pool`, while `wanted()` holds."""
+    token = _apart.set(_Apart(pool, wanted))
+    try:
+        yield
+    finally:
+        _apart.reset(token)
 
 
 def decode(data: bytes, path: str, *, bare: bool = False) -> Image.Image:
     """Return the picture in `data`, upright, as RGB over white; the first frame if animated.
 
-    The size is read from the header and checked before any pixel is decoded.
+    Size and cost are read from the file and checked before any pixel is decoded. A transparent
+    picture of which nothing is seen on white is laid on black. One of over 24 megapixels is
+    reduced to half its sides.
 
     Args:
         data: the bytes of the file.
@@ -41,139 +59,85 @@ def decode(data: bytes, path: str, *, bare: bool = False) -> Image.Image:
             many models does: not turned by EXIF, transparency dropped, 16 bits clipped.
 
     Raises:
-        InvalidImage: `data` is no whole PNG, JPEG, WebP or GIF, or is larger than 50 megapixels
-            or 20,000 pixels a side; `path` names the field.
+        InvalidImage: `data` is no whole PNG, JPEG, WebP or GIF, is larger than 50 megapixels or
+            20,000 pixels a side, or too dear to decode; `path` names the field.
+        DeadlineExceeded: it was decoded apart and is not wanted any more.
+        Overloaded: there is too little memory, or the system refuses what decoding needs.
     """
-    kind = _kind(data, path)
-    read_size(data, path)
+    size = read_size(data, path)
+    kind = containers.kind_of(data)
     try:
-        # One decoder only, so that no other of Pillow's many parsers sees the bytes.
-        image = Image.open(io.BytesIO(data), formats=[kind])
-        _check_size(image.size, path)
-        image.load()
-        return image.convert("RGB") if bare else _rgb(_upright(image))
-    except InvalidImage:
+        if kind == "JPEG":
+            _check_scans(data, size)
+        container = containers.read(data)
+        apart = _apart.get()
+        if apart is not None and work_of(data) > APART_WORK:
+            return apart.pool.decode(container, bare=bare, wanted=apart.wanted)
+        image = open_picture(container)
+        _check_stated(image.size, size)
+        return plain_pixels_of(image) if bare else pixels_of(image, container.orientation)
+    except BrokenPicture as error:
+        raise InvalidImage(path, str(error)) from None
+    except MmeshError:
         raise
+    except MemoryError as error:
+        raise Overloaded("there is too little memory to decode a picture") from error
     except Exception as error:  # Decoders meet hostile bytes with errors of many types.
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's
+            raise Overloaded(f"the system refuses to decode a picture: {error}") from error
         raise InvalidImage(path, f"is a broken {kind} file: {error}") from error
 
 
-def read_size(data: bytes, path: str) -> _Size:
+def read_size(data: bytes, path: str) -> Size:
     """Return width and height as the header at the start of `data` states them.
 
     Raises:
         InvalidImage: as `decode` does, as far as the header tells.
     """
-    kind = _kind(data, path)
-    size = _SIZE_READERS[kind](data)
-    if size is None:
-        raise InvalidImage(path, f"is a broken {kind} file: its header ends early")
-    _check_size(size, path)
+    try:
+        size = containers.size_of(data)
+        if size is None:
+            kind = containers.kind_of(data)
+            raise BrokenPicture(f"is a broken {kind} file: its header ends early")
+        containers.check_size(size)
+    except BrokenPicture as error:
+        raise InvalidImage(path, str(error)) from None
     return size
 
 
-def _kind(data: bytes, path: str) -> str:
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    raise InvalidImage(path, "is not a PNG, JPEG, WebP or GIF file; convert it to one of them")
+def work_of(data: bytes) -> int:
+    """Return about how many pixels are gone over to decode the picture; 0 if it is none.
 
-
-def _check_size(size: _Size, path: str) -> None:
-    width, height = size
-    if width < 1 or height < 1:
-        raise InvalidImage(path, f"is {width} x {height} pixels, which is empty")
-    if width * height > MAX_PIXELS or max(size) > MAX_SIDE:
-        raise InvalidImage(
-            path,
-            f"is {width} x {height} pixels; at most {MAX_PIXELS:,} pixels and {MAX_SIDE:,} "
-            "a side are allowed; make it smaller",
-        )
-
-
-def _png_size(data: bytes) -> _Size | None:
-    if len(data) < 24:
-        return None
-    return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
-
-
-def _gif_size(data: bytes) -> _Size | None:
-    if len(data) < 10:
-        return None
-    return int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
-
-
-def _webp_size(data: bytes) -> _Size | None:
-    if len(data) < 30:
-        return None
-    chunk = data[12:16]
-    if chunk == b"VP8X":
-        return _little(data[24:27]) + 1, _little(data[27:30]) + 1
-    if chunk == b"VP8L":
-        bits = _little(data[21:25])
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if chunk == b"VP8 ":
-        return _little(data[26:28]) & 0x3FFF, _little(data[28:30]) & 0x3FFF
-    return None
-
-
-def _little(data: bytes) -> int:
-    return int.from_bytes(data, "little")
-
-
-def _jpeg_size(data: bytes) -> _Size | None:
-    place = 2
-    while place + 9 <= len(data):
-        marker = data[place + 1]
-        if data[place] != 0xFF:
-            return None
-        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
-            height, width = data[place + 5 : place + 7], data[place + 7 : place + 9]
-            return int.from_bytes(width), int.from_bytes(height)
-        # Fill bytes and markers without a body are one or two bytes long.
-        alone = marker == 0x01 or 0xD0 <= marker <= 0xD8
-        body = int.from_bytes(data[place + 2 : place + 4])
-        place += 1 if marker == 0xFF else 2 if alone else 2 + max(body, 2)
-    return None
-
-
-_SIZE_READERS: dict[str, Callable[[bytes], _Size | None]] = {
-    "PNG": _png_size,
-    "JPEG": _jpeg_size,
-    "GIF": _gif_size,
-    "WEBP": _webp_size,
-}
-
-
-def _upright(image: Image.Image) -> Image.Image:
+    It takes very little time; where that does not tell, the most is assumed.
+    """
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # Broken EXIF says nothing about the pixels, which are fine.
-        return image
-    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+        size = containers.soon_size_of(data)
+        if size is None:
+            return containers.MAX_PIXELS
+        return min(size[0] * size[1], containers.MAX_PIXELS) * containers.passes_of(data)
+    except BrokenPicture:
+        return 0
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        return _from_16_bit(image)
-    if "A" in image.getbands() or "transparency" in image.info:
-        return _over_white(image.convert("RGBA"))
-    return image.convert("RGB")
+def work_of_content(content: Content) -> int:
+    """Return the work of all pictures of a content."""
+    return sum(work_of(image.data) for image in content.images)
 
 
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    """Keep the high byte of each value; Pillow's own conversion would cut all above 255."""
-    values = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
-    return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+def _check_stated(found: Size, stated: Size) -> None:
+    """Refuse a picture that is larger than the size by which it was admitted."""
+    if found[0] > stated[0] or found[1] > stated[1]:
+        many = f"is {found[0]} x {found[1]} pixels, though its header states"
+        raise BrokenPicture(f"{many} {stated[0]} x {stated[1]}; save it anew")
 
 
-def _over_white(image: Image.Image) -> Image.Image:
-    canvas = Image.new("RGB", image.size, (255, 255, 255))
-    canvas.paste(image, mask=image.getchannel("A"))
-    return canvas
+def _check_scans(data: bytes, size: Size) -> None:
+    """Refuse a JPEG of so many scans that it would be too dear to decode."""
+    pixels, scans = size[0] * size[1], data.count(jpeg.SCAN)
+    if scans <= jpeg.FEW_SCANS and scans * pixels <= MAX_SCANNED_PIXELS:
+        return
+    scans = jpeg.count_scans(data)
+    if scans > jpeg.MAX_SCANS or scans * pixels > MAX_SCANNED_PIXELS:
+        count = f"over {jpeg.MAX_SCANS}" if scans > jpeg.MAX_SCANS else str(scans)
+        many = f"has {count} scans of {size[0]} x {size[1]} pixels"
+        raise BrokenPicture(f"{many}, too dear to decode; save it as a baseline JPEG")

@@ -1,21 +1,18 @@
-"""Queries that belong to no collection: for calibration, parity checks and the start-up canary.
+"""Queries that belong to no collection: for warming up, parity checks and the start-up canary.
 
-What a model answers to them says how far its scores of texts and of pictures lie apart, and
-whether a batch changes an answer. They are generated, so that they are the same everywhere.
+They are generated, so that they are the same everywhere.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from PIL import Image as Pillow
 
 from mmesh.content import Content, Modality, Role
 from mmesh.models.protocol import EncoderModel, FloatMatrix, Prepared, encode_together
-from mmesh.models.wrapped import Wrapped
 
 _BATCH = 8
 _SIZES = ((64, 64), (96, 64), (64, 120), (160, 96))
@@ -92,15 +89,6 @@ def warm_up(model: EncoderModel) -> None:
         group = [one for one in prepared if one.group == prepared[0].group]
         for count in range(len(group), 0, -1):
             encode_together(model, group[:count])
-
-
-def calibrated(model: EncoderModel) -> EncoderModel:
-    """Return the model with its answers to the probes as `info.calibration`."""
-    calibration = {
-        modality: encode(model, of_modality(modality), Role.QUERY)
-        for modality in sorted(model.info.modalities, key=lambda modality: modality.value)
-    }
-    return Wrapped(model, replace(model.info, calibration=calibration))
 
 
 def _batches(prepared: Sequence[Prepared]) -> list[list[int]]:

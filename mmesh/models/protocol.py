@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 from mmesh.content import Content, Modality, Role
 
 FloatMatrix = NDArray[np.float32]
+TEXT_UNKNOWN = "TEXT_UNKNOWN"
+"""Notice: no token of the text is known, so its vector is that of any other such text."""
+IMAGE_BLANK = "IMAGE_BLANK"
+"""Notice: a picture is of one colour only, as the model sees it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,9 @@ class EncoderInfo:
     max_text_tokens: int
     follows_instructions: bool
     calibration: Mapping[Modality, FloatMatrix] = field(default_factory=dict, repr=False)
-    """Query vectors (n, dim) by query modality, of content that belongs to no collection."""
+    """Vectors (n, dim) of a reference pool as queries, by modality; row i shows thing i in each."""
+    calibration_candidates: Mapping[Modality, FloatMatrix] = field(default_factory=dict, repr=False)
+    """The same as candidates, for the modalities whose two roles the model reads differently."""
     packs: bool = False
     """Inputs of a batch lie end to end, so one costs the same beside any other; else all are padded
     to the dearest."""
@@ -41,12 +47,19 @@ class Prepared:
     """One input made ready for `forward`: tokens and pixels, with what it costs."""
 
     group: str
-    """Only inputs of one group may share a batch."""
+    """Only inputs of one group may share a batch; its first word is one of few, such as `text`."""
     cost: int
     """Work in text tokens; a picture counts as the tokens that take as long."""
     payload: Any = field(repr=False)
     truncated: bool = False
     """The text was longer than the model reads."""
+    notices: tuple[str, ...] = ()
+    """What callers should know of it besides, such as `TEXT_UNKNOWN`."""
+
+    @property
+    def label(self) -> str:
+        """The first word of the group, for metrics: what follows may be up to whoever asks."""
+        return self.group.partition(" ")[0]
 
 
 class OutOfDeviceMemory(Exception):

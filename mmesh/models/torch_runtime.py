@@ -12,7 +12,7 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,6 +61,8 @@ class Runtime:
         self._compiles_layers = compiling == "on"
         self._fuses = compiling == "on" or (compiling == "auto" and self._can_compile())
         self._launching = threading.Lock()
+        self.records = True
+        """Whether short passes are recorded to be replayed, which a trainer cannot use."""
         torch.set_num_threads(threads)
         if self.is_cuda:
             _forbid_split_sums(self.device)
@@ -140,10 +142,10 @@ class Runtime:
         compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
         return self.is_cuda and compiler is not None and find_spec("triton") is not None
 
-    def slots(self, tokens: int, sequences: int) -> Slots | None:
-        """Return the size of recording to pad a batch to; None where it is launched as it is."""
-        recorded = self.is_cuda and self.dtype in FLASH_DTYPES
-        return Slots.around(tokens, sequences) if recorded else None
+    def slots(self, lengths: Sequence[int]) -> Slots | None:
+        """Return what to pad sequences of these lengths to; None where they are launched as is."""
+        recorded = self.records and self.is_cuda and self.dtype in FLASH_DTYPES
+        return Slots.around(lengths) if recorded else None
 
     def staged(self, inputs: Inputs) -> Inputs:
         """Return tensors, or a mapping or dataclass of them, in memory that a GPU copies from."""

@@ -66,8 +66,8 @@ class EncoderSettings(ServiceSettings):
     )
     prepare_threads: Measured = Field(
         AUTO,
-        description="Threads that prepare queries, and as many that prepare bulk work; auto: 2, "
-        "for GPUs half the cores.",
+        description="Threads that prepare queries with pictures, and as many for bulk work; auto: "
+        "2, for GPUs half the cores. Texts have two at most.",
     )
     max_batch_items: Measured = Field(
         AUTO, description="Inputs in one forward pass; auto: 64, on a GPU as many as it is fast by."

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Awaitable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from mmesh.models.containment import contained
 from mmesh.models.protocol import EncoderModel, OutOfDeviceMemory
 from mmesh.serving.batching.lane import TooLarge
 from services.encoder import metrics
@@ -22,9 +25,9 @@ class Collated:
     inputs: Future[Any]
 
     @property
-    def group(self) -> str:
-        """What the items have in common."""
-        return self.items[0].prepared.group
+    def label(self) -> str:
+        """What the items have in common, in one word."""
+        return self.items[0].prepared.label
 
 
 class ModelDevice:
@@ -35,6 +38,7 @@ class ModelDevice:
         self.passes = model.info.passes
         self._collator = ThreadPoolExecutor(1, "collate")
         self._runner = ThreadPoolExecutor(self.passes, "device")
+        self._ending, self._free_since = threading.Lock(), 0.0
 
     def close(self) -> None:
         """End the threads when they have finished."""
@@ -54,19 +58,28 @@ class ModelDevice:
     def _count(self, collated: Collated) -> None:
         costs = [item.prepared.cost for item in collated.items]
         padded = sum(costs) if self._model.info.packs else max(costs) * len(costs)
-        metrics.batch_inputs.labels(collated.group).observe(len(costs))
-        metrics.batch_cost_total.labels(collated.group).inc(sum(costs))
-        metrics.padding_cost_total.labels(collated.group).inc(padded - sum(costs))
+        metrics.batch_inputs.labels(collated.label).observe(len(costs))
+        metrics.batch_cost_total.labels(collated.label).inc(sum(costs))
+        metrics.padding_cost_total.labels(collated.label).inc(padded - sum(costs))
 
+    @contained()
     def _forward(self, collated: Collated) -> list[Encoded]:
-        inputs = collated.inputs.result()
+        inputs, begun = collated.inputs.result(), time.perf_counter()
         try:
-            with metrics.forward_seconds.labels(collated.group).time():
-                rows = self._model.forward(inputs)
+            rows = self._model.forward(inputs)
         except OutOfDeviceMemory as error:
             raise TooLarge from error
+        finally:
+            self._observe(collated.label, begun)
         assert rows.shape == (len(collated.items), self._model.info.dim)
         return [
-            Encoded(row, item.prepared.truncated, item.prepare_s)
+            Encoded(row, item.prepared.truncated, item.prepare_s, item.prepared.notices)
             for row, item in zip(rows, collated.items, strict=True)
         ]
+
+    def _observe(self, label: str, begun: float) -> None:
+        """Note how long a pass had the device: not while it waited there for the one before."""
+        with self._ending:
+            now = time.perf_counter()
+            before, self._free_since = self._free_since, now
+        metrics.forward_seconds.labels(label).observe(now - max(begun, before))

@@ -3,44 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+import logging
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
 from typing import Self
 
 from mmesh.content import Content
-from mmesh.errors import InvalidField
-from mmesh.models.protocol import EncoderInfo, EncoderModel, FloatMatrix
+from mmesh.errors import InternalError, InvalidField
+from mmesh.models.protocol import EncoderInfo, EncoderModel
 from mmesh.serving.batching.backlog import Work
 from mmesh.serving.batching.batcher import Batcher, BatchLimits
 from mmesh.serving.batching.coalesce import Coalescer, Ticket
 from mmesh.serving.batching.lane import Done
 from services.encoder import metrics
 from services.encoder.device import ModelDevice
-from services.encoder.preparation import Encoded, EncodeOptions, Item, Job, Preparer
+from services.encoder.preparation import Encoded, EncodeOptions, Item, Job, Preparer, is_large
+
+logger = logging.getLogger(__name__)
 
 Outcome = Done[Encoded]
 
 
-@dataclass(frozen=True, slots=True)
-class EncodeInput:
-    """One thing to encode."""
-
-    content: Content
-    instruction: str
-
-
-@dataclass(frozen=True, slots=True)
-class Embedding:
-    """A unit vector (dim,), and how it came about."""
-
-    vector: FloatMatrix
-    truncated: bool
-    prepare_s: float
-    queue_s: float
-    forward_s: float
-    batch_size: int
-    coalesced: bool
-    """Another call had started the work."""
+Input = tuple[Content, str]
+"""One thing to encode, and its instruction."""
 
 
 class EncoderEngine:
@@ -59,6 +45,7 @@ class EncoderEngine:
         self._batcher: Batcher[Item, Encoded] = Batcher(self._devices, limits)
         self._coalescer: Coalescer[Outcome] = Coalescer()
         self._feeding: set[asyncio.Task[None]] = set()
+        self._reserved: set[Ticket[Outcome]] = set()
 
     @property
     def info(self) -> EncoderInfo:
@@ -71,7 +58,7 @@ class EncoderEngine:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.gather(*self._feeding)
+        await asyncio.gather(*self._feeding, return_exceptions=True)
         await self._batcher.__aexit__()
         await asyncio.to_thread(self._preparer.close)
         for device in self._devices:
@@ -87,16 +74,19 @@ class EncoderEngine:
         self._batcher.check_room(cost, options.priority, options.deadline.at)
 
     async def encode(
-        self, inputs: Sequence[EncodeInput], options: EncodeOptions
-    ) -> list[Embedding | InvalidField]:
-        """Return, for each input in order, its embedding, or what is wrong with it if skipped.
+        self, inputs: Sequence[Input], options: EncodeOptions
+    ) -> tuple[list[Outcome | InvalidField], int]:
+        """Return, for each input in order, its vector, or what is wrong with it if skipped.
+
+        And how many were coalesced: another call had started the work.
 
         Raises:
             InvalidField: an input cannot be encoded, named by a path that starts with `inputs[i]`.
             Overloaded: too much waits, or this would come too late.
             DeadlineExceeded: the time was up before all inputs were encoded.
         """
-        keys = [_key(one, options) for one in inputs]
+        how = (options.role, options.priority, options.refuse_long_text)
+        keys = [(content.digest(), instruction, how) for content, instruction in inputs]
         joined = [self._coalescer.join(key, options.deadline.at) for key in keys]
         try:
             new = [(one, t) for one, (t, is_new) in zip(inputs, joined, strict=True) if is_new]
@@ -104,41 +94,62 @@ class EncoderEngine:
                 self._start(new, options)
             metrics.coalesced_total.inc(len(inputs) - len(new))
             await _all_done([ticket.outcome for ticket, _ in joined], options)
-            return [_embedding(t, options, coalesced=not is_new) for t, is_new in joined]
+            found = [(_outcome(ticket, options, is_new), is_new) for ticket, is_new in joined]
+            coalesced = sum(isinstance(one, Done) and not is_new for one, is_new in found)
+            return [one for one, _ in found], coalesced
         finally:
             for key, (ticket, _) in zip(keys, joined, strict=True):
                 self._coalescer.leave(key, ticket)
 
-    def _start(
-        self, new: Sequence[tuple[EncodeInput, Ticket[Outcome]]], options: EncodeOptions
-    ) -> None:
+    def _start(self, new: Sequence[tuple[Input, Ticket[Outcome]]], options: EncodeOptions) -> None:
         """Begin to work on inputs; it goes on when this call ends, for others who have joined."""
         expected = self._preparer.expected_cost
-        jobs = [Job(one.content, one.instruction, t, expected(one.content)) for one, t in new]
+        jobs = [
+            Job(content, instruction, ticket, expected(content), is_large(content))
+            for (content, instruction), ticket in new
+        ]
+        self._preparer.check_large(jobs, options.priority)
         cost = sum(job.expected_cost for job in jobs)
         self._batcher.reserve(cost, options.priority, options.deadline.at)
+        self._preparer.add_large(jobs, options.priority)
+        for job in jobs:
+            self._reserved.add(job.ticket)
+            job.ticket.outcome.add_done_callback(partial(self._release, job, options))
         task = asyncio.create_task(self._feed(jobs, options))
         self._feeding.add(task)
-        task.add_done_callback(self._feeding.discard)
+        task.add_done_callback(self._end_feeding)
 
     async def _feed(self, jobs: Sequence[Job], options: EncodeOptions) -> None:
         """Prepare inputs and hand them to the batcher."""
-        async for job, item in self._preparer.prepare(jobs, options):
+        left = deque(jobs)
+        try:
+            async for job, item in self._preparer.prepare(jobs, options, self._batcher):
+                if isinstance(item, Exception):
+                    job.ticket.fail(item)
+                else:
+                    prepared = item.prepared
+                    cost = max(1, prepared.cost)
+                    self._batcher.put(
+                        Work(item, prepared.group, cost, job.ticket, options.priority)
+                    )
+                self._release(job, options)
+                self._preparer.drop_large(left.popleft(), options.priority)
+        finally:  # however it ends, no room is lost and nobody is left waiting
+            for job in left:
+                self._preparer.drop_large(job, options.priority)
+                job.ticket.fail(InternalError("the input could not be prepared"))
+
+    def _release(self, job: Job, options: EncodeOptions, _: object = None) -> None:
+        """Give back the room of an input that has been handed on, or that nobody waits for."""
+        if job.ticket in self._reserved:
+            self._reserved.remove(job.ticket)
             self._batcher.release(job.expected_cost, options.priority)
-            if isinstance(item, Exception):
-                job.ticket.fail(item)
-            else:
-                self._batcher.put(_work(item, job.ticket, options))
 
-
-def _key(one: EncodeInput, options: EncodeOptions) -> Hashable:
-    how = (options.role, options.priority, options.refuse_long_text)
-    return one.content.digest(), one.instruction, how
-
-
-def _work(item: Item, ticket: Ticket[Outcome], options: EncodeOptions) -> Work[Item]:
-    cost = max(1, item.prepared.cost)
-    return Work(item, item.prepared.group, cost, ticket, options.priority)
+    def _end_feeding(self, task: asyncio.Task[None]) -> None:
+        self._feeding.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            logger.error("inputs could not be prepared", exc_info=error)
 
 
 async def _all_done(outcomes: Sequence[asyncio.Future[Outcome]], options: EncodeOptions) -> None:
@@ -154,15 +165,13 @@ async def _all_done(outcomes: Sequence[asyncio.Future[Outcome]], options: Encode
                 raise error
 
 
-def _embedding(
-    ticket: Ticket[Outcome], options: EncodeOptions, *, coalesced: bool
-) -> Embedding | InvalidField:
+def _outcome(
+    ticket: Ticket[Outcome], options: EncodeOptions, is_new: bool
+) -> Outcome | InvalidField:
     error = ticket.outcome.exception()
     if isinstance(error, InvalidField):
         return error
     done = ticket.outcome.result()
-    if not coalesced:
+    if is_new:
         metrics.queue_seconds.labels(options.priority.name.lower()).observe(done.queue_s)
-    one = done.result
-    times = (one.prepare_s, done.queue_s, done.run_s)
-    return Embedding(one.vector, one.truncated, *times, done.batch_size, coalesced)
+    return done

@@ -19,6 +19,7 @@ queue_seconds = Histogram(
 forward_seconds = Histogram(
     "mmesh_encoder_forward_seconds", "Seconds of a forward pass.", ["group"], buckets=SECONDS
 )
+forward_seconds.labels("")  # no pass yet is no work, not unknown work: see k8s' rules of demand
 batch_inputs = Histogram(
     "mmesh_encoder_batch_inputs",
     "Inputs in a forward pass.",

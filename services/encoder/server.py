@@ -15,10 +15,11 @@ from services.encoder.tuning import batch_limits
 
 async def serve(settings: EncoderSettings) -> None:
     """Serve until told to stop."""
+    host = Host("encoder", settings)
+    host.serve_metrics()
     models = [open_encoder(choice) for choice in settings.choices]
     cache = parity_cache(settings, models)
     await check_parity(models, settings.canary, settings.tolerance, cache)
-    host = Host("encoder", settings)
     async with EncoderEngine(
         models,
         await batch_limits(settings, models),
@@ -38,4 +39,4 @@ def main() -> None:
     """Run the service with settings from flags and environment."""
     settings = EncoderSettings.from_command_line()
     logs.set_up("encoder", settings.log_level)
-    run_service(serve(settings))
+    run_service(serve(settings), settings)

@@ -9,12 +9,14 @@ import numpy as np
 from mmesh import wire
 from mmesh.api.encoder.v1 import encoder_pb2 as pb
 from mmesh.api.encoder.v1 import encoder_pb2_grpc as rpc
+from mmesh.api.vector.v1 import vector_pb2 as vector_pb
 from mmesh.content import Role, check_content, check_instruction
 from mmesh.errors import InvalidField
 from mmesh.serving.batching.backlog import Priority
+from mmesh.serving.batching.lane import Done
 from mmesh.serving.deadline import Context, Deadline
-from mmesh.vectors import DataType
-from services.encoder.engine import Embedding, EncodeInput, EncoderEngine
+from mmesh.vectors import DataType, FloatMatrix
+from services.encoder.engine import EncoderEngine, Input, Outcome
 from services.encoder.preparation import EncodeOptions
 
 MAX_INPUTS = 256
@@ -35,20 +37,21 @@ class EncoderServicer(rpc.EncoderServiceServicer):
         options = _options_of(request, context)
         self._engine.check_room(len(request.inputs), options)
         inputs = [_input_of(message, number) for number, message in enumerate(request.inputs)]
-        good = [one for one in inputs if isinstance(one, EncodeInput)]
+        good = [one for one in inputs if not isinstance(one, InvalidField)]
         if not options.skip_problems:
             _raise_first(inputs)
-        encoded = iter(await self._engine.encode(good, options)) if good else iter(())
+        found, coalesced = await self._engine.encode(good, options)
+        encoded = iter(found)
         outcomes = [one if isinstance(one, InvalidField) else next(encoded) for one in inputs]
-        return self._response(outcomes, data_type)
+        return self._response(outcomes, coalesced, data_type)
 
     def _response(
-        self, outcomes: Sequence[Embedding | InvalidField], data_type: DataType
+        self, outcomes: Sequence[Outcome | InvalidField], coalesced: int, data_type: DataType
     ) -> pb.EncodeResponse:
         info = self._engine.info
         nothing = np.zeros(info.dim, np.float32)
-        rows = [o.vector if isinstance(o, Embedding) else nothing for o in outcomes]
-        done = [o for o in outcomes if isinstance(o, Embedding)]
+        rows = [o.result.vector if isinstance(o, Done) else nothing for o in outcomes]
+        done = [o for o in outcomes if isinstance(o, Done)]
         return pb.EncodeResponse(
             vectors=wire.vectors_to_pb(np.stack(rows), data_type),
             model_fingerprint=info.fingerprint,
@@ -60,9 +63,15 @@ class EncoderServicer(rpc.EncoderServiceServicer):
             truncated=[
                 number
                 for number, outcome in enumerate(outcomes)
-                if isinstance(outcome, Embedding) and outcome.truncated
+                if isinstance(outcome, Done) and outcome.result.truncated
             ],
-            timing=_timing(done) if done else None,
+            timing=_timing(done, coalesced) if done else None,
+            notices=[
+                pb.InputNotice(input=number, reason=reason)
+                for number, outcome in enumerate(outcomes)
+                if isinstance(outcome, Done)
+                for reason in outcome.result.notices
+            ],
         )
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
@@ -79,10 +88,15 @@ class EncoderServicer(rpc.EncoderServiceServicer):
                 pb.CalibrationSet(
                     query_modality=wire.modality_to_pb(modality),
                     vectors=wire.vectors_to_pb(rows, DataType.FLOAT16),
+                    candidates=_half(info.calibration_candidates.get(modality)),
                 )
                 for modality, rows in info.calibration.items()
             ],
         )
+
+
+def _half(rows: FloatMatrix | None) -> vector_pb.Vectors | None:
+    return None if rows is None else wire.vectors_to_pb(rows, DataType.FLOAT16)
 
 
 def _options_of(request: pb.EncodeRequest, context: Context) -> EncodeOptions:
@@ -96,7 +110,7 @@ def _options_of(request: pb.EncodeRequest, context: Context) -> EncodeOptions:
     )
 
 
-def _input_of(message: pb.Input, number: int) -> EncodeInput | InvalidField:
+def _input_of(message: pb.Input, number: int) -> Input | InvalidField:
     path = f"inputs[{number}].content"
     try:
         content = wire.content_from_pb(message.content, path)
@@ -104,20 +118,20 @@ def _input_of(message: pb.Input, number: int) -> EncodeInput | InvalidField:
         check_instruction(message.instruction, f"inputs[{number}].instruction")
     except InvalidField as error:
         return error
-    return EncodeInput(content, message.instruction)
+    return content, message.instruction
 
 
-def _raise_first(inputs: Sequence[EncodeInput | InvalidField]) -> None:
+def _raise_first(inputs: Sequence[Input | InvalidField]) -> None:
     for one in inputs:
         if isinstance(one, InvalidField):
             raise one
 
 
-def _timing(done: Sequence[Embedding]) -> pb.EncodeTiming:
+def _timing(done: Sequence[Outcome], coalesced: int) -> pb.EncodeTiming:
     return pb.EncodeTiming(
-        prepare_seconds=max(one.prepare_s for one in done),
+        prepare_seconds=max(one.result.prepare_s for one in done),
         queue_seconds=max(one.queue_s for one in done),
-        forward_seconds=max(one.forward_s for one in done),
+        forward_seconds=max(one.run_s for one in done),
         batch_size=max(one.batch_size for one in done),
-        coalesced=sum(one.coalesced for one in done),
+        coalesced=coalesced,
     )

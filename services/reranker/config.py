@@ -49,6 +49,9 @@ class RerankerSettings(ServiceSettings):
     threads: int = Field(
         os.cpu_count() or 1, gt=0, description="Threads of maxsim's model; one a core."
     )
+    token_cache_mib: int = Field(
+        256, ge=0, description="Memory of maxsim for token vectors of what it judged before."
+    )
     round_candidates: int = Field(
         8, gt=0, description="Candidates of the first round; while time allows, rounds double."
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mmesh.content import Content
-from mmesh.errors import InvalidField, MmeshError, Overloaded, Unavailable
+from mmesh.errors import InvalidField, Overloaded, Unavailable
 from mmesh.models.protocol import JudgeInfo, JudgeModel
 from mmesh.serving.deadline import Deadline
 from services.reranker import metrics
@@ -75,8 +75,9 @@ class RerankerEngine:
 
         Raises:
             InvalidField: the query cannot be judged by.
-            Overloaded: too many calls wait.
+            Overloaded: too many calls wait, or the model has too much to do.
             Unavailable: the model's engine is gone.
+            MmeshError: the model refuses or fails for what is no candidate's fault.
         """
         call = _Call(asked, self._cache)
         self._leave_out_what_is_too_dear(call)
@@ -85,12 +86,12 @@ class RerankerEngine:
         has_turn = bool(call.due) and await self._take_turn(stop)
         begun = time.perf_counter()
         if has_turn:
-            metrics.queue_seconds.observe(begun - asked_at)
             try:
-                await self._rounds(call, stop)
+                with metrics.running_calls.track_inprogress():
+                    await self._rounds(call, stop)
             finally:
                 self._turns.release()
-            metrics.judge_seconds.observe(time.perf_counter() - begun)
+                metrics.judge_seconds.observe(time.perf_counter() - begun)
         judge_s = time.perf_counter() - begun
         return Judged(call.finish(), call.remembered, judge_s, begun - asked_at)
 
@@ -108,19 +109,25 @@ class RerankerEngine:
                 call.note(place, SPENT)
 
     async def _take_turn(self, stop: Deadline) -> bool:
-        """Wait for one of the running calls to end; return False when the time was too short."""
+        """Wait for one of the running calls to end; return False when the time was too short.
+
+        The wait is measured however it ends, as judging is: autoscalers follow both, and would see
+        an idle reranker where each call outlasts its caller.
+        """
         if not self._model.is_healthy():
             raise Unavailable("the judge's engine is gone; the service restarts")
         if self._waiting >= self._max_waiting:
             raise Overloaded(f"{self._waiting} calls wait already")
         self._waiting += 1
         metrics.waiting_calls.set(self._waiting)
+        since = time.perf_counter()
         try:
             async with asyncio.timeout(stop.remaining()):
                 return await self._turns.acquire()
         except TimeoutError:
             return False
         finally:
+            metrics.queue_seconds.observe(time.perf_counter() - since)
             self._waiting -= 1
             metrics.waiting_calls.set(self._waiting)
 
@@ -139,17 +146,28 @@ class RerankerEngine:
             pace.note(len(places), time.perf_counter() - start)
 
     async def _round_of(self, asked: Question, places: Sequence[int]) -> list[float | str]:
-        """Return an outcome for each place; when a candidate fails, all are judged alone."""
+        """Return an outcome for each place; when a candidate is refused, all are judged alone.
+
+        What is no candidate's fault, such as a judge that has too much to do, ends the call: asked
+        once more for each, it would have more to do.
+        """
         candidates = [asked.candidates[place] for place in places]
         try:
             return list(await self._model.score(asked.query, asked.instruction, candidates))
-        except MmeshError as error:
-            if isinstance(error, Unavailable) or _is_about_query(error):
+        except InvalidField as error:
+            if _is_about_query(error):
                 raise
             if len(places) == 1:
                 return [error.reason]
-        alone = await asyncio.gather(*(self._round_of(asked, [place]) for place in places))
-        return [outcome for (outcome,) in alone]
+        return await self._each_alone(asked, places)
+
+    async def _each_alone(self, asked: Question, places: Sequence[int]) -> list[float | str]:
+        try:
+            async with asyncio.TaskGroup() as group:
+                alone = [group.create_task(self._round_of(asked, [place])) for place in places]
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from failed.exceptions[0].__cause__
+        return [outcome for task in alone for outcome in task.result()]
 
 
 class _Call:
@@ -188,5 +206,5 @@ class _Call:
         return [outcome for outcome in self._outcomes if outcome is not None]
 
 
-def _is_about_query(error: MmeshError) -> bool:
-    return isinstance(error, InvalidField) and error.field.startswith("query")
+def _is_about_query(error: InvalidField) -> bool:
+    return error.field.startswith("query")

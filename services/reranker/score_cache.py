@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+
+from cachetools import LRUCache
 
 from mmesh.content import Content
 from mmesh.models.protocol import JudgeInfo
@@ -13,9 +14,8 @@ class ScoreCache:
     """Scores by query, instruction, candidate, template and model; an LRU of `size` scores."""
 
     def __init__(self, size: int, judge: JudgeInfo) -> None:
-        self._size = size
         self._judge = f"{judge.fingerprint}\0{judge.template}\0".encode()
-        self._scores: OrderedDict[bytes, float] = OrderedDict()
+        self._scores: LRUCache[bytes, float] = LRUCache(size)
 
     def scope(self, query: Content, instruction: str) -> bytes:
         """Return what the keys of all candidates of a query have in common."""
@@ -23,14 +23,9 @@ class ScoreCache:
 
     def get(self, key: bytes) -> float | None:
         """Return the score of `key`, which is a scope and a candidate's digest."""
-        score = self._scores.get(key)
-        if score is not None:
-            self._scores.move_to_end(key)
-        return score
+        return self._scores.get(key)
 
     def put(self, key: bytes, score: float) -> None:
         """Remember a score, and forget the one that was not asked for the longest."""
-        self._scores[key] = score
-        self._scores.move_to_end(key)
-        if len(self._scores) > self._size:
-            self._scores.popitem(last=False)
+        if self._scores.maxsize:
+            self._scores[key] = score

@@ -25,17 +25,18 @@ LOOK_S = 0.5
 
 async def serve(settings: RerankerSettings) -> None:
     """Serve until told to stop, or until the judge's engine dies: a supervisor restarts us then."""
+    host = Host("reranker", settings)
+    host.serve_metrics()
     model = await open_judge(_choice(settings))
     try:
         cache = parity_cache(settings, model)
         await check_parity(model, settings.canary, settings.tolerance, cache)
-        await _serve(model, settings)
+        await _serve(model, settings, host)
     finally:
         await model.close()
 
 
-async def _serve(model: JudgeModel, settings: RerankerSettings) -> None:
-    host = Host("reranker", settings)
+async def _serve(model: JudgeModel, settings: RerankerSettings, host: Host) -> None:
     engine = RerankerEngine(
         model,
         round_candidates=settings.round_candidates,
@@ -72,4 +73,4 @@ def main() -> None:
     """Run the service with settings from flags and environment."""
     settings = RerankerSettings.from_command_line()
     logs.set_up("reranker", settings.log_level)
-    run_service(serve(settings))
+    run_service(serve(settings), settings)

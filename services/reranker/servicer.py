@@ -9,7 +9,7 @@ from mmesh.content import Content, Modality, check_content, check_instruction
 from mmesh.errors import InvalidField
 from mmesh.models.protocol import JudgeInfo
 from mmesh.serving.deadline import Context, Deadline
-from mmesh.wire.durations import seconds_from_pb
+from mmesh.wire.times import seconds_from_pb
 from services.reranker.budget import Budget
 from services.reranker.engine import Question, RerankerEngine
 

@@ -22,8 +22,9 @@ import torch
 from mmesh.content import Content, Image, Modality, Role
 from mmesh.models import hub, images
 from mmesh.models.compat import declare_torchvision_operators
+from mmesh.models.encoders.centre_crop import middle_of
 from mmesh.models.encoders.families import EncoderChoice
-from mmesh.models.protocol import EncoderInfo, FloatMatrix, Prepared
+from mmesh.models.protocol import TEXT_UNKNOWN, EncoderInfo, FloatMatrix, Prepared
 from mmesh.models.text.marked import MarkedText, Tokens
 from mmesh.models.torch_runtime import Runtime
 
@@ -72,6 +73,7 @@ class ClipFusion:
 
         Raises:
             InvalidImage: a picture cannot be decoded; its path starts with `content`.
+            InputTooLong: the instruction takes more than half of what the model reads.
         """
         text = self._text(content, role, instruction)
         tokens = self._towers.text.tokens(text) if text else None
@@ -84,7 +86,9 @@ class ClipFusion:
         cost = places + self._towers.picture_cost * len(pictures)
         group = f"{'text' if tokens else ''}+{'pictures' if pictures else ''}"
         truncated = tokens is not None and tokens.truncated
-        return Prepared(group, cost, FusionInput(tokens, pictures), truncated)
+        unknown = bool(content.texts) and self._towers.text.knows_no_word(content.text)
+        notices = (TEXT_UNKNOWN,) if unknown else ()
+        return Prepared(group, cost, FusionInput(tokens, pictures), truncated, notices)
 
     def collate(self, batch: Sequence[Prepared]) -> FusionBatch:
         """Pad the texts and stack the pictures of a group; thread-safe."""
@@ -101,9 +105,20 @@ class ClipFusion:
 
     def forward(self, collated: FusionBatch) -> FloatMatrix:
         """Return unit rows (n, dim), in order, for inputs of one group."""
-        return self._runtime.unit_rows(self._forward, collated)
+        return self._runtime.unit_rows(self.rows, collated)
 
-    def _forward(self, batch: FusionBatch) -> torch.Tensor:
+    @property
+    def runtime(self) -> Runtime:
+        """Where the network runs."""
+        return self._runtime
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The network, whose parameters a trainer may change."""
+        return self._network
+
+    def rows(self, batch: FusionBatch) -> torch.Tensor:
+        """Return rows (n, dim) on the device, not of unit length, of what `collate` made."""
         parts = []
         if batch.text is not None:
             parts.append(self._texts(batch.text))
@@ -116,7 +131,10 @@ class ClipFusion:
         if not self._info.follows_instructions:
             return content.text
         asked = _as_uniir_spells(instruction) if role is Role.QUERY else ""
-        return _as_uniir_spells(f"{asked} {content.text}")
+        if asked:
+            self._towers.text.check_instruction(asked)
+        # Of a text of quotes alone the spelling leaves nothing.
+        return _as_uniir_spells(f"{asked} {content.text}") or content.text
 
     def _texts(self, features: _Features) -> torch.Tensor:
         rows: torch.Tensor = self._network.get_text_features(**features).pooler_output
@@ -155,7 +173,7 @@ class Towers:
         Raises:
             InvalidImage: the picture cannot be decoded; `path` names the field.
         """
-        picture = images.decode(data, path)
+        picture = middle_of(images.decode(data, path), self._image_processor, path)
         return dict(self._image_processor(images=picture, return_tensors="pt"))
 
 

@@ -23,6 +23,7 @@ _BY_MODEL_TYPE = {
     "clip": "clip-fusion",
     "siglip": "clip-fusion",
     "siglip2": "clip-fusion",
+    "mmesh-lite": LITE,
 }
 
 
@@ -57,7 +58,7 @@ class EncoderChoice:
 
 
 def open_encoder(choice: EncoderChoice) -> EncoderModel:
-    """Return the encoder that `choice` names, calibrated by the built-in probes.
+    """Return the encoder that `choice` names, calibrated by the built-in reference pool.
 
     Raises:
         FailedPrecondition: there is no such model, family or device, a part of it is not
@@ -69,7 +70,7 @@ def open_encoder(choice: EncoderChoice) -> EncoderModel:
 
         warm_up(model)
     if not model.info.calibration:
-        from mmesh.models.probes import calibrated
+        from mmesh.models.reference import calibrated
 
         model = calibrated(model)
     if choice.dim in (0, model.info.dim):
@@ -89,12 +90,17 @@ def _loaded(choice: EncoderChoice) -> EncoderModel:
 
     folder = hub.local_folder(choice.model, with_code=choice.trust_remote_code)
     name = family_of(hub.read_config(folder)) if choice.family == "auto" else choice.family
+    if name == LITE:
+        from mmesh.models.encoders.lite.model import load_lite
+
+        _check_preprocessing(choice, LITE)
+        return load_lite(backend=choice.backend, threads=choice.threads, directory=folder)
     if name not in FAMILIES:
         raise FailedPrecondition(f"no family is called {name!r}; known: {', '.join(FAMILIES)}")
     _check_preprocessing(choice, name)
     if name == OPEN_FAMILY and not choice.trust_remote_code:
         hub.check_no_code(folder)
-    return _load(name, folder, choice)
+    return load_family(name, folder, choice)
 
 
 def _check_preprocessing(choice: EncoderChoice, family: str) -> None:
@@ -110,7 +116,12 @@ def family_of(config: dict[str, Any]) -> str:
     return _BY_MODEL_TYPE.get(config.get("model_type", ""), OPEN_FAMILY)
 
 
-def _load(name: str, folder: Path, choice: EncoderChoice) -> EncoderModel:
+def load_family(name: str, folder: Path, choice: EncoderChoice) -> EncoderModel:
+    """Return the model of a family on torch in a folder, as it is.
+
+    Raises:
+        FailedPrecondition: as `open_encoder`.
+    """
     try:
         _quiet_transformers()
         family = importlib.import_module(f"mmesh.models.encoders.{name.replace('-', '_')}")

@@ -25,10 +25,20 @@ class Truncated(Wrapped):
         whole = model.info
         if not 1 <= dim <= whole.dim:
             raise FailedPrecondition(f"{whole.name} has {whole.dim} dimensions, not {dim}")
-        calibration = {kind: _cut(rows, dim) for kind, rows in whole.calibration.items()}
+        calibration, candidates = (
+            {kind: _cut(rows, dim) for kind, rows in each.items()}
+            for each in (whole.calibration, whole.calibration_candidates)
+        )
         fingerprint = f"{whole.fingerprint}-dim{dim}"
         super().__init__(
-            model, replace(whole, dim=dim, fingerprint=fingerprint, calibration=calibration)
+            model,
+            replace(
+                whole,
+                dim=dim,
+                fingerprint=fingerprint,
+                calibration=calibration,
+                calibration_candidates=candidates,
+            ),
         )
 
     def forward(self, collated: Any) -> FloatMatrix:

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from mmesh.content import Content, Image, Modality, Role
-from mmesh.errors import FailedPrecondition, InputTooLong, InvalidField
+from mmesh.errors import FailedPrecondition, InvalidField
 from mmesh.models import hub, images
 from mmesh.models.compat import declare_torchvision_operators
 from mmesh.models.cuda_graphs import Recorder
@@ -52,6 +52,7 @@ from mmesh.models.encoders.mm_embed_network import (
 )
 from mmesh.models.encoders.packed import Decoder, Packing, padded
 from mmesh.models.protocol import EncoderInfo, FloatMatrix, Prepared
+from mmesh.models.text.instructions import check_instruction_length
 from mmesh.models.text.plain import PlainText, ids_of
 from mmesh.models.torch_runtime import Runtime
 
@@ -117,9 +118,7 @@ class PromptWriter:
         lead = f"Instruct: {instruction}"
         # The published code counts the tokens of this text alone, with BOS and EOS.
         left_out = len(self._plain.ids(lead)) + 2
-        if left_out > self._room // 2:
-            reason = f"is {left_out} tokens long; at most {self._room // 2} fit; shorten it"
-            raise InputTooLong("instruction", reason)
+        check_instruction_length(left_out, self._room)
         return f"{lead}\nQuery: ", left_out
 
     def _ids(self, head: str, text: str, with_image: bool) -> list[int]:
@@ -211,8 +210,9 @@ class MMEmbedEncoder:
         inputs: list[Input] = [prepared.payload for prepared in batch]
         ids = torch.from_numpy(np.concatenate([part.prompt.ids for part in inputs]))
         pictures = [part.pixels for part in inputs if part.pixels is not None]
-        slots = None if pictures else self._runtime.slots(len(ids), len(inputs))
-        packing = Packing.of([len(part.prompt.ids) for part in inputs], slots)
+        lengths = [len(part.prompt.ids) for part in inputs]
+        slots = None if pictures else self._runtime.slots(lengths)
+        packing = Packing.of(lengths, slots)
         positions, pooled = (
             torch.cat([torch.from_numpy(rows) for rows in each])
             for each in zip(*(_places(part.prompt) for part in inputs), strict=True)
@@ -231,9 +231,20 @@ class MMEmbedEncoder:
         Raises:
             OutOfDeviceMemory: the batch is too large for the device.
         """
-        return self._runtime.unit_rows(self._forward, collated)
+        return self._runtime.unit_rows(self.rows, collated)
 
-    def _forward(self, batch: PromptBatch) -> torch.Tensor:
+    @property
+    def runtime(self) -> Runtime:
+        """Where the network runs."""
+        return self._runtime
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The network, whose parameters a trainer may change."""
+        return self._network
+
+    def rows(self, batch: PromptBatch) -> torch.Tensor:
+        """Return rows (n, dim) on the device, not of unit length, of what `collate` made."""
         if batch.slots is None:
             rows: torch.Tensor = self._network(batch)
             return rows

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from mmesh.models.cuda_graphs import FLASH_DTYPES, Slots
 
@@ -39,7 +40,7 @@ class Packing:
         if slots is None:
             return cls(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), max(lengths))
         filled = [*lengths, *[0] * (slots.sequences - len(lengths))]
-        return cls(Packing.of(filled).offsets, slots.tokens)
+        return cls(Packing.of(filled).offsets, slots.longest)
 
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
@@ -156,12 +157,22 @@ class Decoder:
         cosines, sines = self._language.rotary_emb(states[None], positions)
         angles = halves(cosines[0], sines[0])
         for number, layer in enumerate(self._language.layers):
-            queries, keys, values = self._before(layer, states, angles)
-            found = attention(queries, keys, values, packing, causal=self._causal)
-            states = self._behind(layer, states, found)
+            if layer.gradient_checkpointing and layer.training:
+                states = checkpoint(
+                    self._through, layer, states, angles, packing, use_reentrant=False
+                )
+            else:
+                states = self._through(layer, states, angles, packing)
             if number < len(added):
                 states = states.index_add(0, places, added[number])
         return states
+
+    def _through(
+        self, layer: Any, states: torch.Tensor, angles: Rotation, packing: Packing
+    ) -> torch.Tensor:
+        queries, keys, values = self._before(layer, states, angles)
+        found = attention(queries, keys, values, packing, causal=self._causal)
+        return self._behind(layer, states, found)
 
 
 def _before_attention(

@@ -38,6 +38,7 @@ from mmesh.models.encoders.qwen3_vl_network import (
     positions_of,
 )
 from mmesh.models.protocol import EncoderInfo, FloatMatrix, Prepared
+from mmesh.models.text.instructions import check_instruction_length
 from mmesh.models.text.plain import PlainText
 from mmesh.models.torch_runtime import Runtime
 
@@ -113,7 +114,8 @@ class Qwen3VLEmbedding:
 
         Raises:
             InvalidImage: a picture cannot be decoded, or is too narrow.
-            InputTooLong: the pictures leave no room for the text, or do not fit at all.
+            InputTooLong: the pictures leave no room for the text, or do not fit at all; or the
+                instruction takes more than half of what the model reads.
         """
         del role  # The instruction alone tells queries from candidates.
         if content.images and self._network.visual is None:
@@ -138,8 +140,9 @@ class Qwen3VLEmbedding:
         inputs: list[ChatInput] = [prepared.payload for prepared in batch]
         ids = torch.from_numpy(np.concatenate([one.ids for one in inputs]))
         pictures = self._pictures(inputs, ids)
-        slots = None if pictures else self._runtime.slots(len(ids), len(inputs))
-        packing = Packing.of([len(one.ids) for one in inputs], slots)
+        lengths = [len(one.ids) for one in inputs]
+        slots = None if pictures else self._runtime.slots(lengths)
+        packing = Packing.of(lengths, slots)
         positions = torch.from_numpy(np.concatenate([one.positions for one in inputs], axis=1))
         return self._runtime.staged(
             ChatBatch(
@@ -166,9 +169,20 @@ class Qwen3VLEmbedding:
 
     def forward(self, collated: ChatBatch) -> FloatMatrix:
         """Return unit rows (n, dim), in order: the hidden states of the last tokens."""
-        return self._runtime.unit_rows(self._forward, collated)
+        return self._runtime.unit_rows(self.rows, collated)
 
-    def _forward(self, batch: ChatBatch) -> torch.Tensor:
+    @property
+    def runtime(self) -> Runtime:
+        """Where the network runs."""
+        return self._runtime
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The network, whose parameters a trainer may change."""
+        return self._network.module
+
+    def rows(self, batch: ChatBatch) -> torch.Tensor:
+        """Return rows (n, dim) on the device, not of unit length, of what `collate` made."""
         if batch.slots is None:
             return self._launch(batch)
         return self._record(batch, batch.slots)[: batch.count]
@@ -206,7 +220,10 @@ class Chat:
         Raises:
             InputTooLong: see `Qwen3VLEmbedding.prepare`.
         """
-        head = [*self._opening, *self._plain.ids(_SYSTEM + finished(instruction)), *self._turn]
+        asked = self._plain.ids(_SYSTEM + finished(instruction))
+        if instruction.strip():
+            check_instruction_length(len(asked), self._max_length)
+        head = [*self._opening, *asked, *self._turn]
         if picture_tokens:
             head += self._user
             for count in picture_tokens:

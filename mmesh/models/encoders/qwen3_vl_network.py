@@ -61,6 +61,7 @@ class Qwen3VLNetwork:
         mean: Sequence[float] = (0.5,) * 3,
         std: Sequence[float] = (0.5,) * 3,
     ) -> None:
+        self.module = network
         self.language = getattr(network, "language_model", network)
         self.visual: Any = getattr(network, "visual", None)
         self._mean, self._std = (
@@ -191,8 +192,12 @@ def _grid_layout(grid: Grid, side: int) -> tuple[torch.Tensor, torch.Tensor, tor
         stretched = torch.linspace(0, side - 1, length)[positions[:, axis]]
         below = stretched.long()
         share = stretched - below
-        near.append((torch.stack([below, (below + 1).clamp(max=side - 1)], 1),
-                     torch.stack([1 - share, share], 1)))  # fmt: skip
+        near.append(
+            (
+                torch.stack([below, (below + 1).clamp(max=side - 1)], 1),
+                torch.stack([1 - share, share], 1),
+            )
+        )
     (rows_near, row_weights), (columns_near, column_weights) = near
     corners = (rows_near[:, :, None] * side + columns_near[:, None]).flatten(1)
     return positions, corners, (row_weights[:, :, None] * column_weights[:, None]).flatten(1)
@@ -207,7 +212,7 @@ def picture_layout(
     """Return what `Qwen3VLNetwork` takes of the pictures of a batch."""
     positions, corners, weights = zip(*(_grid_layout(grid, side) for grid in grids), strict=True)
     return PictureLayout(
-        torch.from_numpy(np.concatenate(patches)),
+        torch.cat([torch.from_numpy(one) for one in patches]),  # numpy would hold the GIL
         Packing.of([down * across for down, across in grids]),
         torch.cat(positions),
         torch.cat(corners),

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image as Pillow
 
 from mmesh.content import Content, Modality, Role
 from mmesh.errors import FailedPrecondition, InvalidField
 from mmesh.models import images
+from mmesh.models.encoders.centre_crop import middle_of
 from mmesh.models.text.marked import MarkedText
 
 FALLBACK_TOKENS = 512
@@ -87,9 +89,15 @@ class Inputs:
         self.padding: int = getattr(tokenizer, "pad_token_id", None) or 0
         self._special = _pattern_of_special_tokens(tokenizer)
         self._texts = self._readers() if self._reads_texts_itself() else {}
+        self._instructions = self._reader_of_instructions()
         self._pools_prompt = all(getattr(module, "include_prompt", True) for module in network)
         # A processor that cuts or pads changes its tokenizer, so only one call may run.
         self._lock = threading.Lock()
+
+    def knows_no_word(self, content: Content, role: Role) -> bool:
+        """Tell whether content has a text of words that are all unknown to the model."""
+        reader = self._texts.get(role)
+        return bool(content.texts) and reader is not None and reader.knows_no_word(content.text)
 
     def of(self, content: Content, role: Role, instruction: str) -> tuple[Features, bool]:
         """Return the features of `content`, and whether its text was cut.
@@ -98,7 +106,10 @@ class Inputs:
 
         Raises:
             InvalidField: a picture cannot be decoded, or the processor refuses the content.
+            InputTooLong: the instruction takes more than half of what the model reads.
         """
+        if role is Role.QUERY and instruction and self._instructions:
+            self._instructions.check_instruction(self.prompts.of_role(role, instruction))
         if content.modality is Modality.TEXT and self._texts:
             return self._text(content.text, role, self.prompts.of_role(role, instruction))
         prompt = self.prompts.of_role(role, self._literal(instruction))
@@ -118,12 +129,20 @@ class Inputs:
             Role.QUERY: self._first.query_length,
             Role.CANDIDATE: self._first.document_length,
         }
-        return {
-            role: MarkedText(
-                self._first.tokenizer, min(length or self.max_text_tokens, self.max_text_tokens)
-            )
-            for role, length in lengths.items()
-        }
+        readers = {}
+        for role, length in lengths.items():
+            limit = min(length or self.max_text_tokens, self.max_text_tokens)
+            readers[role] = MarkedText(self._first.tokenizer, limit)
+            if readers[role].prefix_length(self.prompts.of_role(role, "")) >= limit - 1:
+                raise FailedPrecondition(f"{limit} tokens are too few for this model's prompts")
+        return readers
+
+    def _reader_of_instructions(self) -> MarkedText | None:
+        """Return what knows how long instructions are; None where none is followed."""
+        tokenizer = self._first.tokenizer
+        if self.prompts.instructed is None or not tokenizer:
+            return None
+        return self._texts.get(Role.QUERY) or MarkedText(tokenizer, self.max_text_tokens)
 
     def _text(self, text: str, role: Role, prompt: str) -> tuple[Features, bool]:
         reader = self._texts[role]
@@ -158,13 +177,17 @@ class Inputs:
         parts: list[dict[str, Any]] = []
         for number, part in enumerate(content.parts):
             if not isinstance(part, str):
-                picture = images.decode(part.data, f"content.parts[{number}].image.data")
+                picture = self._picture(part.data, f"content.parts[{number}].image.data")
                 parts.append({"type": "image", "image": picture})
             elif parts and parts[-1]["type"] == "text":
                 parts[-1]["text"] += f"\n{self._literal(part)}"
             else:
                 parts.append({"type": "text", "text": self._literal(part)})
         return parts
+
+    def _picture(self, data: bytes, path: str) -> Pillow.Image:
+        processor = getattr(self._first.processor, "image_processor", self._first.processor)
+        return middle_of(images.decode(data, path), processor, path)
 
     def _literal(self, text: str) -> str:
         """Return the text with a space in each name of a special token, which makes it words."""

@@ -22,7 +22,7 @@ from mmesh.models import hub
 from mmesh.models.compat import declare_torchvision_operators
 from mmesh.models.encoders.families import EncoderChoice
 from mmesh.models.encoders.sentence_inputs import Features, Inputs, is_sequence
-from mmesh.models.protocol import EncoderInfo, FloatMatrix, Prepared
+from mmesh.models.protocol import TEXT_UNKNOWN, EncoderInfo, FloatMatrix, Prepared
 from mmesh.models.torch_runtime import Runtime
 
 FAMILY = "sentence-transformers"
@@ -55,7 +55,8 @@ class SentenceEncoder:
         """
         features, truncated = self._inputs.of(content, role, instruction)
         group = f"{content.modality.value} {_shared(features)}"
-        return Prepared(group, _cost(features), features, truncated)
+        notices = (TEXT_UNKNOWN,) if self._inputs.knows_no_word(content, role) else ()
+        return Prepared(group, _cost(features), features, truncated, notices)
 
     def collate(self, batch: Sequence[Prepared]) -> Features:
         """Pad and stack the features of a group; thread-safe."""
@@ -64,9 +65,20 @@ class SentenceEncoder:
 
     def forward(self, collated: Features) -> FloatMatrix:
         """Return unit rows (n, dim), in order, for inputs of one group."""
-        return self._runtime.unit_rows(self._forward, collated)
+        return self._runtime.unit_rows(self.rows, collated)
 
-    def _forward(self, features: Features) -> torch.Tensor:
+    @property
+    def runtime(self) -> Runtime:
+        """Where the network runs."""
+        return self._runtime
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The network, whose parameters a trainer may change."""
+        return self._network
+
+    def rows(self, features: Features) -> torch.Tensor:
+        """Return rows (n, dim) on the device, not of unit length, of what `collate` made."""
         wide = {
             name: value.to(self._runtime.dtype)
             for name, value in features.items()

@@ -29,3 +29,5 @@ class JudgeChoice:
     enforce_eager: bool = False
     threads: int = os.cpu_count() or 1
     """Of maxsim's model."""
+    token_cache_mib: int = 256
+    """Of token vectors that maxsim remembers."""

@@ -32,7 +32,7 @@ async def open_judge(choice: JudgeChoice) -> JudgeModel:
     if choice.model == "maxsim":
         from mmesh.models.judges.maxsim import load_maxsim
 
-        return load_maxsim(threads=choice.threads)
+        return load_maxsim(threads=choice.threads, cache_mib=choice.token_cache_mib)
     if choice.model.startswith(REMOTE):
         return await _open_remote(choice)
     if choice.model.startswith(IN_PROCESS):

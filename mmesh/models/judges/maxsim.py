@@ -9,15 +9,20 @@ does, so they count little.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from mmesh.content import Content, Image, Modality
+from mmesh.errors import DeadlineExceeded
 from mmesh.models import images
+from mmesh.models.containment import contained
+from mmesh.models.content_threads import ContentThreads
 from mmesh.models.encoders.lite.image import ImageTower
 from mmesh.models.encoders.lite.model import LiteEncoder, load_lite
 from mmesh.models.encoders.lite.text import TextTower, Tokens
@@ -25,8 +30,11 @@ from mmesh.models.protocol import JudgeInfo
 
 TokenVectors = NDArray[np.float16]
 """Unit vectors (t, 384) of the tokens of one content, rounded so that more are remembered."""
+_Known = dict[bytes, TokenVectors]
+_Words = Mapping[bytes, str]
 BATCH_TOKENS = 1024
-CACHE_BYTES = 256 << 20
+ENTRY_BYTES = 256
+"""Of an entry of the cache besides its vectors."""
 QUERY, CANDIDATES = "query", "candidates"
 
 WEIGHTS = {Modality.TEXT: 1.0, Modality.IMAGE: 0.15, Modality.IMAGE_TEXT: 0.5}
@@ -34,15 +42,21 @@ WEIGHTS = {Modality.TEXT: 1.0, Modality.IMAGE: 0.15, Modality.IMAGE_TEXT: 0.5}
 QUERY_WEIGHTS = {Modality.TEXT: 1.0, Modality.IMAGE: 0.0, Modality.IMAGE_TEXT: 0.0}
 """For queries with pictures no gain was measured, so the first stage decides."""
 
+Answer = TypeVar("Answer")
+Item = TypeVar("Item")
+
 
 class MaxSimJudge:
     """Judges with token vectors, which it remembers by content."""
 
-    def __init__(self, text: TextTower, image: ImageTower, fingerprint: str) -> None:
+    def __init__(
+        self, text: TextTower, image: ImageTower, fingerprint: str, cache_bytes: int
+    ) -> None:
         self._text, self._image = text, image
         self._info = JudgeInfo("maxsim", fingerprint, "", WEIGHTS, QUERY_WEIGHTS, False)
-        self._thread = ThreadPoolExecutor(1, "maxsim")
-        self._cache = _VectorCache(CACHE_BYTES)
+        self._thread, self._readers = ThreadPoolExecutor(1, "maxsim"), ContentThreads(2, "read")
+        self._cache: LRUCache[bytes, TokenVectors] = LRUCache(cache_bytes, _size_of)
+        """For the thread only."""
 
     @property
     def info(self) -> JudgeInfo:
@@ -58,7 +72,8 @@ class MaxSimJudge:
         return True
 
     async def close(self) -> None:
-        """End the worker thread."""
+        """End the worker threads."""
+        self._readers.close()
         await asyncio.to_thread(self._thread.shutdown)
 
     async def score(
@@ -66,50 +81,80 @@ class MaxSimJudge:
     ) -> list[float]:
         """Return one score in -1..1 per candidate, in order; the instruction plays no part.
 
+        Cancelling this call ends its work before the next content, batch or comparison.
+
         Raises:
             InvalidImage: a picture cannot be decoded.
         """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._score, query, candidates)
+        contents, is_left = [query, *candidates], threading.Event()
+        try:
+            keys, known = await self._on_thread(self._look_up, contents)
+            words: dict[bytes, str] = {}
+            for number, (key, content) in enumerate(zip(keys, contents, strict=True), -1):
+                if key not in known and key not in words:
+                    path = QUERY if number < 0 else f"{CANDIDATES}[{number}]"
+                    words[key] = await self._words(content, path)
+            return await self._on_thread(self._score, keys, known, words, is_left)
+        finally:
+            is_left.set()
 
-    def _score(self, query: Content, candidates: Sequence[Content]) -> list[float]:
-        paths = [QUERY, *(f"{CANDIDATES}[{number}]" for number in range(len(candidates)))]
-        vectors = self._vectors([query, *candidates], paths)
-        return [maxsim(vectors[0], rows) for rows in vectors[1:]]
+    async def _on_thread(self, function: Callable[..., Answer], *args: object) -> Answer:
+        work = contained()(function)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
-    def _vectors(self, contents: Sequence[Content], paths: Sequence[str]) -> list[TokenVectors]:
-        """Return unit token vectors (t, 384) of each content."""
+    def _look_up(self, contents: Sequence[Content]) -> tuple[list[bytes], _Known]:
+        """Return the keys of contents, and the vectors of those that are remembered."""
         keys = [content.digest() for content in contents]
-        known = {key: self._cache.get(key) for key in keys}
-        missing = {
-            key: self._words(content, path)
-            for key, content, path in zip(keys, contents, paths, strict=True)
-            if known[key] is None
-        }
-        for key, new in self._encode(missing).items():
-            known[key] = new
-            self._cache.put(key, new)
-        return [rows for key in keys if (rows := known[key]) is not None]
+        return keys, {key: rows for key in keys if (rows := self._cache.get(key)) is not None}
 
-    def _words(self, content: Content, path: str) -> str:
+    async def _words(self, content: Content, path: str) -> str:
         """Return the content's texts, followed by what can be seen in its pictures."""
-        pixels = [
+        seen: list[list[str]] = []
+        if content.images:  # decoded just before they are seen, so that few are held at a time
+            pixels = await self._readers.run([content], self._pixels, content, path)
+            seen = await self._on_thread(self._image.words, pixels)
+        return "\n".join([*content.texts, *(", ".join(words) for words in seen)])
+
+    def _pixels(self, content: Content, path: str) -> NDArray[np.float32]:
+        pictures = [
             self._image.prepare(images.decode(part.data, f"{path}.parts[{number}].image.data"))
             for number, part in enumerate(content.parts)
             if isinstance(part, Image)
         ]
-        seen = self._image.words(np.stack(pixels)) if pixels else []
-        return "\n".join([*content.texts, *(", ".join(words) for words in seen)])
+        return np.stack(pictures)
 
-    def _encode(self, words: dict[bytes, str]) -> dict[bytes, TokenVectors]:
-        """Encode texts in batches of similar length, so that little is spent on padding."""
-        tokens = dict(zip(words, self._text.tokenise(list(words.values())), strict=True))
+    def _score(
+        self, keys: Sequence[bytes], known: _Known, words: _Words, is_left: threading.Event
+    ) -> list[float]:
+        known = {**known, **self._encode(words, is_left)}
+        asked, *vectors = [known[key] for key in keys]
+        return [maxsim(asked, rows) for rows in _wanted(vectors, is_left)]
+
+    def _encode(self, words: _Words, is_left: threading.Event) -> dict[bytes, TokenVectors]:
+        """Encode texts in batches of similar length, so that little is spent on padding.
+
+        What is done is remembered, also where the caller goes away before the rest is.
+        """
+        tokens = {
+            key: self._text.tokenise([words[key]])[0] for key in _wanted(list(words), is_left)
+        }
         order = sorted(tokens, key=lambda key: len(tokens[key].ids))
         encoded: dict[bytes, TokenVectors] = {}
-        for batch in _batches(order, tokens):
+        for batch in _wanted(_batches(order, tokens), is_left):
             rows = self._text.token_vectors([tokens[key] for key in batch])
-            encoded |= zip(batch, (one.astype(np.float16) for one in rows), strict=True)
+            for key, one in zip(batch, rows, strict=True):
+                encoded[key] = vectors = one.astype(np.float16)
+                if _size_of(vectors) <= self._cache.maxsize:
+                    self._cache[key] = vectors
         return encoded
+
+
+def _wanted(items: Iterable[Item], is_left: threading.Event) -> Iterator[Item]:
+    """Yield items while the caller waits; raise `DeadlineExceeded` when it has gone."""
+    for item in items:
+        if is_left.is_set():
+            raise DeadlineExceeded("its caller went away while it was judged")
+        yield item
 
 
 def maxsim(query: TokenVectors, candidate: TokenVectors) -> float:
@@ -131,30 +176,12 @@ def _batches(order: Sequence[bytes], tokens: dict[bytes, Tokens]) -> list[list[b
     return batches
 
 
-class _VectorCache:
-    """Token vectors by content, the least recently used forgotten first."""
-
-    def __init__(self, size_bytes: int) -> None:
-        self._rows: OrderedDict[bytes, TokenVectors] = OrderedDict()
-        self._free = size_bytes
-
-    def get(self, key: bytes) -> TokenVectors | None:
-        rows = self._rows.get(key)
-        if rows is None:
-            return None
-        self._rows.move_to_end(key)
-        return rows
-
-    def put(self, key: bytes, rows: TokenVectors) -> None:
-        if key not in self._rows:
-            self._rows[key] = rows
-            self._free -= rows.nbytes
-        while self._free < 0 and self._rows:
-            _, old = self._rows.popitem(last=False)
-            self._free += old.nbytes
+def _size_of(rows: TokenVectors) -> int:
+    return rows.nbytes + ENTRY_BYTES
 
 
-def load_maxsim(*, threads: int) -> MaxSimJudge:
+def load_maxsim(*, threads: int, cache_mib: int = 256) -> MaxSimJudge:
     """Return the judge with the files of `lite` verified; see `load_lite` for what it raises."""
     encoder: LiteEncoder = load_lite(threads=threads)
-    return MaxSimJudge(encoder.text, encoder.image, f"maxsim-{encoder.info.fingerprint}")
+    fingerprint = f"maxsim-{encoder.info.fingerprint}"
+    return MaxSimJudge(encoder.text, encoder.image, fingerprint, cache_mib << 20)

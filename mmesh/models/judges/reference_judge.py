@@ -17,6 +17,7 @@ from mmesh.content import Content
 from mmesh.errors import FailedPrecondition
 from mmesh.models import hub, images
 from mmesh.models.compat import declare_torchvision_operators
+from mmesh.models.containment import contained
 from mmesh.models.judges.choice import JudgeChoice
 from mmesh.models.judges.families import IN_PROCESS, load_family
 from mmesh.models.judges.vllm_judge import JudgeFamily, Logprob
@@ -65,6 +66,7 @@ class ReferenceJudge:
             for candidate in candidates
         ]
 
+    @contained()
     def _score_one(self, query: Content, instruction: str, candidate: Content) -> float:
         ids = self._family.prompts.build(query, instruction, candidate)
         pictures = [

@@ -10,23 +10,24 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import PIL.Image
 
 from mmesh.content import Content, Image, Modality
 from mmesh.errors import InputTooLong, InvalidField, InvalidImage, Unavailable
 from mmesh.models import hub, images
+from mmesh.models.content_threads import ContentThreads
 from mmesh.models.judges.prompts import MIN_CANDIDATE_TOKENS, PairPrompts
 from mmesh.models.judges.vllm_engine import Pictures, VllmEngine, VllmSettings
 from mmesh.models.protocol import JudgeInfo
 
 logger = logging.getLogger(__name__)
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 PREPARED_AT_A_TIME = 8
@@ -190,7 +191,7 @@ class VllmJudge:
         self._settings = settings
         self._slots = asyncio.Semaphore(2 * settings.max_num_seqs)
         self._preparing = asyncio.Semaphore(PREPARED_AT_A_TIME)
-        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="judge")
+        self._threads = ContentThreads(2, "judge")
         self._calls: set[asyncio.Task[list[float]]] = set()
         self._closed = False
 
@@ -257,7 +258,7 @@ class VllmJudge:
                 call.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         await self._engine.shutdown()
-        self._threads.shutdown(wait=False)
+        self._threads.close()
 
     async def _score_all(
         self, query: Content, instruction: str, candidates: Sequence[Content]
@@ -322,11 +323,11 @@ class VllmJudge:
         return pictures.reversed() if self._family.vllm_reverses_pictures else pictures
 
     async def _read(self, content: Content, path: str) -> Pictures:
-        return await self._offload(_read_pictures, content, self._family.resized, path)
+        resized = self._family.resized
+        return await self._threads.run([content], _read_pictures, content, resized, path)
 
-    async def _offload(self, function: Callable[..., _T], *arguments: Any) -> _T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, function, *arguments)
+    async def _offload(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await self._threads.run((), function, *args, **kwargs)
 
     def _tokens_of(self, image: Image) -> int:
         try:

@@ -9,7 +9,11 @@ from typing import Any
 import torch
 
 from mmesh.errors import FailedPrecondition
+from mmesh.models.text.instructions import check_instruction_length
 from mmesh.models.text.plain import PlainText
+
+_NOWHERE = "\U0010fffd"
+"""A character that is in no vocabulary; tokenizers that fall back on bytes know it all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,8 @@ class MarkedText:
         self._room = limit - len(self._first) - len(self._last)
         if self._room < 1:
             raise FailedPrecondition(f"{limit} tokens of text are too few for this model")
+        unknown = tokenizer.unk_token_id
+        self._unknown = unknown if unknown in self._plain.ids(_NOWHERE) else None
         self._names = tuple(tokenizer.model_input_names)
         self._padding = tokenizer.pad_token_id or 0
         self._pads_left = tokenizer.padding_side == "left"
@@ -49,6 +55,14 @@ class MarkedText:
         ids = self._plain.ids(text)
         kept = (*self._first, *ids[: self._room], *self._last)
         return Tokens(kept, truncated=len(ids) > self._room)
+
+    def knows_no_word(self, text: str) -> bool:
+        """Tell whether a text has tokens of unknown words only; False where none is unknown."""
+        return self._unknown is not None and {self._unknown}.issuperset(self._plain.ids(text))
+
+    def check_instruction(self, text: str) -> None:
+        """Raise `InputTooLong` when an instruction takes more than half of what is read."""
+        check_instruction_length(len(self._plain.ids(text)), self._room)
 
     def prefix_length(self, text: str) -> int:
         """Return how many tokens `text` takes at the start of another text, with the first mark."""

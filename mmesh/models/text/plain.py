@@ -46,7 +46,7 @@ class PlainText:
         """
         if self._backend is None:
             raise FailedPrecondition("this model's tokenizer cannot cut texts; convert it")
-        read = self._backend.encode(text, add_special_tokens=False)
+        [read] = self._backend.encode_batch([text], add_special_tokens=False)  # as `ids_of`
         starts = [start for start, _ in read.offsets]
         return text[: starts[-tokens]] if tokens < len(starts) else ""
 

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmesh.content import Content, Modality, Role
-from mmesh.errors import FailedPrecondition, InvalidImage
+from mmesh.errors import FailedPrecondition, InputTooLong, InvalidImage
 from mmesh.models import images, probes
 from mmesh.models.encoders.families import EncoderChoice, open_encoder
-from mmesh.models.protocol import EncoderModel, FloatMatrix, encode_together
+from mmesh.models.protocol import EncoderModel, FloatMatrix, Prepared, encode_together
 from mmesh.testing.tiny_models import BUILDERS
+from tests.picture_bombs import encoded
 
 pytestmark = [
     pytest.mark.models,
@@ -100,6 +102,11 @@ def model(folder: Path) -> EncoderModel:
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return BUILDERS["clip"](tmp_path_factory.mktemp("clip-alone"), 0)
+
+
+@pytest.fixture(scope="module")
+def score_fusion(clip: Path) -> Path:
+    return _as_score_fusion(clip)
 
 
 def encode(
@@ -183,6 +190,24 @@ def test_a_broken_picture_is_named(model: EncoderModel) -> None:
         model.prepare(content, Role.QUERY, "")
 
 
+def test_a_picture_far_from_square_stays_small(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmesh.models.encoders import clip_fusion
+
+    model = clip_fusion.load(clip, EncoderChoice(str(clip)))
+    process, sizes = model._towers._image_processor, []
+
+    def spy(images: Image.Image, **options: Any) -> Any:
+        sizes.append(images.size)
+        return process(images=images, **options)
+
+    spy.__dict__ |= {name: getattr(process, name) for name in ("size", "crop_size")}
+    spy.__dict__["do_center_crop"] = True
+    monkeypatch.setattr(model._towers, "_image_processor", spy)
+    for size in ((20_000, 1), (1, 20_000), (500, 7)):
+        model.prepare(Content.of(encoded(Image.new("RGB", size), "PNG")), Role.QUERY, "")
+        assert max(sizes[-1]) <= 18 * min(sizes[-1])
+
+
 def test_plain_clip_reads_no_instruction(clip: Path) -> None:
     model = open_encoder(EncoderChoice(str(clip)))
     assert not model.info.follows_instructions
@@ -191,11 +216,10 @@ def test_plain_clip_reads_no_instruction(clip: Path) -> None:
 
 
 def test_clip_trained_as_uniir_reads_instructions_before_the_text(
-    clip: Path, check_parity: Callable[..., Any]
+    score_fusion: Path, check_parity: Callable[..., Any]
 ) -> None:
-    trained = _as_score_fusion(clip)
-    model = open_encoder(EncoderChoice(str(trained)))
-    reference = Reference.of(trained, "clip")
+    model = open_encoder(EncoderChoice(str(score_fusion)))
+    reference = Reference.of(score_fusion, "clip")
 
     def uniir(case: Any) -> np.ndarray:
         prompt = _formatted(case.instruction if case.role is Role.QUERY else "")
@@ -203,6 +227,27 @@ def test_clip_trained_as_uniir_reads_instructions_before_the_text(
 
     assert model.info.follows_instructions
     check_parity(model, uniir)
+
+
+@pytest.mark.parametrize("text", ['"', '"" ""', '"\r"'])
+def test_a_text_of_quotes_alone_has_a_vector(score_fusion: Path, text: str) -> None:
+    model = open_encoder(EncoderChoice(str(score_fusion)))
+    for role in Role:
+        assert np.isfinite(encode(model, Content.of(text), role)).all()
+
+
+def test_an_instruction_that_leaves_no_room_is_refused(score_fusion: Path, clip: Path) -> None:
+    long, content = "a " * 80, Content.of("a red bicycle")
+    model = open_encoder(EncoderChoice(str(score_fusion)))
+    with pytest.raises(InputTooLong, match="instruction is"):
+        model.prepare(content, Role.QUERY, long)
+    assert encode(model, content, instruction="a " * 30) @ encode(model, content) < 1
+    for unaware in (model.prepare(content, Role.CANDIDATE, long), _plain(clip, content, long)):
+        assert not unaware.truncated
+
+
+def _plain(clip: Path, content: Content, instruction: str) -> Prepared:
+    return open_encoder(EncoderChoice(str(clip))).prepare(content, Role.QUERY, instruction)
 
 
 def _as_score_fusion(clip: Path) -> Path:

@@ -15,15 +15,19 @@ pytestmark = [
 
 
 def test_a_recording_has_room_and_is_the_smallest() -> None:
-    from mmesh.models.cuda_graphs import LEAST_LENGTH, MOST_TOKENS, STEP, Slots
+    from mmesh.models.cuda_graphs import LEAST_LENGTH, MOST_LENGTH, WIDTHS, Slots
 
-    for tokens in range(1, MOST_TOKENS + 1):
-        slots = Slots.around(tokens, 1)
-        assert slots is not None
-        assert slots.tokens - STEP < tokens <= slots.tokens
-    assert Slots.around(MOST_TOKENS + 1, 1) is None
-    assert Slots.around(STEP, STEP // LEAST_LENGTH) == (STEP, STEP // LEAST_LENGTH)
-    assert Slots.around(STEP, STEP // LEAST_LENGTH + 1) is None
+    below = 0
+    for width in WIDTHS:
+        for tokens in range(below + 1, width + 1):
+            lengths = [MOST_LENGTH] * (tokens // MOST_LENGTH) + [tokens % MOST_LENGTH]
+            slots = Slots.around(lengths)
+            assert slots == (width, width // LEAST_LENGTH, min(width, MOST_LENGTH))
+        below = width
+    assert Slots.around([MOST_LENGTH] * (WIDTHS[-1] // MOST_LENGTH) + [1]) is None
+    assert Slots.around([LEAST_LENGTH] * 4) == (64, 4, 64)
+    assert Slots.around([1] * 5) is None, "there are as many slots as sequences of ordinary length"
+    assert Slots.around([MOST_LENGTH + 1]) is None, "attention would be laid out for it everywhere"
 
 
 def test_padding_belongs_to_no_sequence() -> None:
@@ -32,7 +36,7 @@ def test_padding_belongs_to_no_sequence() -> None:
     from mmesh.models.cuda_graphs import Slots
     from mmesh.models.encoders.packed import Packing, attention, padded
 
-    lengths, slots = [5, 11], Slots(64, 4)
+    lengths, slots = [5, 11], Slots(64, 4, 64)
     packing = Packing.of(lengths, slots)
     assert packing.offsets.tolist() == [0, 5, 16, 16, 16]
     assert padded(torch.ones(3, 16), slots).sum() == 48

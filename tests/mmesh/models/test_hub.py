@@ -52,6 +52,22 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     assert hub.read_config(folder) == {"model_type": "bert"}
 
 
+@pytest.mark.parametrize("place", ["", "0_Transformer/"])
+def test_an_adapter_without_its_base_is_refused(tmp_path: Path, place: str) -> None:
+    """Its base lies elsewhere, and nothing says that it is still the one it was trained on."""
+    adapter = {
+        f"{place}adapter_config.json": b'{"base_model_name_or_path": "org/base"}',
+        f"{place}adapter_model.safetensors": b"weights",
+    }
+    for name, data in adapter.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(FailedPrecondition, match=r"an adapter of org/base, not a whole model"):
+        hub.local_folder(str(tmp_path))
+    write(tmp_path)  # beside a whole model it does no harm
+    assert hub.local_folder(str(tmp_path)) == tmp_path
+
+
 def test_weights_that_run_code_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path, model_safetensors=None)
     with pytest.raises(FailedPrecondition, match=r"only pytorch_model\.bin, which would run code"):

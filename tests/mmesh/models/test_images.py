@@ -14,6 +14,7 @@ from PIL import Image
 
 from mmesh.errors import InvalidImage
 from mmesh.models import images
+from mmesh.models.pictures import BrokenPicture, containers
 
 RED = (255, 0, 0)
 
@@ -89,6 +90,28 @@ def test_a_truncated_picture_is_refused(kind: str) -> None:
     data = encoded(Image.fromarray(noise), kind)
     with pytest.raises(InvalidImage):
         images.decode(data[: len(data) // 2], "p")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+@pytest.mark.parametrize("is_noise", [True, False])
+def test_what_is_called_cut_off_is_refused(kind: str, is_noise: bool) -> None:
+    noise = np.random.default_rng(0).integers(0, 256 if is_noise else 1, (40, 40, 3), np.uint8)
+    data = encoded(Image.fromarray(noise), kind)
+    steps = range(len(data) // 2, len(data), max(1, len(data) // 30))
+    cuts = [data[:end] for end in (*steps, *range(len(data) - 25, len(data) + 1))]
+
+    def is_called_broken(cut: bytes) -> bool:
+        try:
+            return containers.size_of(cut) is None or containers.is_cut_off(cut)
+        except BrokenPicture:
+            return True
+
+    called = [cut for cut in cuts if is_called_broken(cut)]
+    for cut in called:
+        with pytest.raises(InvalidImage):
+            images.decode(cut, "p")
+    assert data not in called
+    assert bool(called) is (kind != "GIF")  # of which the end of the pixels is not looked for
 
 
 @pytest.mark.parametrize("header", [png_header, gif_header, jpeg_header, webp_header])

@@ -5,11 +5,16 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from tokenizers import Encoding, Tokenizer
 
 from mmesh.content import Content, Modality, Role
 from mmesh.errors import DataLoss, InvalidImage
@@ -109,6 +114,49 @@ def test_only_the_head_of_a_huge_text_decides(lite: LiteEncoder, text: str) -> N
     assert list(lite.text.tokenise([text])[0].ids[1:-1]) == whole[:254]
 
 
+@settings(max_examples=30, deadline=None)  # about a second
+@given(
+    st.lists(
+        st.sampled_from(
+            ["word ", "!", " ", "\n", "\x00", "\u3000", "e\u0301", "界", "zyx", "z" * 99]
+        ).flatmap(lambda piece: st.integers(0, 9000).map(lambda times: piece * times)),
+        max_size=5,
+    ).map("".join)
+)
+def test_the_tokens_of_any_text_are_the_first_of_the_whole(lite: LiteEncoder, text: str) -> None:
+    text = text[:50_000]
+    whole = lite.text._tokenizer.encode(text).ids
+    tokens = lite.text.tokenise([text])[0]
+    assert (list(tokens.ids[1:-1]), tokens.truncated) == (whole[:254], len(whole) > 254)
+
+
+class CountingTokenizer:
+    """The part of a tokenizer that lets other threads run; counts the characters that it reads."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.characters = 0
+
+    def encode_batch_fast(self, texts: list[str], **options: bool) -> list[Encoding]:
+        self.characters += sum(map(len, texts))
+        read: list[Encoding] = self._tokenizer.encode_batch_fast(texts, **options)
+        return read
+
+
+@pytest.mark.parametrize(
+    "text",
+    [" " * 8192 + "word " * 200_000, ("z" * 120 + " ") * 9000, "a" + " " * 9000 + "!" * 10**6],
+)
+def test_no_more_of_a_huge_text_is_read_than_its_first_tokens_need(
+    lite: LiteEncoder, text: str
+) -> None:
+    counting = CountingTokenizer(lite.text._tokenizer)
+    tower = copy(lite.text)
+    tower._tokenizer = cast(Tokenizer, counting)
+    assert tower.tokenise([text])[0] == lite.text.tokenise([text])[0]
+    assert counting.characters < len(text) / 5
+
+
 def test_texts_are_joined_by_line_breaks_and_pictures_by_their_mean(lite: LiteEncoder) -> None:
     joined = embed(lite, Content.of("a", "b"), Content.of("a\nb"))
     np.testing.assert_allclose(joined[0], joined[1], atol=TOLERANCE)
@@ -154,6 +202,13 @@ def test_calibration_vectors_are_of_every_modality(lite: LiteEncoder) -> None:
     }
 
 
+def test_a_row_of_the_calibration_shows_one_thing_in_every_modality(lite: LiteEncoder) -> None:
+    texts, images, pairs = (lite.info.calibration[kind][:128] for kind in Modality)
+    for shown in (images, pairs):
+        scores = shown @ texts.T
+        assert np.diag(scores).mean() > scores.mean() + 0.3
+
+
 def test_shipped_files_are_those_of_the_manifest() -> None:
     hashes = artefacts.verify()
     assert {path.name for path in artefacts.DATA.iterdir()} == {*hashes, artefacts.MANIFEST}
@@ -182,3 +237,35 @@ def test_weights_are_unpacked_once_and_repaired(
     artefacts.text_graph()
     assert artefacts.sha256_of(weights) == artefacts.TEXT_WEIGHTS_SHA256
     assert {path.name for path in graph.parent.iterdir()} == {graph.name, weights.name}
+
+
+def flat(size: tuple[int, int], colour: str, margin: str = "") -> bytes:
+    """A picture of one colour, or of another at its right margin, which no middle square shows."""
+    image, buffer = Image.new("RGB", size, colour), io.BytesIO()
+    image.paste(margin or colour, (size[0] - 20, 0, *size))
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_what_equals_any_other_is_noticed(lite: LiteEncoder) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), (250, 250, 250)).save(buffer, "PNG")
+    contents = {
+        "car": Content.of("a car 🚗"),
+        "emoji": Content.of("🚗"),
+        "picture": Content.of(picture(1)),
+        "blank": Content.of(buffer.getvalue()),
+        "wide and blank": Content.of(flat((300, 100), "red")),
+        "wide": Content.of(flat((300, 100), "red", "blue")),
+        "both": Content.of("🚀", picture(1), buffer.getvalue()),
+    }
+    said = {name: lite.prepare(one, Role.CANDIDATE, "").notices for name, one in contents.items()}
+    assert said == {
+        "car": (),
+        "emoji": ("TEXT_UNKNOWN",),
+        "picture": (),
+        "blank": ("IMAGE_BLANK",),
+        "wide and blank": ("IMAGE_BLANK",),
+        "wide": (),
+        "both": ("TEXT_UNKNOWN", "IMAGE_BLANK"),
+    }

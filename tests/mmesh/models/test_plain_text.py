@@ -67,3 +67,32 @@ def test_later_calls_of_the_tokenizer_change_nothing(tokenizer: Any) -> None:
     before = plain.ids(FORGED)
     tokenizer([FORGED, "x"], padding=True, truncation=True, max_length=4)
     assert plain.ids(FORGED) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "unknown"),
+    [
+        ("words", "\U0001f697 \U0001f600", True),
+        ("words", "a cat \U0001f600", False),
+        ("bytes", "\U0001f697", False),
+    ],
+)
+def test_a_text_of_unknown_words_only_is_noticed(kind: str, text: str, unknown: bool) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    from mmesh.models.text.marked import MarkedText
+
+    vocabulary = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "cat": 3}
+    if kind == "bytes":
+        vocabulary |= {one: 4 + n for n, one in enumerate(pre_tokenizers.ByteLevel.alphabet())}
+        made = Tokenizer(models.BPE(vocabulary, [], unk_token="[UNK]"))
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    assert MarkedText(tokenizer, 16).knows_no_word(text) is unknown

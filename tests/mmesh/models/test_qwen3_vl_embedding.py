@@ -19,7 +19,7 @@ import pytest
 
 from mmesh.content import Content, Modality, Role
 from mmesh.errors import DataLoss, FailedPrecondition, InputTooLong, InvalidField, InvalidImage
-from mmesh.models import probes
+from mmesh.models import probes, reference
 from mmesh.models.encoders.families import EncoderChoice, open_encoder
 from mmesh.models.protocol import EncoderModel, encode_together
 from mmesh.testing.tiny_models import build_tiny_qwen3_vl
@@ -239,6 +239,8 @@ def test_inputs_that_do_not_fit_are_refused(model: EncoderModel) -> None:
     assert refused(InvalidImage, b"no picture") == "content.parts[0].image.data"
     assert refused(InputTooLong, *[large] * 3) == "content"
     assert model.prepare(Content.of(*[large] * 2), Role.QUERY, "").cost > 3000
+    with pytest.raises(InputTooLong, match="instruction is"):
+        model.prepare(Content.of("x"), Role.QUERY, "find " * 5000)
 
 
 def test_a_pool_for_text_shares_the_space(folder: Path, model: EncoderModel) -> None:
@@ -285,15 +287,13 @@ def test_compiled_layers_give_the_same(folder: Path, model: EncoderModel) -> Non
     np.testing.assert_allclose(compiled, encode(model, *contents), atol=1e-5)
 
 
-def test_probes_calibrate_what_is_answered(model: EncoderModel) -> None:
-    calibration = model.info.calibration
-    assert {kind: rows.shape for kind, rows in calibration.items()} == {
-        Modality.TEXT: (64, 128),
-        Modality.IMAGE: (16, 128),
-        Modality.IMAGE_TEXT: (16, 128),
-    }
+def test_the_reference_pool_calibrates_what_is_answered(model: EncoderModel) -> None:
+    shapes = {kind: rows.shape for kind, rows in model.info.calibration.items()}
+    assert shapes == dict.fromkeys(Modality, (reference.COUNT, 128))
+    assert model.info.calibration_candidates == {}  # without an instruction both roles are alike
+    things = reference.of_modality(Modality.TEXT)
     np.testing.assert_allclose(
-        encode(model, probes.texts()[5]), calibration[Modality.TEXT][5:6], atol=1e-5
+        encode(model, things[5]), model.info.calibration[Modality.TEXT][5:6], atol=1e-5
     )
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmesh.content import Content, Modality, Role
-from mmesh.errors import FailedPrecondition, InvalidField, InvalidImage
+from mmesh.errors import FailedPrecondition, InputTooLong, InvalidField, InvalidImage
 from mmesh.models import images, probes
 from mmesh.models.encoders.families import EncoderChoice, open_encoder
 from mmesh.models.protocol import EncoderModel, FloatMatrix, Prepared, encode_together
@@ -24,6 +25,7 @@ from mmesh.testing.tiny_models import (
     build_tiny_qwen3_vl,
     build_tiny_sentence_transformer,
 )
+from tests.picture_bombs import encoded
 
 pytestmark = [
     pytest.mark.models,
@@ -148,15 +150,62 @@ def test_towers_of_pictures_equal_the_library(
         model.prepare(two, Role.QUERY, "")
 
 
+def test_a_picture_far_from_square_stays_small(tmp_path: Path) -> None:
+    from mmesh.models.encoders import sentence_transformers
+
+    folder = _saved(build_tiny_clip(tmp_path / "clip"), tmp_path / "st")
+    model = sentence_transformers.load(folder, EncoderChoice(str(folder)))
+    first, sizes = model._inputs._first, []
+    process = first.preprocess
+
+    def spy(contents: Any, **options: Any) -> Any:
+        sizes.append(contents[0]["image"].size)
+        return process(contents, **options)
+
+    first.preprocess = spy
+    for size in ((20_000, 1), (1, 20_000), (500, 7)):
+        model.prepare(Content.of(encoded(Image.new("RGB", size), "PNG")), Role.QUERY, "")
+        assert max(sizes[-1]) <= 18 * min(sizes[-1])
+
+
 def test_prompts_stay_out_of_the_pooling_where_the_model_says_so(
     tmp_path: Path, parity_cases: Sequence[Any], check_parity: Callable[..., Any]
 ) -> None:
     base = build_tiny_sentence_transformer(tmp_path / "base")
-    folder = _saved(base, tmp_path / "st", pooling="mean", include_prompt=False)
-    config = folder / "config_sentence_transformers.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"prompts": {"query": INSTRUCT}}))
+    folder = _instructed(_saved(base, tmp_path / "st", pooling="mean", include_prompt=False))
     model = opened(folder)
     check_parity(model, Library(folder), read_by(model, parity_cases))
+
+    query = Content.of("a red bicycle")
+    asked = [model.prepare(query, Role.QUERY, "a " * length) for length in range(1, 9)]
+    assert len({one.group for one in asked}) == 8
+    assert {one.label for one in asked} == {"text"}
+
+
+def _instructed(folder: Path) -> Path:
+    config = folder / "config_sentence_transformers.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prompts": {"query": INSTRUCT}}))
+    return folder
+
+
+def test_an_instruction_that_leaves_no_room_is_refused(tmp_path: Path, chat: Path) -> None:
+    base = build_tiny_sentence_transformer(tmp_path / "base")
+    unpooled = _instructed(_saved(base, tmp_path / "st", "mean", include_prompt=False))
+    chatting = _instructed(Path(shutil.copytree(chat, tmp_path / "chat")))
+    for folder in (unpooled, chatting):
+        model = opened(folder, max_text_tokens=128)
+        for content in (Content.of("a red bicycle"), Content.of(probes.picture(0), "red")):
+            if content.modality in model.info.modalities:
+                for length in (80, 130):
+                    with pytest.raises(InputTooLong, match="instruction is"):
+                        model.prepare(content, Role.QUERY, "a " * length)
+        assert np.isfinite(encode(model, Content.of("long " * 200), instruction="a " * 40)).all()
+
+
+def test_a_limit_below_the_models_own_prompt_is_refused(tmp_path: Path) -> None:
+    folder = build_tiny_sentence_transformer(tmp_path, prompts=PROMPTS["instructed"])
+    with pytest.raises(FailedPrecondition, match="too few"):
+        opened(folder, max_text_tokens=8)
 
 
 def test_texts_that_name_files_and_addresses_are_texts(

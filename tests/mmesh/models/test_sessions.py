@@ -43,10 +43,13 @@ def test_kept_memory_is_given_back_and_the_answers_stay_the_same():
 def test_an_action_waits_for_the_last_of_many_calls():
     done = threading.Event()
     idle = _Idle(done.set, pause_s=0.2)
-    until = time.monotonic() + 0.5
-    while time.monotonic() < until:
+    begun = before = time.monotonic()
+    longest = 0.0  # between two calls, where this process was given no time
+    while before < begun + 0.5:
         idle.postpone()
-        assert not done.is_set()
+        is_done, now = done.is_set(), time.monotonic()
+        longest, before = max(longest, now - before), now
+        assert not is_done or longest > 0.1
     assert done.wait(20)
     done.clear()
     idle.postpone()

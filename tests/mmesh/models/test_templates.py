@@ -22,9 +22,15 @@ BUILT_IN = FOLDER / "true-false.v1.toml"
 SOURCE = BUILT_IN.read_text()
 TEXT, IMAGE, IMAGE_TEXT = Modality.TEXT, Modality.IMAGE, Modality.IMAGE_TEXT
 MBEIR = {
-    (TEXT, TEXT), (TEXT, IMAGE), (TEXT, IMAGE_TEXT), (IMAGE, TEXT), (IMAGE, IMAGE),
-    (IMAGE_TEXT, TEXT), (IMAGE_TEXT, IMAGE), (IMAGE_TEXT, IMAGE_TEXT),
-}  # fmt: skip
+    (TEXT, TEXT),
+    (TEXT, IMAGE),
+    (TEXT, IMAGE_TEXT),
+    (IMAGE, TEXT),
+    (IMAGE, IMAGE),
+    (IMAGE_TEXT, TEXT),
+    (IMAGE_TEXT, IMAGE),
+    (IMAGE_TEXT, IMAGE_TEXT),
+}
 """Modalities of query and candidate in the task families of M-BEIR."""
 
 

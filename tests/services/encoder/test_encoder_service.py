@@ -2,7 +2,9 @@
 
 import asyncio
 import threading
+from concurrent.futures import CancelledError
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -14,6 +16,7 @@ from mmesh.api.encoder.v1 import encoder_pb2 as pb
 from mmesh.api.encoder.v1 import encoder_pb2_grpc as rpc
 from mmesh.api.vector.v1 import vector_pb2
 from mmesh.content import Content, Modality, Role
+from mmesh.errors import DeadlineExceeded
 from mmesh.models.protocol import EncoderInfo, OutOfDeviceMemory, Prepared
 from mmesh.serving.batching.backlog import BatchShape, Priority
 from mmesh.serving.batching.batcher import BatchLimits
@@ -23,8 +26,8 @@ from mmesh.wire.errors import error_of
 from mmesh.wire.transport import open_channel
 from services.encoder import metrics
 from services.encoder.config import EncoderSettings
-from services.encoder.engine import EncodeInput, EncoderEngine
-from services.encoder.preparation import EncodeOptions
+from services.encoder.engine import EncoderEngine
+from services.encoder.preparation import MOST_LARGE, EncodeOptions, is_large
 from services.encoder.servicer import EncoderServicer
 from tests.effort import patient
 
@@ -290,8 +293,168 @@ async def test_an_input_nobody_waits_for_any_more_is_not_even_prepared():
         await failure(stub.Encode(long, timeout=patient(0.3)))
         first.set()
         await stub.Encode(texts("next"))
-    assert [text.split()[0] for text in model.prepared] == ["one", "next"]
+    assert {text.split()[0] for text in model.prepared} == {"one", "next"}
     assert model.batches == [["next"]]
+
+
+@pytest.mark.parametrize(("words", "on_a_thread"), [(1, False), (2000, True)])
+async def test_only_short_queries_are_prepared_on_the_event_loop(words, on_a_thread):
+    model, threads = SlowModel(), []
+
+    def prepare(content, role, instruction):
+        threads.append(threading.current_thread())
+        return SlowModel.prepare(model, content, role, instruction)
+
+    model.prepare = prepare
+    async with serving(model, max_input_cost=100_000) as stub:
+        await stub.Encode(texts("word " * words))
+    assert [one is not threading.current_thread() for one in threads] == [on_a_thread]
+
+
+LONG = [(Content.of(f"{number} " * 2000), "") for number in range(10, 70)]
+
+
+async def long_call(engine, model, priority):
+    """Return a call of more than may wait, on a device that is busy."""
+    model.free.clear()
+    options = EncodeOptions(Role.QUERY, priority, Deadline.after(60))
+    call = asyncio.create_task(engine.encode(LONG, options))
+    await until(lambda: model.batches and len(model.prepared) > 4)
+    await asyncio.sleep(0.2)  # time in which more would be prepared
+    assert len(model.prepared) < len(LONG) / 2
+    return call
+
+
+FEW = BatchLimits(max_waiting_cost=40_000)
+
+
+@pytest.mark.parametrize("priority", list(Priority))
+async def test_no_more_of_a_call_is_prepared_than_may_wait(priority):
+    model = SlowModel()
+    async with EncoderEngine([model], FEW) as engine:
+        call = await long_call(engine, model, priority)
+        model.free.set()
+    assert len((await call)[0]) == len(LONG)
+    assert not engine._batcher.waiting_cost
+
+
+async def test_a_call_that_waits_for_room_leaves_none_taken_when_it_is_cancelled():
+    model = SlowModel()
+    async with EncoderEngine([model], FEW) as engine:
+        call = await long_call(engine, model, Priority.BULK)
+        call.cancel()
+        await until(lambda: not engine._batcher.waiting_cost and not engine._feeding)
+        model.free.set()
+        options = EncodeOptions(Role.QUERY, Priority.BULK, Deadline.after(60))
+        assert len((await engine.encode(LONG, options))[0]) == len(LONG)
+
+
+class Panic(BaseException):
+    """As what a library in Rust raises."""
+
+
+FAILURES = [ValueError(), StopIteration(), Panic(), SystemExit(1), CancelledError()]
+
+
+class FailingModel(SlowModel):
+    """Fails with `error` where a text says so."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def prepare(self, content, role, instruction):
+        if content.text == "bad prepare":
+            raise self.error
+        if content.text == "without group":
+            return SimpleNamespace(truncated=False, cost=1)
+        return Prepared("text", 1, content.text)
+
+    def collate(self, batch):
+        if any(prepared.payload == "bad collate" for prepared in batch):
+            raise self.error
+        return super().collate(batch)
+
+    def forward(self, batch):
+        if "bad forward" in batch:
+            raise self.error
+        return super().forward(batch)
+
+
+@pytest.mark.parametrize("priority", [pb.PRIORITY_INTERACTIVE, pb.PRIORITY_BULK])
+@pytest.mark.parametrize("error", FAILURES, ids=repr)
+async def test_whatever_fails_in_preparation_fails_its_call_and_keeps_no_room(error, priority):
+    async with serving(FailingModel(error)) as stub:
+        for words in (("bad prepare", "good"), ("good", "without group", "better")):
+            bad = request(*map(Content.of, words), priority=priority)
+            assert (await failure(stub.Encode(bad, timeout=patient(5)))).code.name == "INTERNAL"
+        assert not waiting()
+        good = request(Content.of("good"), priority=priority)
+        await stub.Encode(good, timeout=patient(5))
+
+
+@pytest.mark.parametrize("words", ["bad collate", "bad forward"])
+@pytest.mark.parametrize("error", FAILURES, ids=repr)
+async def test_whatever_fails_on_a_device_fails_its_batch_alone(error, words):
+    async with serving(FailingModel(error)) as stub:
+        bad = stub.Encode(texts(words), timeout=patient(5))
+        assert (await failure(bad)).code.name == "INTERNAL"
+        await stub.Encode(texts("good"), timeout=patient(5))
+
+
+class PictureModel(SlowModel):
+    """Reads pictures by their headers; those of large ones wait until they are let."""
+
+    info = EncoderInfo("slow", "slow-1", 2, frozenset({Modality.TEXT, Modality.IMAGE}), 100, False)
+
+    def __init__(self):
+        super().__init__()
+        self.large_may_go = threading.Event()
+
+    def prepare(self, content, role, instruction):
+        if is_large(content):
+            assert self.large_may_go.wait(10)
+        return Prepared("image", 1, content.digest())
+
+
+def picture(number, side):
+    """Return the header of a PNG; what is behind it makes it another picture."""
+    size = side.to_bytes(4) * 2
+    return Content.of(b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR" + size + number.to_bytes(4))
+
+
+async def test_nobody_waits_for_the_large_pictures_of_others():
+    model = PictureModel()
+    async with serving(model, prepare_threads=1) as stub:
+        bulk = pb.PRIORITY_BULK
+        large = [stub.Encode(request(picture(n, 3000), priority=bulk)) for n in range(4)]
+        for number in range(4):
+            await stub.Encode(request(picture(number, 300), priority=bulk), timeout=patient(5))
+        assert not any(call.done() for call in large)
+        model.large_may_go.set()
+        await asyncio.gather(*large)
+
+
+async def test_calls_with_large_pictures_are_refused_when_enough_of_them_wait():
+    model = PictureModel()
+    async with serving(model, prepare_threads=1) as stub:
+        many = stub.Encode(request(*(picture(n, 3000) for n in range(MOST_LARGE))))
+        while (error := await refusal_or_none(stub, 3000)) is None:
+            pass
+        assert (error.reason, error.retry_after_s) == ("QUEUE_FULL", 0.5)
+        await stub.Encode(request(picture(0, 300)), timeout=patient(5))
+        model.large_may_go.set()
+        await many
+        await stub.Encode(request(picture(99, 3000)), timeout=patient(5))
+
+
+async def refusal_or_none(stub, side):
+    """Return why a picture is refused; None if it waits."""
+    try:
+        await stub.Encode(request(picture(1000, side)), timeout=0.1)
+    except grpc.aio.AioRpcError as refused:
+        error = error_of(refused)
+    return None if isinstance(error, DeadlineExceeded) else error
 
 
 async def test_a_call_that_fails_leaves_no_work_behind():
@@ -310,7 +473,7 @@ async def test_calls_that_are_cancelled_in_flight_leave_nothing_behind(lite):
     async with EncoderEngine([lite], BatchLimits()) as engine:
 
         async def call(number):
-            inputs = [EncodeInput(Content.of(f"text {number % 7} {n}"), "") for n in range(8)]
+            inputs = [(Content.of(f"text {number % 7} {n}"), "") for n in range(8)]
             priority = Priority(number % 2)
             options = EncodeOptions(Role.QUERY, priority, Deadline.after(30))
             return await engine.encode(inputs, options)
@@ -321,8 +484,8 @@ async def test_calls_that_are_cancelled_in_flight_leave_nothing_behind(lite):
             if number % 2:
                 one.cancel()
         results = await asyncio.gather(*calls, return_exceptions=True)
-        assert all(len(result) == 8 for result in results[::2])
-        assert len(await call(99)) == 8
+        assert all(len(found) == 8 for found, _ in results[::2])
+        assert len((await call(99))[0]) == 8
         assert not engine._coalescer._tickets
         assert engine._batcher.waiting_cost == 0
         assert not engine._feeding

@@ -5,37 +5,43 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+from prometheus_client import REGISTRY
 
 from mmesh import wire
 from mmesh.api.reranker.v1 import reranker_pb2 as pb
 from mmesh.api.reranker.v1 import reranker_pb2_grpc as rpc
 from mmesh.content import Content, Modality
-from mmesh.errors import InvalidField, Unavailable
+from mmesh.errors import FailedPrecondition, InternalError, InvalidField, Overloaded, Unavailable
 from mmesh.models.protocol import JudgeInfo
+from mmesh.serving.deadline import Deadline
 from mmesh.serving.host import Host
-from mmesh.wire.durations import duration_to_pb
 from mmesh.wire.errors import error_of
+from mmesh.wire.times import duration_to_pb
 from mmesh.wire.transport import open_channel
 from services.reranker.config import RerankerSettings
-from services.reranker.engine import RerankerEngine
+from services.reranker.engine import Question, RerankerEngine
 from services.reranker.servicer import RerankerServicer
+from tests.effort import patient
 
 HALF = dict.fromkeys(Modality, 0.5)
 
 
 class Judge:
-    """Scores by length, as slowly as it is told; refuses one word, and dies of another."""
+    """Scores by length, as slowly as it is told; refuses one word, and dies of another.
+
+    After `rounds` calls it hangs.
+    """
 
     info = JudgeInfo("length", "length-1", "t@1:abc", HALF, {Modality.TEXT: 0.5}, False)
 
-    def __init__(self, seconds=0.0):
-        self.seconds = seconds
+    def __init__(self, seconds=0.0, rounds=1000):
+        self.seconds, self.rounds = seconds, rounds
         self.healthy = True
         self.calls = []
 
     async def score(self, query, instruction, candidates):
         self.calls.append(len(candidates))
-        await asyncio.sleep(self.seconds)
+        await asyncio.sleep(self.seconds if len(self.calls) <= self.rounds else 1000)
         texts = [candidate.text for candidate in candidates]
         if "bad" in texts:
             raise InvalidField(f"candidates[{texts.index('bad')}].parts[0].text", "is bad")
@@ -95,11 +101,9 @@ async def test_a_candidate_that_cannot_be_judged_does_not_spoil_the_others():
 
 
 async def test_what_is_not_judged_in_time_is_said():
-    async with serving(Judge(seconds=0.3)) as stub:
-        reply = await stub.Rerank(request(*"abcdef"), timeout=0.8)
-    scores = scores_of(reply)
-    assert scores[:2] == [1, 1]
-    assert scores[-1] == "DEADLINE"
+    async with serving(Judge(rounds=1)) as stub:
+        reply = await stub.Rerank(request(*"abcdef"), timeout=patient(1.0))
+    assert scores_of(reply) == [1, 1, *["DEADLINE"] * 4]
 
 
 async def test_a_dead_engine_is_unavailable_with_a_pause():
@@ -111,8 +115,76 @@ async def test_a_dead_engine_is_unavailable_with_a_pause():
             assert (error.reason, error.retry_after_s) == ("UNAVAILABLE", 0.5)
 
 
-async def test_too_many_calls_are_refused():
+REFUSALS = [Overloaded("429"), FailedPrecondition("401"), InternalError("no answer")]
+
+
+class RefusingJudge(Judge):
+    """Refuses calls with `error`, or only those for one candidate."""
+
+    def __init__(self, error, *, only_alone=False):
+        super().__init__()
+        self.error, self.only_alone = error, only_alone
+
+    async def score(self, query, instruction, candidates):
+        scores = await super().score(query, instruction, candidates)
+        if len(candidates) == 1 or not self.only_alone:
+            raise self.error
+        return scores
+
+
+@pytest.mark.parametrize("error", REFUSALS, ids=lambda error: error.reason)
+async def test_a_judge_that_refuses_is_not_asked_again_for_each_candidate(error):
+    judge = RefusingJudge(error)
+    async with serving(judge, round_candidates=8) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Rerank(request(*"abcdefgh"))
+    assert error_of(caught.value).reason == error.reason
+    assert judge.calls == [8]
+
+
+async def test_a_judge_that_refuses_candidates_alone_ends_the_call():
+    async with serving(RefusingJudge(Overloaded("429"), only_alone=True)) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Rerank(request("bad", "good"))
+    assert error_of(caught.value).reason == "QUEUE_FULL"
+
+
+async def test_running_and_waiting_calls_are_told_apart():
+    def calls(state):
+        return REGISTRY.get_sample_value(f"mmesh_reranker_{state}_calls")
+
     async with serving(Judge(seconds=0.2)) as stub:
+        pair = [asyncio.ensure_future(stub.Rerank(request("a"))) for _ in range(2)]
+        async with asyncio.timeout(patient(5)):
+            while (calls("running"), calls("waiting")) != (1, 1):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        await asyncio.gather(*pair)
+    assert (calls("running"), calls("waiting")) == (0, 0)
+
+
+async def test_the_time_of_calls_whose_callers_went_away_is_demand_all_the_same():
+    """Or a reranker in which each call outlasts its caller would seem idle."""
+
+    def observed(of):
+        return REGISTRY.get_sample_value(f"mmesh_reranker_{of}_seconds_count")
+
+    judge, question = Judge(rounds=0), Question(Content.of("q"), "", [Content.of("a")])
+    engine = RerankerEngine(
+        judge, round_candidates=2, running_calls=1, max_waiting=1, score_cache=100
+    )
+    judged, waited = observed("judge"), observed("queue")
+    calls = [asyncio.create_task(engine.judge(question, Deadline.after(60))) for _ in range(2)]
+    async with asyncio.timeout(patient(5)):
+        while not judge.calls:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls)
+    assert (observed("judge"), observed("queue")) == (judged + 1, waited + 2)
+
+
+async def test_too_many_calls_are_refused():
+    async with serving(Judge(seconds=patient(0.2))) as stub:
         calls = [asyncio.ensure_future(stub.Rerank(request("a"))) for _ in range(4)]
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
     failed = [error_of(o) for o in outcomes if isinstance(o, grpc.aio.AioRpcError)]
@@ -176,8 +248,8 @@ async def test_image_tokens_are_spent_on_the_query_and_then_best_first():
 
 
 async def test_a_budget_of_seconds_ends_judging_before_the_deadline():
-    async with serving(Judge(seconds=0.4)) as stub:
-        reply = await stub.Rerank(request(*"abcdef", budget=budget_of(0.6)), timeout=30)
+    async with serving(Judge(rounds=1)) as stub:
+        reply = await stub.Rerank(request(*"abcdef", budget=budget_of(patient(0.5))), timeout=90)
     assert scores_of(reply) == [1, 1, *["DEADLINE"] * 4]
 
 

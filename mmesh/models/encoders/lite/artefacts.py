@@ -20,6 +20,8 @@ from typing import IO, Any
 from mmesh.errors import DataLoss, FailedPrecondition
 
 DATA = Path(__file__).parent / "data"
+MODEL_TYPE = "mmesh-lite"
+"""What `config.json` calls a folder with a trained `lite`."""
 MANIFEST = "manifest.json"
 TEXT_GRAPH = "minilm.onnx"
 IMAGE_GRAPH = "lite0.onnx"
@@ -73,10 +75,14 @@ def cache_directory() -> Path:
 def text_graph(directory: Path = DATA) -> Path:
     """Return the path of MiniLM's graph with its weights beside it; unpack them at first use.
 
+    A folder of a trained model has weights of its own.
+
     Raises:
         FailedPrecondition: the package with the weights is not installed.
         DataLoss: the package holds other weights than the graph was made for.
     """
+    if (directory / TEXT_WEIGHTS).is_file():
+        return directory / TEXT_GRAPH
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
     weights = cache / TEXT_WEIGHTS

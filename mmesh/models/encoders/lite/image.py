@@ -91,6 +91,11 @@ class ImageTower:
         self._classes = classes
         self._vocabulary = cache(vocabulary)  # only `words` needs it, and so only judges do
 
+    @property
+    def class_names(self) -> FloatMatrix:
+        """The vectors of the names of the classes (1000, 384)."""
+        return self._classes.vectors
+
     @staticmethod
     def prepare(image: Image.Image) -> NDArray[np.float32]:
         """Return an RGB picture as input of the model, (3, 224, 224)."""
@@ -108,6 +113,16 @@ class ImageTower:
         if max(image.size) > NEARLY_SQUARE * min(image.size):
             chosen.append(whole(image))
         return np.stack([ImageTower.prepare(view) for view in chosen])
+
+    @staticmethod
+    def is_blank(image: Image.Image, views: NDArray[np.float32]) -> bool:
+        """Tell whether all of a picture is of one colour as the model sees it.
+
+        A second view is no measure: it lies on white.
+        """
+        if np.ptp(views[0], axis=(-2, -1)).any():
+            return False
+        return len(views) == 1 or shrunk(image).getcolors(maxcolors=1) is not None
 
     def features(self, pixels: NDArray[np.float32]) -> tuple[FloatMatrix, FloatMatrix]:
         """Return the last layer (n, 1280) and the class logits (n, 1000) of prepared pictures."""
@@ -150,12 +165,17 @@ def fit(image: Image.Image) -> Image.Image:
 
 def whole(image: Image.Image) -> Image.Image:
     """Return all of a picture in the middle of a white square of the size that the model sees."""
+    small = shrunk(image)
+    canvas = Image.new("RGB", (SIDE, SIDE), (255, 255, 255))
+    canvas.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))
+    return canvas
+
+
+def shrunk(image: Image.Image) -> Image.Image:
+    """Return all of a picture, its longer side as long as what the model sees."""
     scale = SIDE / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
-    small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    canvas = Image.new("RGB", (SIDE, SIDE), (255, 255, 255))
-    canvas.paste(small, ((SIDE - width) // 2, (SIDE - height) // 2))
-    return canvas
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 def gelu(values: FloatMatrix) -> FloatMatrix:

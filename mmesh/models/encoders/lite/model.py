@@ -17,7 +17,13 @@ from mmesh.models.encoders.lite import artefacts
 from mmesh.models.encoders.lite.image import Head, ImageTower, Names
 from mmesh.models.encoders.lite.sessions import Backend, open_session
 from mmesh.models.encoders.lite.text import MAX_TOKENS, WIDTH, TextTower, TokenBatch, Tokens, unit
-from mmesh.models.protocol import EncoderInfo, FloatMatrix, Prepared
+from mmesh.models.protocol import (
+    IMAGE_BLANK,
+    TEXT_UNKNOWN,
+    EncoderInfo,
+    FloatMatrix,
+    Prepared,
+)
 
 NAME = "lite"
 # Raised when code changes a vector that the files do not: pooling, mixing, resizing.
@@ -26,6 +32,26 @@ IMAGE_COST = 48
 """Tokens that take as long as one view of a picture, measured on one thread."""
 TEXT_SHARE = {Role.QUERY: 0.65, Role.CANDIDATE: 0.5}
 """How much of an illustrated text's vector is its text."""
+INSTRUCTION = "instruction"
+"""What the manifest of a trained model says of how it reads instructions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a trained model reads the instruction of a query."""
+
+    before_text: bool = False
+    """It reads instructions at all, at the start of the text."""
+    picture_share: float = 0.0
+    """How much of the vector of a query of pictures alone is its instruction."""
+
+    def read(self, content: Content, role: Role, instruction: str) -> tuple[str, float]:
+        """Return the text to embed, empty for none, and its share beside pictures."""
+        asked = instruction.strip() if self.before_text and role is Role.QUERY else ""
+        if content.texts:
+            text = f"{asked} {content.text}" if asked else content.text
+            return text, TEXT_SHARE[role]
+        return (asked, self.picture_share) if self.picture_share else ("", 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +94,15 @@ class LiteBatch:
 
 
 class LiteEncoder:
-    """The embedded default encoder; it reads no instruction."""
+    """The embedded default encoder; as it ships it reads no instruction."""
 
-    def __init__(self, text: TextTower, image: ImageTower, info: EncoderInfo) -> None:
+    def __init__(
+        self, text: TextTower, image: ImageTower, info: EncoderInfo, reading: Reading | None = None
+    ) -> None:
         self._text = text
         self._image = image
         self._info = info
+        self._reading = reading or Reading()
 
     @property
     def info(self) -> EncoderInfo:
@@ -96,13 +125,14 @@ class LiteEncoder:
         Raises:
             InvalidImage: a picture cannot be decoded; its path starts with `content`.
         """
-        del instruction  # A model of this size cannot follow one.
-        tokens = self._text.tokenise([content.text])[0] if content.texts else None
-        views = self._views(content)
+        text, share = self._reading.read(content, role, instruction)
+        tokens = self._text.tokenise([text])[0] if content.texts or text else None
+        views, blank = self._views(content)
         cost = (len(tokens.ids) if tokens else 0) + IMAGE_COST * sum(map(len, views))
-        payload = LiteInput(tokens, views, TEXT_SHARE[role])
+        payload = LiteInput(tokens, views, share)
         truncated = tokens is not None and tokens.truncated
-        return Prepared(content.modality.value, cost, payload, truncated)
+        group = "image_text" if tokens and views else "text" if tokens else "image"
+        return Prepared(group, cost, payload, truncated, _notices(tokens, blank))
 
     def collate(self, batch: Sequence[Prepared]) -> LiteBatch:
         """Pad the texts and stack the pictures of inputs of one group; thread-safe."""
@@ -125,18 +155,26 @@ class LiteEncoder:
         share = collated.text_shares
         return unit(share * texts + (1 - share) * pictures)
 
-    def _views(self, content: Content) -> tuple[NDArray[np.float32], ...]:
-        return tuple(
-            self._image.views(images.decode(part.data, f"content.parts[{number}].image.data"))
-            for number, part in enumerate(content.parts)
-            if isinstance(part, Image)
-        )
+    def _views(self, content: Content) -> tuple[tuple[NDArray[np.float32], ...], bool]:
+        """Return the views of each picture, and whether one of them is blank."""
+        found, blank = [], False
+        for number, part in enumerate(content.parts):
+            if isinstance(part, Image):
+                image = images.decode(part.data, f"content.parts[{number}].image.data")
+                found.append(self._image.views(image))
+                blank = blank or self._image.is_blank(image, found[-1])
+        return tuple(found), blank
 
     def _pictures(self, pictures: Pictures) -> FloatMatrix:
         """Return one row per input: the unit mean of the vectors of its pictures."""
         rows = self._image.embed(pictures.views)
         each = unit(_sums(rows, pictures.views_of_each))
         return unit(_sums(each, pictures.pictures_of_each))
+
+
+def _notices(tokens: Tokens | None, blank: bool) -> tuple[str, ...]:
+    found = [TEXT_UNKNOWN] if tokens is not None and tokens.all_unknown else []
+    return (*found, IMAGE_BLANK) if blank else tuple(found)
 
 
 def _sums(rows: FloatMatrix, counts: Sequence[int]) -> FloatMatrix:
@@ -158,7 +196,9 @@ def load_lite(
     hashes = artefacts.verify(directory)
     text = load_text_tower(backend, threads, directory)
     image = load_image_tower(backend, threads, directory)
-    return LiteEncoder(text, image, _info(hashes, directory))
+    manifest = artefacts.read_manifest(directory)
+    reading = Reading(**manifest.get(INSTRUCTION, {}))
+    return LiteEncoder(text, image, _info(hashes, directory, reading), reading)
 
 
 def load_text_tower(backend: Backend, threads: int, directory: Path = artefacts.DATA) -> TextTower:
@@ -179,29 +219,34 @@ def load_image_tower(
     return ImageTower(session, head, classes, vocabulary, threads)
 
 
-def _info(hashes: Mapping[str, str], directory: Path) -> EncoderInfo:
+def _info(hashes: Mapping[str, str], directory: Path, reading: Reading) -> EncoderInfo:
     return EncoderInfo(
-        name=NAME,
-        fingerprint=fingerprint(hashes),
+        name=NAME if directory == artefacts.DATA else directory.resolve().name,
+        fingerprint=fingerprint(hashes, reading),
         dim=WIDTH,
         modalities=frozenset(Modality),
         max_text_tokens=MAX_TOKENS,
-        follows_instructions=False,
+        follows_instructions=reading.before_text,
         calibration=_calibration(directory / artefacts.CALIBRATION),
     )
 
 
-def fingerprint(hashes: Mapping[str, str]) -> str:
+def fingerprint(hashes: Mapping[str, str], reading: Reading | None = None) -> str:
     """Return a name that changes with the files or code that any vector depends on.
 
     The backend is no part of it: both compute in float32 and agree within 1e-5.
     """
     names = (artefacts.TEXT_GRAPH, artefacts.TOKENIZER, artefacts.IMAGE_GRAPH)
     parts = [hashes[name] for name in (*names, artefacts.HEAD, artefacts.CLASSES)]
-    text = " ".join([str(REVISION), artefacts.TEXT_WEIGHTS_SHA256, *parts])
+    weights = hashes.get(artefacts.TEXT_WEIGHTS, artefacts.TEXT_WEIGHTS_SHA256)
+    read = [] if reading in (None, Reading()) else [repr(reading)]
+    text = " ".join([str(REVISION), weights, *parts, *read])
     return f"{NAME}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _calibration(path: Path) -> dict[Modality, FloatMatrix]:
+    """Return what the shipped model brings; a trained one is calibrated when it is opened."""
+    if not path.is_file():
+        return {}
     with np.load(path) as file:
         return {kind: file[kind.value].astype(np.float32) for kind in Modality}

@@ -12,14 +12,15 @@ from tokenizers import Tokenizer
 
 from mmesh.models.encoders.lite.sessions import Session
 from mmesh.models.protocol import FloatMatrix
+from mmesh.models.text.plain import ids_of
 
 MAX_TOKENS = 256
 """Tokens that the model reads, with its two marks."""
 WIDTH = 384
 
-_FIRST, _LAST, _PADDING = 101, 102, 0
+_FIRST, _LAST, _PADDING, _UNKNOWN = 101, 102, 0, 100
 _WORDS = MAX_TOKENS - 2
-# A head this long decides the first tokens of nearly every text; see `_token_ids`.
+# A head this long has enough tokens of nearly every text; see `_token_ids`.
 _HEAD_LENGTH = 8192
 _PIECES_PER_WORD = 100
 
@@ -31,6 +32,11 @@ class Tokens:
     ids: tuple[int, ...] = field(repr=False)
     truncated: bool
     """The text was longer than the model reads."""
+
+    @property
+    def all_unknown(self) -> bool:
+        """Whether there is none that the vocabulary has."""
+        return all(token == _UNKNOWN for token in self.ids[1:-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +96,12 @@ class TextTower:
         A cut can only change the last word of the head, which has at most 100 pieces; so a head
         with more ids than that beyond the limit begins with the same ids as the whole text.
         """
-        head: list[int] = self._tokenizer.encode(text[:_HEAD_LENGTH]).ids
-        if len(text) <= _HEAD_LENGTH or len(head) > _WORDS + _PIECES_PER_WORD:
-            return head
-        whole: list[int] = self._tokenizer.encode(text).ids
-        return whole
+        text, length = text.lstrip(), _HEAD_LENGTH
+        while True:
+            ids = ids_of(self._tokenizer, text[:length])
+            if length >= len(text) or len(ids) > _WORDS + _PIECES_PER_WORD:
+                return ids
+            length *= 2
 
     def _states(self, batch: TokenBatch) -> NDArray[np.float32]:
         inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
