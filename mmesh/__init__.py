@@ -4,14 +4,28 @@ Lazy imports (PEP 562): a name is loaded when it is first asked for, so that pro
 command line pay only for what they use.
 """
 
+import os
 import typing
+
+from mmesh.lazy_imports import lazy_getattr as _lazy_getattr
+
+# gRPC, which reads this when it is imported, would start its threads in forked processes anew.
+# There they crash now and then, whatever such a process does.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 if typing.TYPE_CHECKING:
     from mmesh.aio import AsyncClient
-    from mmesh.candidates import Candidate, Embedded, IngestReport, Page, Rejected
+    from mmesh.candidates import Candidate, Embedded, Notice, Page, Rejected, WriteReport
     from mmesh.client import Client
-    from mmesh.collections import Collection, CollectionLimits, CollectionSettings, SettingsChange
-    from mmesh.content import Content, Image, Modality
+    from mmesh.collections import (
+        AttributeSummary,
+        AttributeType,
+        Collection,
+        CollectionLimits,
+        CollectionSettings,
+        SettingsChange,
+    )
+    from mmesh.content import WITH_IMAGE, WITH_TEXT, Content, Image, Modality
     from mmesh.errors import MmeshError
     from mmesh.filter_language import parse_filter
     from mmesh.ingest import Progress
@@ -20,6 +34,7 @@ if typing.TYPE_CHECKING:
         Consistency,
         Coverage,
         Degradation,
+        Explanation,
         Hit,
         MergePolicy,
         Receipt,
@@ -32,7 +47,11 @@ if typing.TYPE_CHECKING:
     from mmesh.vectors import DataType
 
 __all__ = [
+    "WITH_IMAGE",
+    "WITH_TEXT",
     "AsyncClient",
+    "AttributeSummary",
+    "AttributeType",
     "Candidate",
     "Client",
     "Collection",
@@ -44,13 +63,14 @@ __all__ = [
     "DataType",
     "Degradation",
     "Embedded",
+    "Explanation",
     "Hit",
     "Image",
-    "IngestReport",
     "MergePolicy",
     "MeshStatus",
     "MmeshError",
     "Modality",
+    "Notice",
     "Page",
     "Progress",
     "Receipt",
@@ -64,36 +84,28 @@ __all__ = [
     "ServiceStatus",
     "SettingsChange",
     "Stage",
+    "WriteReport",
     "parse_filter",
 ]
+
 
 if not typing.TYPE_CHECKING:  # or type checkers would take any name for one of ours
     _MODULES = {
         "aio": "AsyncClient",
-        "candidates": "Candidate Embedded IngestReport Page Rejected",
+        "candidates": "Candidate Embedded Notice Page Rejected WriteReport",
         "client": "Client",
-        "collections": "Collection CollectionLimits CollectionSettings SettingsChange",
-        "content": "Content Image Modality",
+        "collections": "AttributeSummary AttributeType Collection CollectionLimits "
+        "CollectionSettings SettingsChange",
+        "content": "WITH_IMAGE WITH_TEXT Content Image Modality",
         "errors": "MmeshError",
         "filter_language": "parse_filter",
         "ingest": "Progress",
         "mesh_status": "MeshStatus ServiceRole ServiceState ServiceStatus",
-        "search": "Consistency Coverage Degradation Hit MergePolicy Receipt Rerank RerankOutcome "
-        "Search SearchResult Stage",
+        "search": "Consistency Coverage Degradation Explanation Hit MergePolicy Receipt Rerank "
+        "RerankOutcome Search SearchResult Stage",
         "vectors": "DataType",
     }
-    _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
-
-    def __getattr__(name: str) -> object:
-        """Load a public name, or one of the modules that hold them."""
-        from importlib import import_module
-
-        if name in _MODULES:
-            return import_module(f"mmesh.{name}")
-        if name not in _HOMES:
-            raise AttributeError(f"module 'mmesh' has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(f"mmesh.{_HOMES[name]}"), name)
-        return value
+    __getattr__ = _lazy_getattr(__name__, _MODULES)
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

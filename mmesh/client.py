@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from mmesh.aio import DEFAULT_TIMEOUT_S, AsyncClient, Query
-from mmesh.candidates import Candidate, Embedded, IngestReport, Page
-from mmesh.collections import Collection, CollectionSettings, SettingsChange
 from mmesh.errors import MmeshError
-from mmesh.filters import Filter
-from mmesh.mesh_status import MeshStatus
 from mmesh.search import Search, SearchResult
+from mmesh.threads.loop_thread import LoopThread
+from mmesh.threads.source_thread import off_the_loop
 from mmesh.vectors import DataType
+from mmesh.wire.transport import check_not_forked, closed
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from mmesh.candidates import Candidate, Embedded, Page, WriteReport
+    from mmesh.collections import Collection, CollectionSettings, SettingsChange
+    from mmesh.filters import Filter
     from mmesh.ingest import Progress
+    from mmesh.mesh_status import MeshStatus
 
 Answer = TypeVar("Answer")
 
@@ -27,7 +30,8 @@ Answer = TypeVar("Answer")
 class Client:
     """A blocking client of one mesh; a context manager, safe to use from several threads.
 
-    See `AsyncClient` for what the calls do; it is driven by an event loop on a thread of its own.
+    See `AsyncClient` for what the calls do, and for forks; it is driven by an event loop on a
+    thread of its own, which the first call starts.
 
     Example:
         with Client() as client:
@@ -36,10 +40,9 @@ class Client:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="mmesh", daemon=True)
-        self._thread.start()
-        self._client = self._wait(_open(address))
+        self._client = AsyncClient(address)
+        self._thread: LoopThread | None = None
+        self._is_closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -48,21 +51,35 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the channel and end the thread."""
-        if self._loop.is_closed():
-            return
-        self._wait(self._client.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        """Close the channel and end the thread; later calls are refused.
+
+        Calls that other threads wait for end with `FailedPrecondition`.
+        """
+        with _starting.lock:
+            thread, self._thread, self._is_closed = self._thread, None, True
+        if thread is not None and thread.is_here():
+            thread.close()
 
     def _wait(self, work: Coroutine[Any, Any, Answer]) -> Answer:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            return future.result()
-        except KeyboardInterrupt:
-            future.cancel()
+            thread = self._running_thread()
+        except MmeshError:
+            work.close()
             raise
+        return thread.run(work)
+
+    def _running_thread(self) -> LoopThread:
+        check_not_forked()
+        with _starting.lock:
+            if self._is_closed:
+                raise closed()
+            if self._thread is None or not self._thread.is_here():
+                thread = LoopThread(self._client.close)
+                if self._is_closed:  # by a signal handler, meanwhile
+                    thread.close()
+                    raise closed()
+                self._thread = thread
+            return self._thread
 
     def search(
         self,
@@ -72,7 +89,10 @@ class Client:
         timeout: float | None = DEFAULT_TIMEOUT_S,
         **options: Any,
     ) -> SearchResult:
-        """Search with text, a picture's bytes, or a list of both; options are `Search`'s fields."""
+        """Search with text, a picture's bytes or path, or a list of these.
+
+        Options are `Search`'s fields; see `AsyncClient.search`.
+        """
         return self._wait(self._client.search(collection, query, timeout=timeout, **options))
 
     def search_batch(
@@ -91,7 +111,7 @@ class Client:
         data_type: DataType = DataType.FLOAT32,
         request_id: str = "",
         timeout: float | None = DEFAULT_TIMEOUT_S,
-    ) -> str:
+    ) -> WriteReport:
         """Encode and store up to 256 candidates; see `AsyncClient.upsert_candidates`."""
         return self._wait(
             self._client.upsert_candidates(
@@ -134,10 +154,19 @@ class Client:
         )
 
     def batch_get_candidates(
-        self, collection: str, ids: Sequence[str], *, timeout: float | None = DEFAULT_TIMEOUT_S
+        self,
+        collection: str,
+        ids: Sequence[str],
+        *,
+        include_images: bool = True,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> list[Candidate]:
         """Return those of up to 1000 ids that exist, with content, in the order of the ids."""
-        return self._wait(self._client.batch_get_candidates(collection, ids, timeout=timeout))
+        return self._wait(
+            self._client.batch_get_candidates(
+                collection, ids, include_images=include_images, timeout=timeout
+            )
+        )
 
     def list_candidates(
         self,
@@ -171,21 +200,28 @@ class Client:
         batch_size: int = 64,
         patience_s: float = 60.0,
         fill: bool = False,
+        notice_ids: int = 20,
         on_progress: Callable[[Progress], None] | None = None,
-    ) -> IngestReport:
-        """Ingest any number of candidates; see `AsyncClient.ingest`."""
-        return self._wait(
-            self._client.ingest(
-                collection,
-                candidates,
-                model_fingerprint=model_fingerprint,
-                data_type=data_type,
-                batch_size=batch_size,
-                patience_s=patience_s,
-                fill=fill,
-                on_progress=on_progress,
+    ) -> WriteReport:
+        """Ingest any number of candidates; see `AsyncClient.ingest`.
+
+        They are iterated on a thread of their own, so that what they wait for keeps no other call
+        of the client waiting; `on_progress` is called on the client's thread, and does.
+        """
+        with off_the_loop(candidates) as source:
+            return self._wait(
+                self._client.ingest(
+                    collection,
+                    source,
+                    model_fingerprint=model_fingerprint,
+                    data_type=data_type,
+                    batch_size=batch_size,
+                    patience_s=patience_s,
+                    fill=fill,
+                    notice_ids=notice_ids,
+                    on_progress=on_progress,
+                )
             )
-        )
 
     def create_collection(
         self,
@@ -216,13 +252,40 @@ class Client:
             self._client.update_collection(name, request_id=request_id, timeout=timeout, **change)
         )
 
-    def get_collection(self, name: str, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> Collection:
-        """Return one collection."""
-        return self._wait(self._client.get_collection(name, timeout=timeout))
+    def get_collection(
+        self,
+        name: str,
+        *,
+        include_attributes: bool = False,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+    ) -> Collection:
+        """Return one collection, with its attributes if they are asked for."""
+        return self._wait(
+            self._client.get_collection(
+                name, include_attributes=include_attributes, timeout=timeout
+            )
+        )
 
     def list_collections(self, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> list[Collection]:
         """Return all collections by name."""
         return self._wait(self._client.list_collections(timeout=timeout))
+
+    def copy_collection(
+        self,
+        source: str,
+        name: str,
+        *,
+        request_id: str = "",
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+    ) -> Collection:
+        """Copy what a collection holds now into a new read-only one: a snapshot; return it.
+
+        It appears when it is complete, and writes to the source go on meanwhile. Give it time: it
+        copies some 10,000 candidates a second.
+        """
+        return self._wait(
+            self._client.copy_collection(source, name, request_id=request_id, timeout=timeout)
+        )
 
     def delete_collection(
         self, name: str, *, request_id: str = "", timeout: float | None = DEFAULT_TIMEOUT_S
@@ -255,5 +318,19 @@ class Client:
         return self._wait(self._client.get_status(timeout=timeout))
 
 
-async def _open(address: str | None) -> AsyncClient:
-    return AsyncClient(address)
+class _Starting:
+    """The lock around starts of threads; a new one in a forked process, where it may be held.
+
+    It is re-entrant: a signal handler may close a client while its thread starts.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self.lock = threading.RLock()
+
+
+_starting = _Starting()

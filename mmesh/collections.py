@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, TypedDict
 
-from mmesh.candidates import MAX_ATTRIBUTES
+from mmesh.candidates import MAX_ATTRIBUTES, Candidate
 from mmesh.content import Modality
 from mmesh.errors import InvalidField
 from mmesh.filters import MAX_DEPTH
@@ -27,6 +28,30 @@ class CollectionLimits:
     max_limit: int = 0
 
 
+def check_within(candidate: Candidate, limits: CollectionLimits, path: str) -> None:
+    """Raise `InvalidField`, naming the part under `path`, for what is over a collection's limit."""
+    count = len(candidate.attributes)
+    if limits.max_attributes and count > limits.max_attributes:
+        problem = f"has {count} entries; this collection allows {limits.max_attributes}"
+        raise InvalidField(f"{path}.attributes", problem)
+    if limits.max_candidate_bytes and (size := _size(candidate)) > limits.max_candidate_bytes:
+        problem = f"has {size} bytes; this collection allows {limits.max_candidate_bytes}"
+        raise InvalidField(path, problem)
+
+
+def _size(candidate: Candidate) -> int:
+    """Return the bytes of id, parts and attributes."""
+    content = sum(
+        len(part.encode()) if isinstance(part, str) else len(part.data)
+        for part in candidate.content.parts
+    )
+    attributes = sum(
+        len(name) + sum(len(str(v)) for v in (value if isinstance(value, tuple) else (value,)))
+        for name, value in candidate.attributes.items()
+    )
+    return len(candidate.id.encode()) + content + attributes
+
+
 @dataclass(frozen=True, slots=True)
 class CollectionSettings:
     """How a collection is indexed and what it may hold; see `collection.proto`."""
@@ -35,17 +60,19 @@ class CollectionSettings:
     recall_target: float = 0.0
     limits: CollectionLimits = field(default_factory=CollectionLimits)
     mirror: str = ""
+    read_only: bool = False
 
 
 class SettingsChange(TypedDict, total=False):
     """A partial update of a collection's settings: what is left out stays as it is.
 
-    The limits are here by their own names; 0 and "" set a setting back to its default.
+    The limits are here by their own names; 0, "" and False set a setting back to its default.
     """
 
     index_factory: str
     recall_target: float
     mirror: str
+    read_only: bool
     max_candidates: int
     max_candidate_bytes: int
     max_attributes: int
@@ -96,6 +123,28 @@ _GREATEST = {
 }
 
 
+class AttributeType(enum.Enum):
+    """Types of attributes; see `AttributeType` in filter.proto."""
+
+    STRING = "string"
+    INTEGER = "integer"
+    FLOAT = "float"
+    BOOLEAN = "boolean"
+    STRING_LIST = "string_list"
+    TIMESTAMP = "timestamp"
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeSummary:
+    """An attribute that candidates of a collection have."""
+
+    name: str
+    type: AttributeType | None
+    """None for a type that this release does not know."""
+    count: int
+    """How many candidates have it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Collection:
     """A named set of candidates that share one model."""
@@ -109,3 +158,5 @@ class Collection:
     token: str
     settings: CollectionSettings = field(default_factory=CollectionSettings)
     aliases: tuple[str, ...] = ()
+    attributes: tuple[AttributeSummary, ...] = ()
+    """By name; only when asked for."""

@@ -15,7 +15,9 @@ MmeshError
  |- FailedPrecondition        FAILED_PRECONDITION
  |   |- DimMismatch               DIM_MISMATCH
  |   |- ModelMismatch             MODEL_MISMATCH
- |   `- RequestIdReused           REQUEST_ID_REUSED
+ |   |- RequestIdReused           REQUEST_ID_REUSED
+ |   |- CollectionReadOnly        COLLECTION_READ_ONLY
+ |   `- HistoryLost               HISTORY_LOST
  |- ResourceExhausted         RESOURCE_EXHAUSTED
  |   |- Overloaded                QUEUE_FULL
  |   |- MessageTooLarge           MESSAGE_TOO_LARGE
@@ -38,24 +40,35 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, TypeVar
 
+Error = TypeVar("Error", bound="MmeshError")
 DOMAIN = "mmesh"
 
 
 class Code(enum.IntEnum):
-    """gRPC status codes that mmesh uses, by their wire numbers."""
+    """gRPC status codes by their wire numbers: those of mmesh, and of proxies in front of it.
+
+    An error of a proxy is a plain `MmeshError`, with the name of its code as reason.
+    """
 
     CANCELLED = 1
+    UNKNOWN = 2
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
     ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
     FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
     DATA_LOSS = 15
+    UNAUTHENTICATED = 16
 
 
 class MmeshError(Exception):
@@ -76,6 +89,17 @@ class MmeshError(Exception):
         super().__init__(message)
         self.message = message
         self.metadata = dict(metadata or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let errors cross to other processes; subclasses are made of other arguments."""
+        return new_error, (type(self), self.message, self.metadata), self.__dict__
+
+
+def new_error(cls: type[Error], message: str, metadata: Mapping[str, str]) -> Error:
+    """Return an error of a class without its own wording, and without what only it knows."""
+    error = cls.__new__(cls)
+    MmeshError.__init__(error, message, metadata)
+    return error
 
 
 class InvalidRequest(MmeshError):
@@ -136,7 +160,7 @@ class CollectionNotFound(NotFound):
 
     def __init__(self, name: str) -> None:
         shown = name[:80]  # what comes back travels in headers, which are small
-        message = f"no collection is named {shown!r}; create it first"
+        message = f"no collection is named {shown!r}"
         super().__init__(message, {"collection": shown})
 
 
@@ -182,6 +206,37 @@ class RequestIdReused(FailedPrecondition):
     reason = "REQUEST_ID_REUSED"
 
 
+class CollectionReadOnly(FailedPrecondition):
+    """The collection takes no writes; clear its setting `read_only`, or write elsewhere."""
+
+    reason = "COLLECTION_READ_ONLY"
+
+    def __init__(self, name: str) -> None:
+        shown = name[:80]
+        super().__init__(
+            f"collection {shown!r} is read-only; clear that setting to write to it",
+            {"collection": shown},
+        )
+
+
+class HistoryLost(FailedPrecondition):
+    """The token, or the state of a process, is of writes that the log has lost; begin without it.
+
+    So it is after the log was restored to an earlier moment.
+    """
+
+    reason = "HISTORY_LOST"
+
+    def __init__(self, name: str) -> None:
+        shown = name[:80]
+        super().__init__(
+            f"the log of collection {shown!r} does not have the write that the token names: it was "
+            "restored to an earlier state. Search without the token, and repeat what was written "
+            "after that state",
+            {"collection": shown},
+        )
+
+
 class ResourceExhausted(MmeshError):
     """A limit of the service is reached."""
 
@@ -195,7 +250,7 @@ class Overloaded(ResourceExhausted):
 
 
 class MessageTooLarge(ResourceExhausted):
-    """A message is over the limit; send smaller batches or pictures."""
+    """A message is over the limit; send smaller batches or pictures, or ask for less at a time."""
 
     reason = "MESSAGE_TOO_LARGE"
 
@@ -286,9 +341,14 @@ def all_errors() -> list[type[MmeshError]]:
     return walk(MmeshError)
 
 
+@lru_cache(256)  # an ingest may be told of very many refusals
 def error_class(code: int, reason: str) -> type[MmeshError]:
-    """Return the class for a wire status: by reason, else the first with that code."""
+    """Return the class for a wire status: by reason, else the first with that code.
+
+    A code of no class is one that only others answer with, and has the root.
+    """
     known = all_errors()[1:]  # the root has no row of its own
     by_reason = [cls for cls in known if cls.reason == reason and cls.code == code]
     by_code = [cls for cls in known if cls.code == code]
-    return (by_reason or by_code or [InternalError])[0]
+    unknown = MmeshError if code in set(Code) else InternalError
+    return (by_reason or by_code or [unknown])[0]

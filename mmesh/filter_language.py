@@ -4,10 +4,12 @@ r"""The filter language: expressions such as `topic = "cats" and year >= 1969`, 
     all        = one { "and" one }
     one        = "not" one | "(" filter ")" | condition
     condition  = attribute operator value | attribute [ "not" ] "in" list
+               | attribute "is" [ "not" ] "null" | "exists" attribute
     operator   = "=" | "==" | "!=" | "<>" | "<" | "<=" | ">" | ">="
-    value      = text | number | "true" | "false" | list
+    value      = text | number | time | "true" | "false" | list
     list       = "(" value { "," value } [ "," ] ")", or with [ ] or { }
     attribute  = a letter or _, then letters, digits, _ . -; or any name in backticks
+    time       = RFC 3339, such as 2024-01-31 (midnight) or 2024-01-31T12:30:00Z; UTC by default
     text       = characters in " " or ' '
 
 Keywords are read in any case. In texts and names the quote is doubled or escaped (`\"`), as is a
@@ -19,11 +21,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import date, datetime
 from typing import NamedTuple, NoReturn
 
 from mmesh.content import AttributeValue
 from mmesh.errors import InvalidFilter
-from mmesh.filters import AllOf, AnyOf, Compare, Filter, In, Not, Operator
+from mmesh.filters import AllOf, AnyOf, Compare, Exists, Filter, In, Not, Operator
+from mmesh.values.timestamps import format_timestamp, parse_timestamp
 
 MAX_NESTING = 64
 """Brackets and `not` within each other; a filter may be 16 deep (`check_filter`)."""
@@ -32,6 +36,7 @@ _TOKEN = re.compile(
     r"""\s*(?:
     (?P<text>   "(?:[^"\\]|\\.|"")*" | '(?:[^'\\]|\\.|'')*' )
   | (?P<name>   `(?:[^`\\]|\\.|``)*` )
+  | (?P<time>   \d+-\d+-\d+[^\s"'`()\[\]{},=<>]* )
   | (?P<number> [+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]) )
   | (?P<word>   [^\W\d][\w.\-]* )
   | (?P<sign>   <=|>=|!=|<>|==|[=<>()\[\]{},] )
@@ -39,18 +44,19 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE | re.DOTALL,
 )
-_KEYWORDS = frozenset(("and", "or", "not", "in", "true", "false"))
+_KEYWORDS = frozenset(("and", "or", "not", "in", "is", "null", "exists", "true", "false"))
 _OPERATORS = {one.value: one for one in Operator} | {"=": Operator.EQUAL, "<>": Operator.NOT_EQUAL}
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
-_MEANT = {"&&": "and", "&": "and", "||": "or", "|": "or", "!": "not", "is": "=", "like": "="}
+_MEANT = {"&&": "and", "&": "and", "||": "or", "|": "or", "!": "not", "like": "="}
 """What other languages write, and what is written here."""
 
 
 def parse_filter(expression: str) -> Filter:
     """Read a filter such as `topic = "cats" and (year >= 1969 or not kind in ("a", "b"))`.
 
-    Operators: = == != <> < <= > >= in, and, or, not. Values: "text", numbers, true, false, lists.
-    An attribute whose name is no plain word is written in backticks. The module has the grammar.
+    Operators: = == != <> < <= > >= in, is null, is not null, and, or, not. Values: "text", numbers,
+    times such as 2024-01-31 or 2024-01-31T12:30:00Z, true, false, lists. An attribute whose name is
+    no plain word is written in backticks. The module has the grammar.
 
     Raises:
         InvalidFilter: with the column, and what was expected.
@@ -69,8 +75,12 @@ def format_filter(condition: Filter) -> str:
             return _joined(filters, " and ")
         case AnyOf(filters):
             return _joined(filters, " or ")
+        case Not(Exists(attribute)):
+            return f"{_name(attribute)} is null"
         case Not(inner):
             return f"not {_grouped(inner)}"
+        case Exists(attribute):
+            return f"{_name(attribute)} is not null"
         case In(attribute, values):
             return f"{_name(attribute)} in {_literal(values)}"
         case Compare(attribute, operator, value):
@@ -100,6 +110,8 @@ def _literal(value: AttributeValue | tuple[AttributeValue, ...]) -> str:
         return f"({', '.join(map(_literal, value))})"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, date):
+        return format_timestamp(value)
     return _quoted(value, '"') if isinstance(value, str) else repr(value)
 
 
@@ -115,7 +127,7 @@ def _unquoted(token: str) -> str:
 
 class _Token(NamedTuple):
     kind: str
-    """`text`, `name`, `number`, `word`, `keyword`, `sign`, `other`, or `end`."""
+    """`text`, `name`, `number`, `time`, `word`, `keyword`, `sign`, `other`, or `end`."""
     text: str
     column: int
 
@@ -176,7 +188,13 @@ class _Parser:
             self._nesting -= 1
 
     def _condition(self) -> Filter:
+        if self._take("exists"):
+            return self._existence()
         attribute = self._attribute()
+        if self._take("is"):
+            is_negated = self._take("not")
+            self._expect("null")
+            return Exists(attribute) if is_negated else Not(Exists(attribute))
         is_negated = self._take("not")
         if self._take("in"):
             value = self._value(attribute)
@@ -187,6 +205,13 @@ class _Parser:
             self._refuse(f"found {self._next} where an operator is due, such as =, >= or in")
         self._advance()
         return Compare(attribute, operator, self._value(attribute))
+
+    def _existence(self) -> Filter:
+        if not self._take("("):
+            return Exists(self._attribute())
+        found = Exists(self._attribute())
+        self._expect(")")
+        return found
 
     def _attribute(self) -> str:
         token = self._next
@@ -203,6 +228,10 @@ class _Parser:
             value: AttributeValue = _unquoted(token.text)
         elif token.kind == "number":
             value = self._number(token)
+        elif token.kind == "time":
+            value = self._time(token)
+        elif token.text == "null" and token.kind == "keyword":
+            self._refuse(f"null is no value; write {attribute} is null, or {attribute} is not null")
         elif token.text in ("true", "false"):
             value = token.text == "true"
         elif token.kind == "word":
@@ -225,11 +254,17 @@ class _Parser:
         return tuple(values)  # type: ignore[arg-type]  # whether they are alike is for the index to say
 
     def _number(self, token: _Token) -> int | float:
-        if re.fullmatch(r"[+-]?\d{1,19}", token.text):
-            return int(token.text)
-        if re.fullmatch(r"[+-]?\d+", token.text):
+        if not re.fullmatch(r"[+-]?\d+", token.text):
+            return float(token.text)
+        if len(token.text) > 20 or not -(1 << 63) <= int(token.text) < 1 << 63:
             self._refuse(f"{token} does not fit into 64 bits")
-        return float(token.text)
+        return int(token.text)
+
+    def _time(self, token: _Token) -> datetime:
+        try:
+            return parse_timestamp(token.text)
+        except ValueError as error:
+            self._refuse(str(error))
 
     def _take(self, text: str) -> bool:
         """Step over a keyword or sign if it is the next token."""

@@ -29,20 +29,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mmesh.aio import AsyncClient
-from mmesh.candidates import Candidate, IngestReport
+from mmesh.candidates import Candidate, WriteReport
 from mmesh.collections import Collection
 from mmesh.content import Content, Modality
-from mmesh.errors import FailedPrecondition, MessageTooLarge, MmeshError
+from mmesh.errors import FailedPrecondition, MessageTooLarge
 from mmesh.ingest import Progress
-from mmesh.search import Consistency, Rerank, Search, SearchResult
-from mmesh.tokens import Token
+from mmesh.search import Consistency, Rerank, SearchResult
+from mmesh.values.tokens import Token
 
 PAGE, GET = 1000, 32
 """Candidates that one call lists, and gets with their pictures."""
 DEPTH = 10
 """Hits of a query that are compared."""
 QUERIES, QUERY_CHARACTERS, LOOKED_THROUGH = 50, 200, 20_000
-"""Queries of a comparison by default, and the candidates whose texts they are taken from."""
+"""Queries of a comparison by default, and the candidates that they are taken from."""
 NO_RERANK = Rerank(0)
 
 
@@ -83,7 +83,7 @@ async def begin(client: AsyncClient, alias: str, model: str) -> Migration:
         return migration
     name = await _clear_name(client, live, alias)
     new = await client.create_collection(
-        name, replace(live.settings, mirror=live.name), model=model
+        name, replace(live.settings, mirror=live.name, read_only=False), model=model
     )
     if new.model_fingerprint == live.model_fingerprint:
         await client.delete_collection(name)
@@ -137,7 +137,7 @@ async def copy(
     client: AsyncClient,
     migration: Migration,
     on_progress: Callable[[int], None] = lambda done: None,
-) -> IngestReport:
+) -> WriteReport:
     """Fill the new collection up; `on_progress` gets the candidates of the old one done so far.
 
     The report names candidates that the new model cannot encode.
@@ -217,15 +217,15 @@ async def _listed(client: AsyncClient, collection: str) -> AsyncIterator[Candida
 class Pair:
     """What both collections found for one query."""
 
-    search: Search
+    query: Content
     old: SearchResult
     new: SearchResult
 
     @property
-    def overlap(self) -> float:
-        """Share of the hits that both found; 1 where neither found anything."""
+    def overlap(self) -> float | None:
+        """Share of the hits that both found; None where neither found anything."""
         old, new = _ids_of(self.old), _ids_of(self.new)
-        return len(set(old) & set(new)) / max(len(old), len(new)) if old or new else 1.0
+        return len(set(old) & set(new)) / max(len(old), len(new)) if old or new else None
 
     @property
     def correlation(self) -> float | None:
@@ -238,55 +238,92 @@ class Pair:
         return float(np.corrcoef(np.arange(len(shared)), ranks)[0, 1])
 
 
-@dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two collections, asked the same."""
+    """Figures of two collections that were asked the same; it keeps no pair."""
 
-    migration: Migration
-    pairs: tuple[Pair, ...]
+    def __init__(self) -> None:
+        self.asked = 0
+        """Queries."""
+        self._overlaps: list[float] = []
+        self._correlations: list[float] = []
+
+    def add(self, pair: Pair) -> None:
+        """Count a pair in."""
+        self.asked += 1
+        if pair.overlap is not None:
+            self._overlaps.append(pair.overlap)
+        if pair.correlation is not None:
+            self._correlations.append(pair.correlation)
 
     @property
-    def overlap(self) -> float:
-        """Mean share of hits in common."""
-        return float(np.mean([pair.overlap for pair in self.pairs])) if self.pairs else 1.0
+    def overlap(self) -> float | None:
+        """Mean share of hits in common; None while nothing was found."""
+        return float(np.mean(self._overlaps)) if self._overlaps else None
 
     @property
     def correlation(self) -> float | None:
         """Mean rank correlation of the queries that have one."""
-        known = [pair.correlation for pair in self.pairs if pair.correlation is not None]
-        return float(np.mean(known)) if known else None
+        return float(np.mean(self._correlations)) if self._correlations else None
 
 
 async def compare(
-    client: AsyncClient, migration: Migration, queries: Sequence[Content] = ()
-) -> Comparison:
-    """Ask both collections the same, without reranking; by default texts of the old one."""
-    pairs = []
-    for query in queries or await _own_texts(client, migration.old.name):
-        searches = [
-            Search(name, query, limit=DEPTH, rerank=NO_RERANK, include_content=True)
-            for name in (migration.old.name, migration.new.name)
+    client: AsyncClient,
+    migration: Migration,
+    queries: Sequence[Content] = (),
+    *,
+    include_content: bool = False,
+) -> AsyncIterator[Pair]:
+    """Ask both the same, without reranking; by default texts that the old one has, or pictures.
+
+    A pair may hold twenty pictures with `include_content`: use one before the next is asked for.
+    """
+    names = migration.old.name, migration.new.name
+    async for query in _given(queries) if queries else _own_queries(client, migration):
+        # One by one, so that an answer holds the pictures of one side only.
+        old, new = [
+            await client.search(
+                name, query, limit=DEPTH, rerank=NO_RERANK, include_content=include_content
+            )
+            for name in names
         ]
-        old, new = await client.search_batch(searches)
-        for result in (old, new):
-            if isinstance(result, MmeshError):
-                raise result
-        pairs.append(Pair(searches[0], old, new))  # type: ignore[arg-type]  # no errors
-    return Comparison(migration, tuple(pairs))
+        yield Pair(query, old, new)
 
 
-async def _own_texts(client: AsyncClient, collection: str) -> list[Content]:
-    """Return beginnings of texts, spread evenly over the first candidates."""
-    texts: list[str] = []
+async def _given(queries: Sequence[Content]) -> AsyncIterator[Content]:
+    for query in queries:
+        yield query
+
+
+async def _own_queries(client: AsyncClient, migration: Migration) -> AsyncIterator[Content]:
+    """Yield beginnings of texts; of a collection of pictures only, pictures that both hold."""
+    texts = _beginning_of(client, migration.old.name)
+    found = [one.content.text.strip()[:QUERY_CHARACTERS] async for one in texts]
+    queries = _spread([text for text in found if text])
+    for text in queries:
+        yield Content.of(text)
+    if queries:
+        return
+    ids = [one.id async for one in _beginning_of(client, migration.new.name)]
+    for candidate_id in _spread(ids):
+        for one in await client.batch_get_candidates(migration.new.name, [candidate_id]):
+            if one.problem is None:
+                yield one.content
+
+
+async def _beginning_of(client: AsyncClient, collection: str) -> AsyncIterator[Candidate]:
+    """Yield the first candidates, without pictures."""
     looked = 0
     async for candidate in _listed(client, collection):
-        if text := candidate.content.text.strip():
-            texts.append(text[:QUERY_CHARACTERS])
+        yield candidate
         looked += 1
         if looked == LOOKED_THROUGH:
-            break
-    step = max(1, len(texts) // QUERIES)
-    return [Content.of(text) for text in texts[::step][:QUERIES]]
+            return
+
+
+def _spread(found: Sequence[str]) -> list[str]:
+    """Return so many as a comparison asks, at even distances."""
+    count = min(QUERIES, len(found))
+    return [found[place * len(found) // count] for place in range(count)]
 
 
 def _ids_of(result: SearchResult) -> list[str]:
@@ -308,9 +345,13 @@ async def switch(client: AsyncClient, alias: str, *, allow_missing: bool = False
         lacks = ", ".join(f"{n} of modality {m.value}" for m, n in migration.missing.items())
         raise FailedPrecondition(f"{migration.new.name!r} lacks candidates: {lacks}")
     await client.search(
-        migration.new.name, alias, limit=1, rerank=NO_RERANK,
-        consistency=Consistency.STRONG, require_all_shards=True,
-    )  # fmt: skip
+        migration.new.name,
+        alias,
+        limit=1,
+        rerank=NO_RERANK,
+        consistency=Consistency.STRONG,
+        require_all_shards=True,
+    )
     await client.set_alias(alias, migration.new.name)
     return replace(migration, is_switched=True)
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mmesh.content import (
+    WITH_IMAGE,
+    WITH_TEXT,
     Attributes,
     Content,
     Modality,
@@ -13,9 +17,11 @@ from mmesh.content import (
     check_instruction,
 )
 from mmesh.errors import InvalidField
-from mmesh.filters import Filter, check_filter
 
-MAX_LIMIT = 1000
+if TYPE_CHECKING:
+    from mmesh.filters import Filter
+
+MAX_LIMIT, DEFAULT_LIMIT = 1000, 10
 MAX_RERANK = 256
 MAX_RERANK_S = 3600.0
 MAX_IMAGE_TOKENS = 2**31 - 1
@@ -46,6 +52,15 @@ class RerankOutcome(enum.Enum):
     SKIPPED = "skipped"
 
 
+TARGETS: Mapping[str, Modality | Collection[Modality] | None] = {
+    "any": None,
+    **{modality.value: modality for modality in Modality},
+    "with_image": WITH_IMAGE,
+    "with_text": WITH_TEXT,
+}
+"""Targets of a search by the names that people give them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rerank:
     """Budget of second-stage scoring: how many candidates to judge, and what that may cost."""
@@ -64,8 +79,10 @@ class Search:
     collection: str
     query: Content
     instruction: str = ""
-    target: Modality | None = None
-    limit: int = 10
+    target: Modality | Collection[Modality] | None = None
+    """Modality of the hits, or several, such as `WITH_IMAGE`."""
+    limit: int | None = None
+    """1 to 1000; None means 10, or as many as the collection allows."""
     filter: Filter | None = None
     merge: MergePolicy | None = None
     rerank: Rerank | None = None
@@ -73,18 +90,36 @@ class Search:
     token: str = ""
     require_all_shards: bool = False
     include_content: bool = False
+    explain: bool = False
 
 
 def check_search(search: Search) -> None:
     """Raise `InvalidField` unless query, instruction, limits and filter are as they must be."""
     check_content(search.query, "query")
     check_instruction(search.instruction)
-    if not 1 <= search.limit <= MAX_LIMIT:
+    targets_of(search.target)
+    if search.limit is not None and not 1 <= search.limit <= MAX_LIMIT:
         raise InvalidField("limit", f"is {search.limit}; 1 to {MAX_LIMIT} are allowed")
     if search.filter is not None:
+        from mmesh.filters import check_filter
+
         check_filter(search.filter)
     if search.rerank is not None:
         _check_rerank(search.rerank)
+
+
+def targets_of(target: Modality | Collection[Modality] | None) -> tuple[Modality, ...]:
+    """Return the modalities of a target in their order; none means that it is open.
+
+    Raises:
+        InvalidField: it is no modality, or none.
+    """
+    if target is None:
+        return ()
+    wanted = {target} if isinstance(target, Modality | str) else set(target)
+    if not wanted or not all(isinstance(one, Modality) for one in wanted):
+        raise InvalidField("target", f"is {target!r}; give a Modality, several, or None")
+    return tuple(modality for modality in Modality if modality in wanted)
 
 
 def _check_rerank(rerank: Rerank) -> None:
@@ -100,6 +135,20 @@ def _check_rerank(rerank: Rerank) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Explanation:
+    """How the place of a hit came about; see `Explanation` in gateway.proto."""
+
+    list_rank: int
+    standard_score: float | None
+    rank_discount: float
+    merge_score: float
+    merge_rank: int
+    judge_weight: float | None
+    mixed_score: float | None
+    equals_query: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
     """A candidate in a result; higher scores are better."""
 
@@ -111,6 +160,7 @@ class Hit:
     modality: Modality
     attributes: Attributes
     content: Content | None = None
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,10 @@ PARTS = st.one_of(
     st.builds(lambda text: content_pb2.Part(text=text), st.text(max_size=300)),
     st.builds(
         lambda data, kind: content_pb2.Part(image=content_pb2.Image(data=data, media_type=kind)),
-        st.binary(max_size=300), st.sampled_from(["", "image/png"]),
+        st.binary(max_size=300),
+        st.sampled_from(["", "image/png"]),
     ),
-)  # fmt: skip
+)
 CONTENTS = st.builds(lambda parts: content_pb2.Content(parts=parts), st.lists(PARTS, max_size=3))
 
 

@@ -1,6 +1,7 @@
 """The filter language reads what people write, says what it cannot, and prints what it reads."""
 
 import string
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import example, given
@@ -8,9 +9,12 @@ from hypothesis import strategies as st
 
 from mmesh.errors import InvalidFilter
 from mmesh.filter_language import MAX_NESTING, format_filter, parse_filter
-from mmesh.filters import AllOf, AnyOf, Compare, In, Not, Operator
+from mmesh.filters import AllOf, AnyOf, Compare, Exists, In, Not, Operator
+from mmesh.values.timestamps import to_utc
 
 EQUAL = Operator.EQUAL
+MIDNIGHT = datetime(2024, 1, 31, tzinfo=UTC)
+NOON = datetime(2024, 1, 31, 12, 30, 15, 500_000, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +50,7 @@ def test_texts_are_quoted_as_people_do(expression, text):
         ("not (not a = 1)", Not(Not(Compare("a", EQUAL, 1)))),
         ("price<-.5e3", Compare("price", Operator.LESS, -500.0)),
         ("n = 9223372036854775807", Compare("n", EQUAL, 2**63 - 1)),
+        ("n = -9223372036854775808", Compare("n", EQUAL, -(2**63))),
         ("file-name.ext = 'a'", Compare("file-name.ext", EQUAL, "a")),
         ("`and` = 1 and `a ``b\\` c` = 2",
          AllOf((Compare("and", EQUAL, 1), Compare("a `b` c", EQUAL, 2)))),
@@ -55,6 +60,15 @@ def test_texts_are_quoted_as_people_do(expression, text):
         ("kind not in (1)", Not(In("kind", (1,)))),
         ("tags = ('a', 'b')", Compare("tags", EQUAL, ("a", "b"))),
         ("  a\t=\n1  ", Compare("a", EQUAL, 1)),
+        ("year is null", Not(Exists("year"))),
+        ("year IS NOT NULL", Exists("year")),
+        ("exists year", Exists("year")),
+        ("not exists(`my year`)", Not(Exists("my year"))),
+        ("taken >= 2024-01-31", Compare("taken", Operator.GREATER_OR_EQUAL, MIDNIGHT)),
+        ("taken = 2024-01-31T00:00Z and n=1", AllOf((Compare("taken", EQUAL, MIDNIGHT),
+                                                     Compare("n", EQUAL, 1)))),
+        ("taken in (2024-01-31T01:00:00+01:00)", In("taken", (MIDNIGHT,))),
+        ("taken<2024-01-31T12:30:15.5z", Compare("taken", Operator.LESS, NOON)),
     ],
 )  # fmt: skip
 def test_an_expression_reads_as_it_looks(expression, expected):
@@ -69,7 +83,11 @@ def test_an_expression_reads_as_it_looks(expression, expected):
         ("topic =", 8, "found the end where a value is due"),
         ("", 1, "found the end where the name of an attribute is due"),
         ("= 3", 1, "found = where the name of an attribute is due"),
-        ("a is 3", 3, "write ="),
+        ("a is 3", 6, "found 3 where null is due"),
+        ("a = null", 5, "write a is null"),
+        ("a != NULL", 6, "write a is null, or a is not null"),
+        ("day >= 2024-13-01", 8, "'2024-13-01' is no date or time"),
+        ("day >= 2024-1-1", 8, "write it like 2024-01-31"),
         ("a = 1 && b = 2", 7, "write and"),
         ("a = 1 || b = 2", 7, "write or"),
         ("!a = 1", 1, "write not"),
@@ -85,11 +103,13 @@ def test_an_expression_reads_as_it_looks(expression, expected):
         ("n = 3d", 5, "found 3d where a value is due"),
         ("n = 1.2.3", 5, "found 1.2.3 where a value is due"),
         ("n = 99999999999999999999", 5, "does not fit into 64 bits"),
+        ("n = 9223372036854775808", 5, "does not fit into 64 bits"),
+        ("n > -9223372036854775809", 5, "does not fit into 64 bits"),
         ("f(x) = 1", 2, "where an operator is due"),
         ("__import__('os').system('x') = 1", 11, "where an operator is due"),
         ("a = not", 5, "where a value is due"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_read_is_said_with_its_place(expression, column, says):
     with pytest.raises(InvalidFilter) as refusal:
         parse_filter(expression)
@@ -110,19 +130,22 @@ def test_nesting_is_bounded(opening):
 NAMES = st.one_of(
     st.text(string.ascii_letters + string.digits + "_.-", min_size=1, max_size=9),
     st.text(min_size=1, max_size=5),
-    st.sampled_from(["and", "NOT", "In", "true", "a b", "`", "\\"]),
-)  # fmt: skip
+    st.sampled_from(["and", "NOT", "In", "true", "is", "null", "exists"]),
+    st.sampled_from(["2024-01-31", "a b", "`", "\\"]),
+)
 SINGLE = st.one_of(
     st.text(max_size=9),
     st.text("\\\"'` \n", max_size=6),
     st.booleans(),
     st.integers(-(2**63), 2**63 - 1),
     st.floats(allow_nan=False, allow_infinity=False),
+    st.datetimes().map(to_utc),
 )
 VALUES = st.one_of(SINGLE, st.lists(st.text(max_size=5), max_size=3).map(tuple))
 CONDITIONS = st.one_of(
     st.builds(Compare, NAMES, st.sampled_from(Operator), VALUES),
     st.builds(In, NAMES, st.lists(SINGLE, max_size=4).map(tuple)),
+    st.builds(Exists, NAMES),
 )
 FILTERS = st.recursive(
     CONDITIONS,

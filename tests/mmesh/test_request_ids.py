@@ -22,6 +22,7 @@ CHANGES = {
     "DeleteCandidatesByFilter": lambda c, **o: c.delete_candidates_by_filter("c", AllOf(()), **o),
     "CreateCollection": lambda c, **o: c.create_collection("c", **o),
     "UpdateCollection": lambda c, **o: c.update_collection("c", max_limit=5, **o),
+    "CopyCollection": lambda c, **o: c.copy_collection("c", "copy", **o),
     "DeleteCollection": lambda c, **o: c.delete_collection("c", **o),
     "SetAlias": lambda c, **o: c.set_alias("alias", "c", **o),
     "DeleteAlias": lambda c, **o: c.delete_alias("alias", **o),

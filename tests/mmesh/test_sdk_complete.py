@@ -18,11 +18,13 @@ from mmesh.api.collection.v1 import collection_pb2
 from mmesh.api.content.v1 import content_pb2
 from mmesh.api.gateway.v1 import gateway_pb2
 from mmesh.api.vector.v1 import vector_pb2
+from mmesh.filters import Filter
 from mmesh.ingest import Progress
 from mmesh.vectors import FloatMatrix
 
 SERVICE = gateway_pb2.DESCRIPTOR.services_by_name["RetrievalService"]
 FOR_TYPES = {
+    "Filter": Filter,
     "ArrayLike": ArrayLike,
     "NDArray": NDArray,
     "FloatMatrix": FloatMatrix,
@@ -66,9 +68,12 @@ def test_every_call_has_a_docstring_of_its_own(cls, name):
 def test_the_exports_are_sorted_and_complete():
     for name in mmesh.__all__:
         getattr(mmesh, name)  # loaded by now
-    own = {name for name, value in vars(mmesh).items()
-           if not name.startswith("_") and not isinstance(value, types.ModuleType)}  # fmt: skip
-    assert list(mmesh.__all__) == sorted(mmesh.__all__)
+    own = {
+        name
+        for name, value in vars(mmesh).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert list(mmesh.__all__) == sorted(mmesh.__all__, key=lambda name: (not name.isupper(), name))
     assert set(mmesh.__all__) == own
 
 
@@ -88,7 +93,9 @@ def classes_in(hint: object, seen: set[type]) -> set[type]:
 def test_every_class_that_a_call_takes_or_returns_is_exported():
     named: set[type] = set()
     for name in CALLS:
-        for hint in typing.get_type_hints(getattr(AsyncClient, name), localns=FOR_TYPES).values():
+        call = getattr(AsyncClient, name)
+        known = FOR_TYPES | {one: getattr(mmesh, one) for one in mmesh.__all__}
+        for hint in typing.get_type_hints(call, localns=known).values():
             classes_in(hint, named)
     # Conditions are written as text for `parse_filter`, or built from the classes of mmesh.filters.
     spoken_of = {cls.__name__ for cls in named if cls.__module__ != "mmesh.filters"}

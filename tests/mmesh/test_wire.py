@@ -19,15 +19,16 @@ from mmesh.collections import (
     CollectionSettings,
     check_settings,
 )
-from mmesh.content import Content, Image, Modality
+from mmesh.content import WITH_IMAGE, WITH_TEXT, Content, Image, Modality
 from mmesh.errors import DeadlineExceeded, Draining, InvalidField, InvalidVector, Unavailable
-from mmesh.filters import AllOf, AnyOf, Compare, In, Not, Operator
+from mmesh.filters import AllOf, AnyOf, Compare, Exists, In, Not, Operator
 from mmesh.mesh_status import MeshStatus, ServiceRole, ServiceState, ServiceStatus
-from mmesh.search import MergePolicy, Rerank, Search
+from mmesh.search import MergePolicy, Rerank, Search, check_search
+from mmesh.values.timestamps import to_utc
 from mmesh.vectors import DataType
-from mmesh.wire.durations import NANOS, duration_to_pb, seconds_from_pb
 from mmesh.wire.search import search_from_pb, search_to_pb
 from mmesh.wire.status import status_from_pb, status_to_pb
+from mmesh.wire.times import NANOS, duration_to_pb, seconds_from_pb
 
 words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip)
 parts = st.one_of(words, st.builds(Image, st.binary(min_size=1), words))
@@ -38,12 +39,14 @@ values = st.one_of(
     st.integers(-(2**63), 2**63 - 1),
     st.floats(allow_nan=False, allow_infinity=False),
     st.lists(words, max_size=3).map(tuple),
+    st.datetimes().map(to_utc),
 )
 attributes = st.dictionaries(st.from_regex(r"[a-z_.\-]{1,9}", fullmatch=True), values, max_size=4)
 scalars = values.filter(lambda value: not isinstance(value, tuple))
 comparisons = st.one_of(
     st.builds(Compare, words, st.sampled_from([Operator.EQUAL, Operator.NOT_EQUAL]), scalars),
     st.builds(In, words, st.lists(scalars, min_size=1, max_size=3).map(tuple)),
+    st.builds(Exists, words),
 )
 filters = st.recursive(
     comparisons,
@@ -74,17 +77,36 @@ def test_a_filter_survives_the_wire(condition):
         Search,
         words,
         contents,
-        target=st.sampled_from([None, *Modality]),
+        target=st.sampled_from([None, *Modality, WITH_IMAGE, WITH_TEXT]),
         limit=st.integers(1, 1000),
         filter=st.none() | filters,
         merge=st.sampled_from([None, *MergePolicy]),
         rerank=st.none()
         | st.builds(Rerank, st.integers(0, 256), seconds, st.integers(0, 2**31 - 1)),
         include_content=st.booleans(),
+        explain=st.booleans(),
     )
 )
 def test_a_search_survives_the_wire(search):
     assert search_from_pb(search_to_pb(search)) == search
+
+
+@pytest.mark.parametrize(
+    ("target", "targets", "says"),
+    [(1, [2], "goes without"), (0, [2, 0], "unspecified"), (0, [99], "99")],
+)
+def test_targets_that_mean_nothing_are_refused(target, targets, says):
+    message = search_to_pb(Search("photos", Content.of("a cat")))
+    message.target = target
+    message.targets.extend(targets)
+    with pytest.raises(InvalidField, match=says):
+        search_from_pb(message)
+
+
+@pytest.mark.parametrize("target", ["text", (), [None], {"image"}])
+def test_a_target_that_is_no_modality_is_refused(target):
+    with pytest.raises(InvalidField, match="give a Modality"):
+        check_search(Search("photos", Content.of("a cat"), target=target))
 
 
 def test_a_collection_survives_the_wire():
@@ -140,11 +162,15 @@ def test_a_change_of_settings_survives_the_wire(change):
         (["recall_target", "mirror"], {"recall_target": 0.9, "mirror": ""}),
         (["limits"], {"max_limit": 5}),
         (["limits.max_limit", "limits.max_attributes"], {"max_limit": 5, "max_attributes": 0}),
-        (["*"], dict.fromkeys(("index_factory", "mirror"), "") | dict.fromkeys(LIMITS, 0)
-         | {"recall_target": 0.9, "max_limit": 5}),
+        (
+            ["*"],
+            dict.fromkeys(("index_factory", "mirror"), "")
+            | dict.fromkeys(LIMITS, 0)
+            | {"recall_target": 0.9, "max_limit": 5, "read_only": False},
+        ),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_mask_says_which_settings_change(paths, change):
     message = collection_pb2.CollectionSettings(recall_target=0.9, limits={"max_limit": 5})
     assert wire.change_from_pb(message, FieldMask(paths=paths)) == change

@@ -161,7 +161,7 @@ const followed = await call("Search", { collection, query: text("x") }, { id: "f
 const failureOf = (request) => call("Search", request).catch((error) => error);
 const nowhere = await failureOf({ collection: "nowhere", query: text("x") });
 const future = { collection, query: text("x"), token: token.replace(/\d+$/, "999999") };
-const stale = await callOnce("Search", future, Date.now() + 1500, "stale").catch((error) => error);
+const unknownToken = await callOnce("Search", future, Date.now() + 1500, "unknownToken").catch((error) => error);
 const wrong = await failureOf({ collection, query: text("x"), limit: 5000 });
 const unreached = new RetrievalService("127.0.0.1:1", grpc.credentials.createInsecure());
 const away = await new Promise((resolve) => unreached.GetStatus({}, resolve));
@@ -184,7 +184,7 @@ console.log(
     coverage: byText.coverage,
     requestId: followed.receipt.request_id,
     nowhere: [nowhere.code, problemOf(nowhere)],
-    stale: [stale.code, problemOf(stale)],
+    unknownToken: [unknownToken.code, problemOf(unknownToken)],
     wrong: [wrong.code, problemOf(wrong)],
     away: [away.code, problemOf(away)],
   }),
