@@ -25,9 +25,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mmesh.local.trimming import trim_when_idle
+from mmesh.local.with_parent import die_with
+from mmesh.serving.trimming import trim
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+UNKNOWN_END = 255
+"""Exit code of a process whose own is not known; asyncio's, too."""
+_PR_SET_NAME = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,7 @@ class ForkServer:
     def _import(self, order: Order) -> None:
         self._loaded.add(order.module)
         _import_all([order.module, *order.preload])
+        trim()  # once, instead of in each that is forked
 
     def _become(self, order: Order, log: int) -> None:
         """Be like a process that was started by itself."""
@@ -139,9 +143,12 @@ class ForkServer:
         pid = self._children.pop(pidfd)
         self._selector.unregister(pidfd)
         os.close(pidfd)
-        _, status = os.waitpid(pid, 0)
+        try:
+            returncode = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        except ChildProcessError:  # somebody has waited for it
+            returncode = UNKNOWN_END
         if pid not in self._branches:
-            self._report(pid=pid, returncode=os.waitstatus_to_exitcode(status))
+            self._report(pid=pid, returncode=returncode)
 
     def _report(self, **fields: Any) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it ends soon, then
@@ -170,7 +177,7 @@ def fork() -> int:
     parent = os.getpid()
     pid = os.fork()
     if not pid:
-        _die_with(parent)
+        die_with(parent)
     return pid
 
 
@@ -179,13 +186,6 @@ def _import_all(modules: list[str]) -> None:
         # A service that needs it meets the same error, and says so in its log.
         with contextlib.suppress(Exception):
             import_module(module)
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel send SIGTERM to this process, a new child, when its parent ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _forget_metrics(package: str) -> None:
@@ -206,6 +206,7 @@ def _grow(modules: list[str], sockets: list[int]) -> ForkServer:
     """Import what all need, and return the fork server of a branch, in the process of each."""
     given = set(os.environ)
     _import_all(modules)
+    trim()
     own, *others = sockets
     branches: list[int] = []
     for number, socket in enumerate(others, start=1):
@@ -222,10 +223,12 @@ def _grow(modules: list[str], sockets: list[int]) -> ForkServer:
 def main() -> None:
     """Serve orders, or be what was ordered."""
     gc.disable()
+    # Who ignores it, as some that start programs do, never learns how children have ended; so do
+    # those that it starts.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     order = _grow(json.loads(sys.argv[1]), [int(socket) for socket in sys.argv[2:]]).run()
     if order is None:
         return
-    trim_when_idle()
     module = import_module(order.module)
     sys.argv = [str(Path(module.__file__ or order.module)), *order.arguments]
     module.main()

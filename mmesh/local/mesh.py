@@ -12,11 +12,12 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
+from mmesh.local.observers import ADDRESSES, TARGETS, scrape_targets
 from mmesh.local.plan import (
     LocalSettings,
     MeshFailed,
@@ -26,18 +27,29 @@ from mmesh.local.plan import (
     plan_index,
     plan_services,
 )
+from mmesh.local.ports import is_taken
 from mmesh.local.processes import Launcher
-from mmesh.local.readiness import Waiting, cause_of, is_serving, open_channel, status_of
+from mmesh.local.readiness import (
+    Waiting,
+    cause_of,
+    is_serving,
+    last_message,
+    open_channel,
+    status_of,
+)
 from mmesh.mesh_status import MeshStatus, ServiceRole
 
 __all__ = ["LocalMesh", "is_serving"]
 
+ORDER = "scale.json"
+"""File in the data folder, an order to scale; see `mmesh.local.scaling`."""
 SWITCH_S = 60.0
 """Longest time that the gateway may take to notice new index processes, or that some are gone."""
 _LOOK_S = 0.05
 _SHOW_S = 1.0
 _STOP_S, _GIVE_UP_S = 30.0, 2.0
 """How long a process may take to drain, and to stop when it has not served yet."""
+_TAKEN = "port {} is taken, perhaps by another mesh; choose another --port"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _CALM_S = 0.2, 5.0, 30.0
 
 
@@ -55,6 +67,8 @@ class LocalMesh:
 
     def __post_init__(self) -> None:
         """Plan the services; nothing is started yet."""
+        self.say = _unfailing(self.say)
+        self.show_waiting = _unfailing(self.show_waiting)
         self.services: list[Service] = []
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._scaling = asyncio.Lock()
@@ -71,18 +85,21 @@ class LocalMesh:
         """Start every service and return once the mesh answers.
 
         Raises:
-            MeshFailed: a service does not come up, or another mesh uses the data folder.
+            MeshFailed: a service does not come up, or another mesh uses the data folder or port.
         """
-        self._take_folder()
-        self.services = plan_services(self.settings)
-        self._write_addresses(self.index)
-        self._write_description()
         try:
+            if self.settings.port and is_taken(self.settings.port):
+                raise MeshFailed(_TAKEN.format(self.settings.port))
+            self._take_folder()
+            self.services = plan_services(self.settings)
+            self._write_addresses(self.index)
+            self._write_description()
             await self._start_all()
-        except BaseException:
+        except BaseException as failure:
             await self._stop_all(_GIVE_UP_S)
+            if isinstance(failure, OSError):  # a full disk, a folder of somebody else
+                raise MeshFailed(str(failure)) from failure
             raise
-        self._watch(self.services)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -92,6 +109,7 @@ class LocalMesh:
         showing = asyncio.create_task(self._keep_showing())
         try:
             await _together(self._bring_up(service) for service in self.services)
+            self._watch(self.services)
             wanted = _ShardSet(self.settings.shards, self.settings.replicas)
             await self._wait_for_gateway(wanted.is_in_use, "does not find the index")
         finally:
@@ -113,6 +131,8 @@ class LocalMesh:
             raise MeshFailed(
                 f"another mesh runs on {folder}; stop it or choose another --data"
             ) from None
+        for left in (ADDRESSES, ORDER):  # by a mesh that was killed
+            (folder / left).unlink(missing_ok=True)
 
     @property
     def index(self) -> list[Service]:
@@ -155,15 +175,16 @@ class LocalMesh:
         if not added:
             return
         tell(f"loading {', '.join(service.name for service in added)}")
-        self.services[-1:-1] = added  # the gateway stays the last
-        self._write_description()
         try:
+            self.services[-1:-1] = added  # the gateway stays the last
+            self._write_description()
             await _together(self._bring_up(service) for service in added)
             self._watch(added)
             self._write_addresses([*old, *added])
             await self._wait_for_gateway(wanted.is_in_use, "does not use the new processes")
         except BaseException:
-            self._write_addresses(old)
+            with self._best_effort():
+                self._write_addresses(old)
             await self._end(added)
             raise
         tell("the gateway uses them")
@@ -187,7 +208,16 @@ class LocalMesh:
         await _cancel(watchers)
         await self._stop(services)
         self.services = [service for service in self.services if service not in services]
-        self._write_description()
+        with self._best_effort():
+            self._write_description()
+
+    @contextlib.contextmanager
+    def _best_effort(self) -> Iterator[None]:
+        """Do what is only said where it fails: what comes after it must be done."""
+        try:
+            yield
+        except OSError as error:
+            self.say(str(error))
 
     async def _wait_for_gateway(self, holds: Callable[[MeshStatus], bool], problem: str) -> None:
         until = time.monotonic() + SWITCH_S
@@ -207,6 +237,7 @@ class LocalMesh:
             for service in self.services
         }
         _write_json(self.settings.data / "mesh.json", {"services": described})
+        _write_json(self.settings.data / TARGETS, scrape_targets(self.services))
 
     async def _start(self, service: Service) -> None:
         service.process = await self._launcher.start(service)
@@ -218,19 +249,34 @@ class LocalMesh:
 
     def _watch(self, services: Sequence[Service]) -> None:
         for service in services:
-            self._watchers[service.name] = asyncio.create_task(self._keep_up(service))
+            self._watchers[service.name] = asyncio.create_task(self._watch_over(service))
+
+    async def _watch_over(self, service: Service) -> None:
+        """Keep a service up, whatever goes wrong with that."""
+        while True:
+            try:
+                await self._keep_up(service)
+            except Exception as error:  # nobody would see that this task has ended
+                self.say(f"{service.name} is not watched at present ({_words_of(error)})")
+                await asyncio.sleep(_LONGEST_PAUSE_S)
 
     async def _keep_up(self, service: Service) -> None:
         """Restart a service whenever it dies, with pauses that grow while it keeps dying."""
         pause, failure = _FIRST_PAUSE_S, ""
         while True:
             assert service.process is not None
-            problem = failure or f"died ({cause_of(await service.process.wait())})"
+            problem = failure or f"died ({await self._cause_of_end(service)})"
             calm = time.monotonic() - service.started_at > _CALM_S
             pause = _FIRST_PAUSE_S if calm else min(2 * pause, _LONGEST_PAUSE_S)
             self.say(f"{service.name} {problem}; restarting it in {pause:.1f} s")
             await asyncio.sleep(pause)
             failure = await self._restart(service)
+
+    async def _cause_of_end(self, service: Service) -> str:
+        assert service.process is not None
+        returncode = await service.process.wait()
+        said = last_message(self._launcher.log_of(service.name), service.log_start)
+        return cause_of(returncode, said)
 
     async def _restart(self, service: Service) -> str:
         """Return what kept it from being started; "" when there is a process again."""
@@ -239,7 +285,7 @@ class LocalMesh:
         try:
             await self._start(service)
         except Exception as error:  # no file descriptor, a full disk: the next try may do
-            return f"cannot be started ({type(error).__name__}: {error})"
+            return f"cannot be started ({_words_of(error)})"
         with contextlib.suppress(MeshFailed, OSError):  # when it dies, that is seen soon enough
             await self._waiting.wait_ready(service)
             self.say(f"{service.name} is back")
@@ -299,6 +345,20 @@ def _serving(status: MeshStatus) -> set[tuple[int, int, int]]:
 
 def _words(shards: int, replicas: int) -> str:
     return f"{shards} shard{'s'[: shards > 1]}, {replicas} process{'es'[: 2 * (replicas > 1)]} each"
+
+
+def _words_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _unfailing(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """Return what tells somebody who may be gone: a mesh outlives its terminal, and `| head`."""
+
+    def try_to_tell(line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: a closed file
+            tell(line)
+
+    return try_to_tell
 
 
 async def _kill(process: Process) -> None:

@@ -88,6 +88,8 @@ class Service:
     started_at: float = 0.0
     log_start: int = 0
     """Where in its log the present process begins."""
+    token: str = ""
+    """Known to the present process alone, and to who started it."""
 
     @property
     def module(self) -> str:
@@ -110,6 +112,11 @@ class Service:
         return PRELOAD.get(self.kind, ())
 
     @property
+    def own_health(self) -> str:
+        """What to ask health for, so that no other process at its address answers for it."""
+        return f"{self.health}@{self.token}"
+
+    @property
     def address(self) -> str:
         """Where it listens."""
         return f"127.0.0.1:{self.port}"
@@ -126,9 +133,11 @@ def plan_services(settings: LocalSettings) -> list[Service]:
     encoders = _plan_encoders(settings)
     judges = _plan_judges(settings)
     calls = ["--encoder", json.dumps([encoder.address for encoder in encoders])]
-    calls += ["--index", json.dumps([f"file:{settings.data.resolve() / 'index.json'}"])]
     calls += ["--reranker", judges[0].address] if judges else []
     gateway = _service(settings, "gateway", calls, settings.port)
+    # Not a flag: what reads those takes commas, quotes and backslashes for its own.
+    found = [f"file:{settings.data.resolve() / 'index.json'}"]
+    gateway.environment = {"MMESH_GATEWAY_INDEX": json.dumps(found)}
     index = plan_index(settings, "")
     return [*encoders, *judges, *index, gateway]
 
@@ -195,12 +204,18 @@ def place_of(service: Service) -> tuple[int, int]:
 EMBEDDED_ENCODER, EMBEDDED_JUDGE = "lite", "maxsim"
 BRANCHES = ("models", "index")
 """What takes long to import on one is not needed on the other: they import at the same time."""
-TRUNK = ("mmesh.serving.libraries", "mmesh.serving.host", "mmesh.wire", "numpy")
+_WIRE = ("candidates", "collections", "content", "enums", "errors", "filters", "vectors")
+TRUNK = (
+    "mmesh.serving.libraries",
+    "mmesh.serving.host",
+    *(f"mmesh.wire.{one}" for one in _WIRE),  # which `mmesh.wire` loads when they are used
+    "numpy",
+)
 """What all branches have in common, mostly gRPC, numpy and pydantic."""
 PRELOAD: dict[str, Sequence[str]] = {
     "encoder": ("mmesh.models.encoders.lite.model", "numpy.random"),
     "reranker": ("mmesh.models.judges.maxsim", "numpy.random"),
-    "index": ("services.index.log.sqlite",),
+    "index": ("services.index.log.databases.sqlite",),
 }
 """What a service of each kind imports when it runs. Not onnxruntime: its import starts a thread."""
 HEALTH = {

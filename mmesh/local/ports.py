@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 
@@ -23,6 +24,23 @@ def free_port() -> int:
             _given.add(port)
             return port
     raise OSError(f"no port from {_PORTS.start} to {_PORTS.stop - 1} is free")
+
+
+def is_taken(port: int) -> bool:
+    """Tell whether somebody listens on a port.
+
+    Raises:
+        OSError: a server could not listen there for another reason, such as a lack of permission.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections may linger there
+        try:
+            probe.bind((_HOST, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return True
+            raise OSError(error.errno, f"port {port}: {error.strerror}") from None
+        return False
 
 
 def _is_free(port: int) -> bool:

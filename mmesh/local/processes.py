@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmesh.local.plan import BRANCHES, TRUNK, Process, Service
+from mmesh.local.with_parent import command_with_parent
 
 FORK_SERVER = "mmesh.local.fork_server"
 
@@ -95,10 +97,14 @@ class ForkClient:
             raise CannotFork("the fork server has ended")
         number = next(self._ids)
         order = {
-            "id": number, "name": service.name, "module": f"{service.module}.__main__",
-            "preload": service.preload, "arguments": service.arguments,
-            "environment": dict(environment), "log": str(log),
-        }  # fmt: skip
+            "id": number,
+            "name": service.name,
+            "module": f"{service.module}.__main__",
+            "preload": service.preload,
+            "arguments": service.arguments,
+            "environment": dict(environment),
+            "log": str(log),
+        }
         self._orders[number] = asyncio.get_running_loop().create_future()
         self._writer.write(json.dumps(order).encode() + b"\n")
         return await self._orders[number]
@@ -150,12 +156,17 @@ class ForkTree:
         """Start one, which imports `modules`; its branches take orders from now on."""
         pairs = {name: socket.socketpair() for name in names}
         theirs = [there.fileno() for _, there in pairs.values()]
-        command = [sys.executable, "-m", FORK_SERVER, json.dumps(modules), *map(str, theirs)]
+        command = [sys.executable, "-P", "-m", FORK_SERVER, json.dumps(modules), *map(str, theirs)]
         with log.open("ab") as file:
             trunk = await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.DEVNULL, stdout=file, stderr=file,
-                env=environment, start_new_session=True, pass_fds=theirs,
-            )  # fmt: skip
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env=environment,
+                start_new_session=True,
+                pass_fds=theirs,
+            )
         for _, there in pairs.values():
             there.close()
         ours = {n: await asyncio.open_connection(sock=here) for n, (here, _) in pairs.items()}
@@ -193,14 +204,15 @@ class Launcher:
             OSError: the machine does not let it start.
         """
         log = self.log_of(service.name)
+        environment = _environment({**service.environment, **_new_token(service)})
         service.log_start = log.stat().st_size if log.is_file() else 0
         if service.forks and sys.platform == "linux":
             try:
                 branch = await self._running_branch(service.branch)
-                return await branch.fork(service, _environment(service.environment), log)
+                return await branch.fork(service, environment, log)
             except CannotFork as problem:
                 self._say(f"{service.name} is not forked: {problem}")
-        return await _spawn(service, log)
+        return await _spawn(service, environment, log)
 
     async def _running_branch(self, name: str) -> ForkClient:
         """Return a branch: of the first tree, or, if that has lost it, of one that has no other."""
@@ -214,14 +226,27 @@ class Launcher:
             return self._branches[name]
 
 
-async def _spawn(service: Service, log: Path) -> Process:
+def _new_token(service: Service) -> dict[str, str]:
+    """Give a process that is about to start its token, and return the variable that tells it."""
+    service.token = secrets.token_hex(16)
+    return {f"MMESH_{service.kind.upper()}_START_TOKEN": service.token}
+
+
+async def _spawn(service: Service, environment: Mapping[str, str], log: Path) -> Process:
     with log.open("ab") as file:
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", service.module, *service.arguments),
-            stdin=asyncio.subprocess.DEVNULL, stdout=file, stderr=file,
-            env=_environment(service.environment), start_new_session=True,
-        )  # fmt: skip
+            *command_with_parent(sys.executable, "-P", "-m", service.module, *service.arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=environment,
+            start_new_session=True,
+        )
 
 
 def _environment(own: Mapping[str, str]) -> dict[str, str]:
-    return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **own}
+    """Return all variables of a process.
+
+    What libraries start in turn, vLLM among them, does not import from the current folder, either.
+    """
+    return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONSAFEPATH": "1", **own}

@@ -101,11 +101,13 @@ def last_lines(log: Path, start: int = 0) -> list[str]:
     return [line[:_LINE_LENGTH] for line in text.strip().splitlines()[-_LAST_LINES:]]
 
 
-def cause_of(returncode: int) -> str:
-    """Return how a process ended, in words."""
+def cause_of(returncode: int, said: str = "") -> str:
+    """Return how a process ended, in words, and what it said last if it ended by itself."""
     if returncode >= 0:
-        return f"exit code {returncode}"
-    return f"signal {signal.Signals(-returncode).name}"
+        return f"exit code {returncode}{f': {said}' if returncode and said else ''}"
+    number = -returncode
+    known = number in set(signal.Signals)  # of the real-time signals two have names
+    return f"signal {signal.Signals(number).name if known else number}"
 
 
 class Waiting:
@@ -138,7 +140,7 @@ class Waiting:
         ended = asyncio.create_task(service.process.wait())
         try:
             async with open_channel(service.address) as channel:
-                while not await _first(_serves(channel, service.health, waits=True), ended):
+                while not await _first(_serves(channel, service.own_health, waits=True), ended):
                     if ended.done():
                         raise MeshFailed(f"{service.name} ended while it started{_words(progress)}")
                     if progress.idle_s() > self._timeout_s:

@@ -100,12 +100,25 @@ class PostgresServer:
             self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def new_database(self) -> str:
-        """Create an empty database and return its SQLAlchemy address."""
+    def new_database(self, disk: Path | None = None) -> str:
+        """Create an empty database and return its SQLAlchemy address.
+
+        Args:
+            disk: where its tables are, if not beside those of all others: a folder that others may
+                write to.
+        """
         self._databases += 1
         name = f"test_{self._databases}"
         with self._connect() as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]  # a name
+            place = ""
+            if disk is not None:
+                folder = disk / name
+                folder.mkdir(mode=0o700)
+                if self._user is not None:
+                    os.chown(folder, self._user.pw_uid, self._user.pw_gid)
+                place = f" TABLESPACE {name}"
+                connection.execute(f"CREATE TABLESPACE {name} LOCATION '{folder}'")  # type: ignore[call-overload]  # a name
+            connection.execute(f"CREATE DATABASE {name}{place}")  # type: ignore[call-overload]  # a name
         return self._url(name)
 
     def drop_database(self, url: str) -> None:
@@ -124,9 +137,12 @@ class PostgresServer:
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
                 self._command("postgres", "-D", self._folder / "data", *flags),
-                stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                cwd=self._folder, start_new_session=True,
-            )  # fmt: skip
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                cwd=self._folder,
+                start_new_session=True,
+            )
         self._guard = Guard(self._process.pid, signal.SIGQUIT, self._folder)
         try:
             self._wait()
@@ -187,7 +203,7 @@ class PostgresServer:
         if self._user is None:
             return command
         ids = str(self._user.pw_uid), str(self._user.pw_gid)
-        return [sys.executable, "-Sc", _AS_USER, *ids, *command]
+        return [sys.executable, "-PSc", _AS_USER, *ids, *command]
 
     def _connect(self) -> psycopg.Connection:
         address = self.url.replace("+psycopg", "")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
+
+from mmesh.errors import InvalidField
+
 if TYPE_CHECKING:
     from mmesh.aio import AsyncClient
     from mmesh.client import Client
@@ -13,7 +17,10 @@ def default_address() -> str:
     """Return the address that clients take by default."""
     from mmesh import aio
 
-    return aio.default_address()
+    try:
+        return aio.default_address()
+    except InvalidField as error:
+        raise click.UsageError(error.message) from None
 
 
 def open_client(address: str) -> Client:

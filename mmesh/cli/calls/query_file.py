@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mmesh.cli.calls.clients import open_async_client
-from mmesh.cli.files.sources import Unreadable, content_of, json_rows
+from mmesh.cli.files.sources.items import FileEnded, Unreadable
+from mmesh.cli.files.sources.json_rows import json_rows
+from mmesh.cli.files.sources.row_shape import id_of
+from mmesh.cli.files.sources.rows import content_of
 from mmesh.cli.output.rows import error_row, result_row
-from mmesh.content import Modality
-from mmesh.errors import MmeshError
-from mmesh.search import Search, SearchResult
+from mmesh.errors import MessageTooLarge, MmeshError
+from mmesh.search import TARGETS, Search, SearchResult
 
 if TYPE_CHECKING:
     from mmesh.aio import AsyncClient
 
-BATCH, IN_FLIGHT = 32, 4
-ANY = "any"
-"""A target of any modality."""
+BATCH, BATCH_BYTES, IN_FLIGHT = 32, 16 << 20, 4
+"""Searches of a batch at most, their bytes (a larger search goes alone), and batches at a time."""
 
 
 def run_file(path: Path, template: Search, timeout: float, address: str) -> int:
@@ -37,7 +37,9 @@ async def _run_file(path: Path, template: Search, timeout: float, address: str) 
     async with open_async_client(address) as client:
         async for row in _answers(client, path, template, timeout):
             failed += "error" in row
-            click.echo(json.dumps(row, ensure_ascii=False))
+            line = json.dumps(row, ensure_ascii=False)
+            line = line.encode("utf-8", "backslashreplace").decode()  # names of files may be odd
+            click.echo(line)
     return 1 if failed else 0
 
 
@@ -45,10 +47,10 @@ async def _answers(
     client: AsyncClient, path: Path, template: Search, timeout: float
 ) -> AsyncIterator[dict[str, Any]]:
     """Yield an answer for each line, in order, with several batches in flight."""
-    lines = _lines(path, template)
+    batches = _batches(_lines(path, template))
     flying: list[asyncio.Task[list[dict[str, Any]]]] = []
     while True:
-        while len(flying) < IN_FLIGHT and (batch := list(islice(lines, BATCH))):
+        while len(flying) < IN_FLIGHT and (batch := next(batches, None)):
             flying.append(asyncio.create_task(_answer_batch(client, batch, timeout)))
         if not flying:
             return
@@ -59,26 +61,49 @@ async def _answers(
 Line = tuple[str, Search | Unreadable]
 
 
+def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    batch: list[Line] = []
+    filled = 0
+    for line in lines:
+        size = line[1].query.size if isinstance(line[1], Search) else 0
+        if batch and (len(batch) == BATCH or filled + size > BATCH_BYTES):
+            yield batch
+            batch, filled = [], 0
+        batch.append(line)
+        filled += size
+    if batch:
+        yield batch
+
+
 def _lines(path: Path, template: Search) -> Iterator[Line]:
-    for number, row in enumerate(json_rows(path), start=1):
+    for number, row in enumerate(_rows(path), start=1):
         name = f"{path.name}:{number}"
         if isinstance(row, Unreadable):
             yield name, row
             continue
-        name = str(row.get("id") or name)
         try:
+            name = id_of(row) or name
             yield name, _search_of(row, template, path.parent)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, MmeshError) as error:
             yield name, Unreadable(name, str(error))
 
 
+def _rows(path: Path) -> Iterator[dict[str, Any] | Unreadable]:
+    try:
+        yield from json_rows(path)
+    except FileEnded as error:
+        yield Unreadable(path.name, str(error))
+
+
 def _search_of(row: dict[str, Any], template: Search, folder: Path) -> Search:
-    target = row.get("target") or (template.target.value if template.target else ANY)
+    target = row.get("target")
+    if target and not (isinstance(target, str) and target in TARGETS):
+        raise ValueError(f"has the target {target!r}; use one of {', '.join(TARGETS)}")
     return replace(
         template,
         query=content_of(row, folder),
         instruction=row.get("instruction") or template.instruction,
-        target=None if target == ANY else Modality(target),
+        target=TARGETS[target] if target else template.target,
     )
 
 
@@ -86,14 +111,24 @@ async def _answer_batch(
     client: AsyncClient, batch: list[Line], timeout: float
 ) -> list[dict[str, Any]]:
     searches = [one for _, one in batch if isinstance(one, Search)]
-    outcomes: list[SearchResult | MmeshError] = []
-    if searches:
-        try:
-            outcomes = await client.search_batch(searches, timeout=timeout)
-        except MmeshError as error:
-            outcomes = [error] * len(searches)
-    answers = iter(outcomes)
+    answers = iter(await _outcomes(client, searches, timeout) if searches else ())
     return [{"id": name} | _row(one, answers) for name, one in batch]
+
+
+async def _outcomes(
+    client: AsyncClient, searches: list[Search], timeout: float
+) -> list[SearchResult | MmeshError]:
+    """Return what each search ends with; those that fill more than a message are asked in parts."""
+    try:
+        return await client.search_batch(searches, timeout=timeout)
+    except MessageTooLarge as error:
+        if len(searches) == 1:
+            return [error]
+        half = len(searches) // 2
+        first = await _outcomes(client, searches[:half], timeout)
+        return first + await _outcomes(client, searches[half:], timeout)
+    except MmeshError as error:
+        return [error] * len(searches)
 
 
 def _row(one: Search | Unreadable, answers: Iterator[SearchResult | MmeshError]) -> dict[str, Any]:

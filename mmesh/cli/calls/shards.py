@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -89,19 +89,67 @@ def ask_all(
 ) -> dict[str, Answer | MmeshError]:
     """Ask every process at once; return the answer or the error of each by its name."""
 
-    async def ask_one(address: str) -> Answer | MmeshError:
-        channel = open_channel(address)
-        try:
-            return await ask(channel)
-        except grpc.aio.AioRpcError as failure:
-            return error_of(failure)
-        finally:
-            await channel.close()
-
     async def run() -> list[Answer | MmeshError]:
-        return await asyncio.gather(*map(ask_one, addresses.values()))
+        return await asyncio.gather(*(_ask_one(one, ask) for one in addresses.values()))
 
     return dict(zip(addresses, asyncio.run(run()), strict=True))
+
+
+def ask_a_replica_of_each(
+    addresses: dict[str, str], ask: Callable[[grpc.aio.Channel], Awaitable[Answer]]
+) -> tuple[dict[str, Answer | MmeshError], bool]:
+    """Ask one replica of each shard, all shards at once, and the next one only if it fails.
+
+    Returns the answer or the error of each process that was asked, and whether each shard answered.
+    """
+    looked = ask_all(addresses, get_shard)
+    answers: dict[str, Answer | MmeshError] = {
+        name: error for name, error in looked.items() if isinstance(error, MmeshError)
+    }
+    found = {name: one for name, one in looked.items() if not isinstance(one, MmeshError)}
+    by_shard = _by_shard(found)
+
+    async def ask_in_turn(names: Sequence[str]) -> bool:
+        for name in names:
+            answers[name] = answer = await _ask_one(addresses[name], ask)
+            if not isinstance(answer, MmeshError):
+                return True
+        return False
+
+    async def run() -> list[bool]:
+        return await asyncio.gather(*map(ask_in_turn, by_shard.values()))
+
+    have_answered = bool(found) and all(asyncio.run(run()))
+    unknown = len(found) < len(looked) and not _are_whole(by_shard)
+    asked = {name: answers[name] for name in addresses if name in answers}
+    return asked, have_answered and not unknown
+
+
+def _by_shard(found: dict[str, Shard]) -> dict[tuple[int, int], list[str]]:
+    """Return the processes of each shard and number of shards, those that know most first."""
+    by_shard: dict[tuple[int, int], list[str]] = {}
+    for name, one in sorted(found.items(), key=lambda pair: (not pair[1].ready, pair[1].lag)):
+        by_shard.setdefault((one.shard_count, one.shard), []).append(name)
+    return by_shard
+
+
+def _are_whole(by_shard: Iterable[tuple[int, int]]) -> bool:
+    """Tell whether every shard is there, so that a process without answer is one's replica."""
+    there = set(by_shard)
+    counts = {count for count, _ in there}
+    return there == {(count, shard) for count in counts for shard in range(count)}
+
+
+async def _ask_one(
+    address: str, ask: Callable[[grpc.aio.Channel], Awaitable[Answer]]
+) -> Answer | MmeshError:
+    channel = open_channel(address)
+    try:
+        return await ask(channel)
+    except grpc.aio.AioRpcError as failure:
+        return error_of(failure)
+    finally:
+        await channel.close()
 
 
 async def get_shard(channel: grpc.aio.Channel) -> Shard:

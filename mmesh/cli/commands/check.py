@@ -14,7 +14,7 @@ import click
 
 from mmesh import wire
 from mmesh.cli.calls.answers import EncoderAnswers, RerankerAnswers
-from mmesh.cli.options import json_option
+from mmesh.cli.options import WrittenPath, json_option
 from mmesh.cli.output.tables import console, table
 from mmesh.wire.transport import open_channel
 
@@ -49,7 +49,7 @@ def _options(service: str, what: str) -> Callable[[Command], Command]:
                      help="Folder or hf:ORG/NAME@REVISION: compare with the "
                      f"{what} of this model by transformers, in float32 in this process."),
         click.option("--stored", type=file, help="Compare with what --save wrote."),
-        click.option("--save", type=file, metavar="FILE",
+        click.option("--save", type=WrittenPath(), metavar="FILE",
                      help=f"Store the reference's {what}, or else the {service}'s own, for "
                      f"--stored and for the {service}'s --canary."),
         click.option("--tolerance", type=float, default=1e-4, show_default=True,
@@ -77,8 +77,9 @@ def encode() -> None:
 
 @rerank.command("check")
 @_options("reranker", "scores")
-@click.option("--template", default="auto", show_default=True,
-              help="Prompt template of the reference.")  # fmt: skip
+@click.option(
+    "--template", default="auto", show_default=True, help="Prompt template of the reference."
+)
 def check_reranker(data: Path, template: str, **options: Any) -> None:
     """Score built-in pairs alone, together and in another order, and by a reference.
 

@@ -1,4 +1,4 @@
-"""`mmesh collection create|set|list|show|delete`."""
+"""`mmesh collection create|set|list|show|copy|delete`."""
 
 from __future__ import annotations
 
@@ -8,24 +8,31 @@ from typing import Any
 import click
 
 from mmesh.cli.calls.clients import open_client
-from mmesh.cli.commands.settings import given, settings_options, settings_rows
+from mmesh.cli.collection_settings import given, settings_options, settings_rows
 from mmesh.cli.options import address_option, json_option
 from mmesh.cli.output.rows import collection_row
 from mmesh.cli.output.tables import console, table
 from mmesh.collections import Collection, CollectionSettings, with_changes
 from mmesh.content import Modality
 
+COPY_S = 3600.0
+"""Longest time for a copy: some 30 million candidates."""
+
 
 @click.group()
 def collection() -> None:
-    """Create, change, list, show and delete collections."""
+    """Create, change, list, show, copy and delete collections."""
 
 
 @collection.command()
 @click.argument("name")
-@click.option("--model", default="", metavar="NAME",
-              help="Name or fingerprint of its model, one that the mesh serves; by default that of "
-              "the first encoder.")  # fmt: skip
+@click.option(
+    "--model",
+    default="",
+    metavar="NAME",
+    help="Name or fingerprint of its model, one that the mesh serves; by default that of "
+    "the first encoder.",
+)
 @settings_options
 @address_option
 def create(name: str, model: str, address: str, **settings: Any) -> None:
@@ -73,15 +80,37 @@ def list_(as_json: bool, address: str) -> None:
 @json_option
 @address_option
 def show(name: str, as_json: bool, address: str) -> None:
-    """Show the collection NAME with its settings."""
+    """Show the collection NAME with its settings and attributes."""
     with open_client(address) as client:
-        found = client.get_collection(name)
+        found = client.get_collection(name, include_attributes=True)
     if as_json:
         click.echo(json.dumps(collection_row(found)))
         return
     console().print(_collections_table([found]))
     console().print()
     console().print(table(["setting", "value"], settings_rows(found.settings)))
+    if found.attributes:
+        console().print()
+        rows = [
+            [one.name, one.type.value if one.type else "", one.count] for one in found.attributes
+        ]
+        console().print(table(["attribute", "type", "candidates"], rows))
+
+
+@collection.command()
+@click.argument("source")
+@click.argument("name")
+@address_option
+def copy(source: str, name: str, address: str) -> None:
+    """Copy what the collection SOURCE holds now into NAME: a read-only snapshot.
+
+    It is searched, and deleted, like any other collection, and takes as much room. Writes to SOURCE
+    go on meanwhile.
+    """
+    with open_client(address) as client:
+        made = client.copy_collection(source, name, timeout=COPY_S)
+    count = sum(made.candidates.values())
+    click.echo(f"collection {made.name}: {count} candidates of {source}, read-only")
 
 
 @collection.command()

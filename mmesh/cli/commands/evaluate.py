@@ -16,25 +16,33 @@ import click
 from rich.progress import Progress, TaskID
 
 from mmesh.aio import AsyncClient
-from mmesh.cli.options import address_option, json_option, restart_option
+from mmesh.cli.options import SourcePath, address_option, json_option, restart_option
 from mmesh.cli.output.progress import progress_bar
 from mmesh.cli.output.tables import console, errors, table
-from mmesh.evaluation.comparing import AVERAGE, compare_runs, regressions
+from mmesh.evaluation.comparing import (
+    AVERAGE,
+    Compared,
+    check_baseline,
+    compare_runs,
+    regressions,
+    tasks_lost,
+)
 from mmesh.evaluation.cost import TooMuch
 from mmesh.evaluation.datasets.dataset import Dataset, DatasetError
 from mmesh.evaluation.datasets.mbeir import PROMPTS
 from mmesh.evaluation.datasets.opening import KINDS, Choice, open_dataset
+from mmesh.evaluation.folder import OtherEvaluation, held
 from mmesh.evaluation.gate import Threshold, failures, parse_threshold
 from mmesh.evaluation.metrics import DuplicateHits
 from mmesh.evaluation.options import Effort, Options, Target, Way
 from mmesh.evaluation.report.tables import Table, comparison_table, headline_table
-from mmesh.evaluation.results import RESULTS, Results
+from mmesh.evaluation.results import RESULTS, Results, TaskResult
 from mmesh.evaluation.run import Evaluation, Limits, Place
 from mmesh.search import MAX_LIMIT, MAX_RERANK, MergePolicy
 
 _FOLDER = Path("mmesh-evaluations")
 _TIMEOUT_S, _JUDGE_TIMEOUT_S = 60.0, 600.0
-_Path = click.Path(exists=True, path_type=Path)
+_Path = SourcePath()
 
 
 class _DatasetOrCommand(click.Group):
@@ -73,46 +81,104 @@ def _threshold(_: click.Context, __: click.Parameter, given: tuple[str, ...]) ->
 
 @evaluate.command()
 @click.argument("dataset", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--format", "kind", type=click.Choice(KINDS), help="Of the data set.  [default: told "
-              "by its files]")  # fmt: skip
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(KINDS),
+    help="Of the data set.  [default: told by its files]",
+)
 @click.option("--split", default="", help="Split.  [default: the one that publications report]")
 @click.option("--tasks", default="", metavar="A,B", help="M-BEIR's tasks.  [default: all there]")
-@click.option("--pool", type=click.Choice(["local", "union", "both"]), default="both",
-              show_default=True,
-              help="What tasks are searched among: their own pool, or all.")  # fmt: skip
-@click.option("--target", type=click.Choice([one.value for one in Target]), default="any",
-              show_default=True, help="Modality asked for: any (the mesh decides), the wanted one, "
-              "or each by itself, merged by raw scores, as UniIR's one list.")  # fmt: skip
-@click.option("--prompt", type=click.Choice(PROMPTS), default="1", show_default=True, help="Which "
-              "of M-BEIR's four instructions; `random` draws one for each query.")  # fmt: skip
+@click.option(
+    "--pool",
+    type=click.Choice(["local", "union", "both"]),
+    default="both",
+    show_default=True,
+    help="What tasks are searched among: their own pool, or all.",
+)
+@click.option(
+    "--target",
+    type=click.Choice([one.value for one in Target]),
+    default="any",
+    show_default=True,
+    help="Modality asked for: any (the mesh decides), the wanted one, "
+    "or each by itself, merged by raw scores, as UniIR's one list.",
+)
+@click.option(
+    "--prompt",
+    type=click.Choice(PROMPTS),
+    default="1",
+    show_default=True,
+    help="Which of M-BEIR's four instructions; `random` draws one for each query.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of --prompt random.")
 @click.option("--instruction", default="", help="In place of the data set's; not M-BEIR's.")
-@click.option("--rerank", type=click.IntRange(0, MAX_RERANK), default=0, show_default=True,
-              help="Hits to judge; 0: none.")  # fmt: skip
-@click.option("--merge", type=click.Choice([policy.value for policy in MergePolicy]),
-              help="How the modalities' lists become one.  [default: the mesh's]")  # fmt: skip
-@click.option("--limit", type=click.IntRange(0, MAX_LIMIT), default=0,
-              help="Hits in run files.  [default: as many as the metrics look at]")  # fmt: skip
+@click.option(
+    "--rerank",
+    type=click.IntRange(0, MAX_RERANK),
+    default=0,
+    show_default=True,
+    help="Hits to judge; 0: none.",
+)
+@click.option(
+    "--merge",
+    type=click.Choice([policy.value for policy in MergePolicy]),
+    help="How the modalities' lists become one.  [default: the mesh's]",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(0, MAX_LIMIT),
+    default=0,
+    help="Hits in run files.  [default: as many as the metrics look at]",
+)
 @click.option("--collection", default="", help="Collection of the pool.  [default: by data set]")
 @click.option("--model", default="", help="Model of a new collection.  [default: the mesh's first]")
 @click.option("--exact", is_flag=True, help="Search a new collection exhaustively, as papers do.")
 @click.option("--no-ingest", is_flag=True, help="The pool is in the collection already.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
-              help=f"Folder of the run.  [default: {_FOLDER}/NAME]")  # fmt: skip
-@click.option("--batch-size", "batch", type=click.IntRange(1, 256), default=32, show_default=True,
-              help="Searches in a call.")  # fmt: skip
-@click.option("--in-flight", type=click.IntRange(1, 64), default=4, show_default=True,
-              help="Calls at a time.")  # fmt: skip
-@click.option("--timeout", type=float, help="Seconds a call may take.  [default: 60; 600 when "
-              "hits are judged]")  # fmt: skip
-@click.option("--max-hours", type=float, default=24.0, show_default=True,
-              help="Longest time to put the pool in, as estimated.")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help=f"Folder of the run.  [default: {_FOLDER}/NAME]",
+)
+@click.option(
+    "--batch-size",
+    "batch",
+    type=click.IntRange(1, 256),
+    default=32,
+    show_default=True,
+    help="Searches in a call.",
+)
+@click.option(
+    "--in-flight", type=click.IntRange(1, 64), default=4, show_default=True, help="Calls at a time."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds a call may take.  [default: 60; 600 when hits are judged]",
+)
+@click.option(
+    "--max-hours",
+    type=float,
+    default=24.0,
+    show_default=True,
+    help="Longest time to put the pool in, as estimated.",
+)
 @click.option("--yes", is_flag=True, help="Go on even if it cannot fit or takes longer.")
-@click.option("--fail-below", multiple=True, metavar="METRIC=VALUE", callback=_threshold,
-              help="Exit with 1 when a mean over tasks, or TASK:METRIC, is below, such as "
-              "headline=0.4 or cirr_task7:hit@5=0.5; for mismatch, above.")  # fmt: skip
-@click.option("--baseline", type=_Path, metavar="RUN", help="Exit with 1 when this run is worse "
-              "than that one by more than chance.")  # fmt: skip
+@click.option(
+    "--fail-below",
+    multiple=True,
+    metavar="METRIC=VALUE",
+    callback=_threshold,
+    help="Exit with 1 when a mean over tasks, or TASK:METRIC, is below, such as "
+    "headline=0.4 or cirr_task7:hit@5=0.5; for mismatch, above.",
+)
+@click.option(
+    "--baseline",
+    type=_Path,
+    metavar="RUN",
+    help="Exit with 1 when this run is worse than that one by more than chance.",
+)
 @restart_option
 @address_option
 def run(dataset: Path, **given: Any) -> None:
@@ -128,18 +194,29 @@ def run(dataset: Path, **given: Any) -> None:
         opened = open_dataset(dataset, given["kind"] or "", _choice(given))
         options = _options(given)
         folder = given["out"] or _FOLDER / f"{opened.name}-{options.digest(opened)}"
+        if given["baseline"]:
+            check_baseline(given["baseline"], opened, folder)
         place = Place(folder, given["address"], given["collection"], given["model"], given["exact"])
-        results = asyncio.run(_run(opened, options, place, given))
+        with held(folder):
+            results = asyncio.run(_run(opened, options, place, given))
     print_table(headline_table(results))
     console().print(f"report: {folder / 'report.html'}", soft_wrap=True)
     sys.exit(_gate(results, folder, given))
 
 
+def _names(listed: str) -> tuple[str, ...]:
+    return tuple(one.strip() for one in listed.split(",") if one.strip())
+
+
 def _choice(given: dict[str, Any]) -> Choice:
-    tasks = tuple(one.strip() for one in given["tasks"].split(",") if one.strip())
     unions = given["pool"] != "local"
     return Choice(
-        given["split"], tasks, given["prompt"], given["seed"], unions, given["instruction"]
+        given["split"],
+        _names(given["tasks"]),
+        given["prompt"],
+        given["seed"],
+        unions,
+        given["instruction"],
     )
 
 
@@ -200,9 +277,11 @@ def _as_click_errors() -> Iterator[None]:
         raise
     except TooMuch as error:
         raise click.ClickException(f"{error}; --yes goes on all the same") from None
+    except OtherEvaluation as error:
+        hint = "--restart begins anew, --out FOLDER keeps both"
+        raise click.ClickException(f"{error}; {hint}") from None
     except DatasetError as error:
-        hint = "; --restart begins anew" if "another evaluation" in str(error) else ""
-        raise click.ClickException(f"{error}{hint}") from None
+        raise click.ClickException(str(error)) from None
     except OSError as error:  # a full disk; what was written before is kept
         raise click.ClickException(f"{error}; the same command goes on from here") from None
     except DuplicateHits as error:
@@ -214,14 +293,25 @@ def _gate(results: Results, folder: Path, given: dict[str, Any]) -> int:
     if given["baseline"]:
         with _as_click_errors():
             compared = compare_runs(given["baseline"], folder)
+            gone = tasks_lost(given["baseline"], folder)
         lines += [
             f"worse than the baseline: {one.task} ({one.way}) {one.metric} {one.a:.4f} -> "
             f"{one.b:.4f}, p = {one.difference.p_value:.4f}"
             for one in regressions(compared)
         ]
+        lines += _lost(compared, "the baseline", "this run")
+        lines += _lacking(
+            [one for one in gone if _asked_for(one, given)], "the baseline", "this run"
+        )
     for line in lines:
         errors().print(line, soft_wrap=True)
     return 1 if lines else 0
+
+
+def _asked_for(task: TaskResult, given: dict[str, Any]) -> bool:
+    """Tell whether --tasks and --pool leave a task of another run in."""
+    names = _names(given["tasks"])
+    return (not names or task.task in names) and given["pool"] in ("both", task.way)
 
 
 @evaluate.command()
@@ -240,8 +330,26 @@ def compare(a: Path, b: Path, metric: str, as_json: bool) -> None:
         print(json.dumps([asdict(one) for one in compared], indent=1))
         return
     print_table(comparison_table(compared, _short(a), _short(b)))
+    for line in [*_lost(compared, "A", "B"), *_lacking(tasks_lost(a, b), "A", "B")]:
+        console().print(line, soft_wrap=True)
     worse = len([one for one in regressions(compared) if one.task != AVERAGE])
     console().print(f"{worse} of {len(compared)} rows: B is worse by more than chance (Holm)")
+
+
+def _lost(compared: list[Compared], a: str, b: str) -> list[str]:
+    """Return a line for each task of which B lacks queries: a mean of fewer proves less."""
+    return [
+        f"{b} lacks {one.lost:,} of the {one.lost + one.queries:,} queries of {a}: "
+        f"{one.task} ({one.way})"
+        for one in compared
+        if one.lost
+    ]
+
+
+def _lacking(tasks: list[TaskResult], a: str, b: str) -> list[str]:
+    return [
+        f"{b} lacks a task of {a}: {one.task} ({one.way}), {one.queries:,} queries" for one in tasks
+    ]
 
 
 def _short(path: Path) -> str:

@@ -1,37 +1,32 @@
-"""`mmesh index segments|compact|snapshot|verify`: the index from inside."""
+"""`mmesh index segments|compact|snapshot|verify|gc|migrate`: the index from inside."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from mmesh.cli.calls import shards
 from mmesh.cli.calls.shards import Segment, Shard, find_addresses
-from mmesh.cli.options import json_option
+from mmesh.cli.options import checked_address, data_option, json_option
 from mmesh.cli.output.tables import console, errors, table
 from mmesh.errors import MmeshError
 
 Answer = TypeVar("Answer")
 Named = dict[str, Answer]
 
-_data_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
-    "--data",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(".mmesh"),
-    show_default=True,
-    help="Folder of the local mesh.",
-)
 _addresses_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--index-address",
     "given",
     multiple=True,
+    callback=checked_address,
     metavar="HOST:PORT",
     help="An index process of a mesh that is not local; may be given several times.",
 )
@@ -48,7 +43,7 @@ def index() -> None:
 @index.command()
 @click.argument("collection", required=False)
 @json_option
-@_data_option
+@data_option
 @_addresses_option
 def segments(collection: str | None, as_json: bool, data: Path, given: tuple[str, ...]) -> None:
     """Show the segments of all shards, or of COLLECTION only."""
@@ -67,7 +62,7 @@ def segments(collection: str | None, as_json: bool, data: Path, given: tuple[str
 @index.command()
 @click.argument("collection")
 @json_option
-@_data_option
+@data_option
 @_addresses_option
 def compact(collection: str, as_json: bool, data: Path, given: tuple[str, ...]) -> None:
     """Merge what each process holds of COLLECTION into few segments; searches go on meanwhile."""
@@ -83,18 +78,25 @@ def compact(collection: str, as_json: bool, data: Path, given: tuple[str, ...]) 
 @index.command()
 @click.argument("collection")
 @json_option
-@_data_option
+@data_option
 @_addresses_option
 def snapshot(collection: str, as_json: bool, data: Path, given: tuple[str, ...]) -> None:
-    """Store a snapshot of what each process holds of COLLECTION, from which new ones start."""
-    answers = shards.ask_all(find_addresses(data, given), shards.create_snapshot(collection))
+    """Store a snapshot of each shard of COLLECTION, from which new processes start.
+
+    One replica of a shard stores it; the next one is asked only where that fails.
+    """
+    addresses = find_addresses(data, given)
+    answers, all_stored = shards.ask_a_replica_of_each(
+        addresses, shards.create_snapshot(collection)
+    )
     found, failed = _sorted_out(answers)
     if as_json:
         print(json.dumps({name: asdict(made) for name, made in found.items()}))
     elif found:
         rows = [(name, made.number, made.token) for name, made in found.items()]
         console().print(table(["process", "snapshot", "token"], rows))
-    _finish(failed)
+    _say(failed)
+    sys.exit(0 if all_stored else 1)
 
 
 @index.command()
@@ -102,7 +104,7 @@ def snapshot(collection: str, as_json: bool, data: Path, given: tuple[str, ...])
 @click.option("--log-url", metavar="URL", help="The log, where it is not in the data folder.")
 @click.option("--blobs-url", metavar="URL", help="The snapshots, where they are not there either.")
 @json_option
-@_data_option
+@data_option
 def verify(
     collection: str | None, log_url: str | None, blobs_url: str | None, as_json: bool, data: Path
 ) -> None:
@@ -110,11 +112,76 @@ def verify(
 
     Needs no running mesh. The exit code is 0 when all is as it should be.
     """
-    flags = [("--log-url", log_url), ("--blobs-url", blobs_url), ("--collection", collection)]
-    command = [sys.executable, "-m", "services.index.verify", "--data-dir", str(data)]
-    command += [part for flag, value in flags if value for part in (flag, value)]
-    command += ["--json"] if as_json else []
-    sys.exit(subprocess.run(command, check=False).returncode)
+    flags = ["--collection", collection] if collection else []
+    flags += ["--json"] if as_json else []
+    _run("verify", data, log_url, blobs_url, flags)
+
+
+@index.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option(
+    "--adopt", is_flag=True, help="The pictures were another log's; now they are of this."
+)
+@click.option("--log-url", metavar="URL", help="The log, where it is not in the data folder.")
+@click.option("--blobs-url", metavar="URL", help="The pictures, where they are not there either.")
+@json_option
+@data_option
+def gc(
+    log_url: str | None,
+    blobs_url: str | None,
+    dry_run: bool,
+    adopt: bool,
+    as_json: bool,
+    data: Path,
+) -> None:
+    """Remove pictures from the store that no candidate has any more.
+
+    A running mesh does that by itself now and then. They are kept for a day
+    (MMESH_INDEX_GC_GRACE_S) after they were first found without a candidate, so that a log that is
+    put back to an earlier state finds them. A store belongs to the log that sweeps it first.
+    """
+    flags = [*(["--dry-run"] if dry_run else []), *(["--adopt"] if adopt else [])]
+    flags += ["--json"] if as_json else []
+    _run("sweep", data, log_url, blobs_url, flags)
+
+
+@index.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option(
+    "--recount",
+    is_flag=True,
+    help="Count attributes anew, once no process from before version 0004 writes any more.",
+)
+@click.option("--log-url", metavar="URL", help="The log, where it is not in the data folder.")
+@data_option
+def migrate(log_url: str | None, recount: bool, dry_run: bool, data: Path) -> None:
+    """Bring the tables of the log to this release's version, beside processes that use it.
+
+    Index processes do the same when they start; this is for those who want to see it end before.
+    It may run again. What it prints says whether processes of earlier releases may go on.
+    """
+    flags = [*(["--dry-run"] if dry_run else []), *(["--recount"] if recount else [])]
+    _run("migrate", data, log_url, None, flags)
+
+
+def _run(
+    tool: str, data: Path, log_url: str | None, blobs_url: str | None, flags: Sequence[str]
+) -> NoReturn:
+    """Run a tool of the index service as a process of its own, and exit with its code."""
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        f"services.index.commands.{tool}",
+        "--data-dir",
+        str(data),
+        *flags,
+    ]
+    command += ["--blobs-url", blobs_url] if blobs_url else []
+    # Not a flag: everybody on the machine may read those, and there may be a password in it.
+    secrets = {"MMESH_INDEX_LOG_URL": log_url} if log_url else {}
+    done = subprocess.run(command, env={**os.environ, **secrets}, check=False)
+    sys.exit(done.returncode)
 
 
 def _sorted_out(answers: Named[Answer | MmeshError]) -> tuple[Named[Answer], Named[MmeshError]]:
@@ -124,11 +191,15 @@ def _sorted_out(answers: Named[Answer | MmeshError]) -> tuple[Named[Answer], Nam
 
 
 def _finish(failed: Named[MmeshError]) -> None:
-    """Say what did not answer, on stderr, and exit with 1 then."""
-    for name, error in failed.items():
-        errors().print(f"{name}: {error.message} [{error.reason}]", markup=False)
+    """Say what did not answer, and exit with 1 then."""
+    _say(failed)
     if failed:
         sys.exit(1)
+
+
+def _say(failed: Named[MmeshError]) -> None:
+    for name, error in failed.items():
+        errors().print(f"{name}: {error.message} [{error.reason}]", markup=False)
 
 
 def _name_of(collection: str, addresses: dict[str, str]) -> str:
@@ -166,12 +237,17 @@ def _segments_table(found: Named[tuple[Segment, ...]]) -> object:
 def _shards_table(found: Named[Shard]) -> object:
     rows = [
         [
-            name, f"{one.shard}/{one.shard_count}", one.replica, "yes" if one.ready else "NO",
-            one.candidates, one.lag, f"{one.memory.get('process', 0) / 1e6:.0f}",
+            name,
+            f"{one.shard}/{one.shard_count}",
+            one.replica,
+            "yes" if one.ready else "NO",
+            one.candidates,
+            one.lag,
+            f"{one.memory.get('process', 0) / 1e6:.0f}",
             ", ".join(one.refused_collections),
         ]
         for name, one in found.items()
-    ]  # fmt: skip
+    ]
     columns = ["process", "shard", "replica", "ready", "candidates", "behind", "MB in all",
                "refused"]  # fmt: skip
     return table(columns, rows)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,8 +12,8 @@ import click
 
 from mmesh import migration as steps
 from mmesh.aio import AsyncClient
-from mmesh.candidates import IngestReport
-from mmesh.cli.options import address_option
+from mmesh.candidates import WriteReport
+from mmesh.cli.options import WrittenPath, address_option
 from mmesh.cli.output.html import comparison_page
 from mmesh.cli.output.progress import progress_bar
 from mmesh.cli.output.tables import console, errors, table
@@ -49,16 +50,29 @@ def migrate() -> None:
 
 @migrate.command()
 @click.argument("alias")
-@click.option("--model", required=True, metavar="NAME",
-              help="Name or fingerprint of the new model, one that the mesh serves.")  # fmt: skip
-@click.option("--queries", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              metavar="FILE", help="What both models are asked, a query on each line; by default "
-              "texts of the collection.")  # fmt: skip
-@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.html",
-              help="Write what both models find, side by side, as a page.")  # fmt: skip
+@click.option(
+    "--model",
+    required=True,
+    metavar="NAME",
+    help="Name or fingerprint of the new model, one that the mesh serves.",
+)
+@click.option(
+    "--queries",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="What both models are asked, a query on each line; by default texts of the collection, or "
+    "pictures where it has no texts.",
+)
+@click.option(
+    "--report",
+    type=WrittenPath(),
+    metavar="FILE.html",
+    help="Write what both models find, side by side, as a page.",
+)
 @click.option("--no-switch", is_flag=True, help="Leave the alias to `mmesh migrate switch`.")
-@click.option("--allow-missing", is_flag=True,
-              help="Move the alias although the new model cannot encode all.")  # fmt: skip
+@click.option(
+    "--allow-missing", is_flag=True, help="Move the alias although the new model cannot encode all."
+)
 @address_option
 def start(
     alias: str,
@@ -80,11 +94,7 @@ def start(
         _tell_refused(await _copy(client, migration))
         migration = await steps.find(client, alias)
         console().print(_counts(migration))
-        comparison = await steps.compare(client, migration, asked)
-        click.echo(_summary(comparison))
-        if report is not None:
-            page = comparison_page(comparison, f"{alias}: old and new model")
-            await asyncio.to_thread(report.write_text, page)
+        click.echo(_summary(await _compare(client, migration, asked, report)))
         if not no_switch:
             _tell_switched(await steps.switch(client, alias, allow_missing=allow_missing))
 
@@ -105,8 +115,9 @@ def status(alias: str, address: str) -> None:
 
 @migrate.command()
 @click.argument("alias")
-@click.option("--allow-missing", is_flag=True,
-              help="Move it although the new collection lacks candidates.")  # fmt: skip
+@click.option(
+    "--allow-missing", is_flag=True, help="Move it although the new collection lacks candidates."
+)
 @address_option
 def switch(alias: str, allow_missing: bool, address: str) -> None:
     """Move ALIAS to the new collection."""
@@ -153,18 +164,33 @@ def _with_client(address: str, work: Callable[[AsyncClient], Awaitable[Answer]])
 
 
 def _lines_of(path: Path) -> list[str]:
-    lines = [line.strip() for line in path.read_text().splitlines()]
+    lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     return [line for line in lines if line]
 
 
-async def _copy(client: AsyncClient, migration: Migration) -> IngestReport:
+async def _copy(client: AsyncClient, migration: Migration) -> WriteReport:
     with progress_bar() as bar:
         total = sum(migration.old.candidates.values())
         task = bar.add_task("encoding", total=total)
         return await steps.copy(client, migration, lambda done: bar.update(task, completed=done))
 
 
-def _tell_refused(report: IngestReport) -> None:
+async def _compare(
+    client: AsyncClient, migration: Migration, queries: Sequence[Content], report: Path | None
+) -> Comparison:
+    """Ask both, and write each pair to the page before the next is asked for."""
+    comparison = Comparison()
+    with comparison_page(report, migration) if report else nullcontext() as write:
+        async for pair in steps.compare(
+            client, migration, queries, include_content=report is not None
+        ):
+            comparison.add(pair)
+            if write is not None:
+                await asyncio.to_thread(write, pair)
+    return comparison
+
+
+def _tell_refused(report: WriteReport) -> None:
     if not report.rejected:
         return
     rows = [(one.id, one.error.reason, one.error.message) for one in report.rejected[:SHOWN]]
@@ -181,12 +207,20 @@ def _counts(migration: Migration) -> object:
 
 
 def _summary(comparison: Comparison) -> str:
-    correlation = comparison.correlation
+    overlap, correlation = comparison.overlap, comparison.correlation
+    if overlap is None:
+        return _nothing_compared(comparison.asked)
     ranks = "none" if correlation is None else f"{correlation:.2f}"
     return (
-        f"{len(comparison.pairs)} queries: {comparison.overlap:.0%} of the first {steps.DEPTH} "
+        f"{comparison.asked} queries: {overlap:.0%} of the first {steps.DEPTH} "
         f"hits in common, rank correlation of these {ranks}"
     )
+
+
+def _nothing_compared(asked: int) -> str:
+    if asked:
+        return f"nothing was compared: neither collection found anything for {asked} queries"
+    return "nothing was compared: there is nothing to ask with; --queries FILE gives queries"
 
 
 def _tell_switched(migration: Migration) -> None:

@@ -6,19 +6,23 @@ from pathlib import Path
 
 import click
 
+from mmesh.cli.options import data_option
 from mmesh.local import MeshFailed
 from mmesh.local.scaling import order_scaling
 
 
 @click.command()
-@click.option("--shards", type=click.IntRange(1, 256), required=True,
-              help="Index shards from now on.")  # fmt: skip
-@click.option("--replicas", type=click.IntRange(1, 16), default=1, show_default=True,
-              help="Index processes that hold each shard.")  # fmt: skip
 @click.option(
-    "--data", type=click.Path(file_okay=False, path_type=Path), default=Path(".mmesh"),
-    show_default=True, help="Folder of the running mesh.",
-)  # fmt: skip
+    "--shards", type=click.IntRange(1, 256), required=True, help="Index shards from now on."
+)
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, 16),
+    default=1,
+    show_default=True,
+    help="Index processes that hold each shard.",
+)
+@data_option
 def scale(shards: int, replicas: int, data: Path) -> None:
     """Change the number of shards and replicas of the mesh that `mmesh up` runs on this machine.
 

@@ -11,46 +11,92 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mmesh.cli.calls.clients import open_client
-from mmesh.cli.options import address_option, json_option
-from mmesh.cli.output.tables import console, footnotes, hits_table
-from mmesh.content import Content, Image, Modality, Part
+from mmesh.cli.options import SourcePath, WrittenPath, address_option, json_option
+from mmesh.cli.output.tables import (
+    console,
+    explanation_notes,
+    explanation_table,
+    footnotes,
+    hits_table,
+)
+from mmesh.cli.output.writing import write_file
+from mmesh.content import Content, Image, Part
 from mmesh.errors import MmeshError
-from mmesh.search import MergePolicy, Rerank, Search, SearchResult
+from mmesh.search import TARGETS, MergePolicy, Rerank, Search, SearchResult
 
 if TYPE_CHECKING:
     from mmesh.filters import Filter
-
-_ANY = "any"
 
 
 @click.command()
 @click.argument("collection")
 @click.argument("text", required=False)
-@click.option("--image", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="Picture to search with, alone or beside TEXT.")  # fmt: skip
+@click.option(
+    "--image",
+    type=SourcePath(dir_okay=False),
+    help="Picture to search with, alone or beside TEXT; of any format that `mmesh ingest` takes.",
+)
 @click.option(
     "--instruction", default="", help="What is sought, such as 'Find a photo of the dish.'"
 )
-@click.option("--target", type=click.Choice([_ANY, *(m.value for m in Modality)]), default=_ANY,
-              show_default=True, help="Modality of the hits.")  # fmt: skip
-@click.option("--limit", type=int, default=10, show_default=True, help="Hits; 1 to 1000.")
+@click.option(
+    "--target",
+    type=click.Choice(list(TARGETS)),
+    default="any",
+    show_default=True,
+    help="Modality of the hits; with_image: with or without a text.",
+)
+@click.option(
+    "--limit", type=int, help="Hits; 1 to 1000.  [default: 10, or what the collection allows]"
+)
 @click.option("--rerank", type=int, help="Hits to judge; 0: none.  [default: 20]")
-@click.option("--rerank-seconds", type=float, default=0.0, metavar="SECONDS",
-              help="With --rerank: longest time.  [default: half of what is left]")  # fmt: skip
-@click.option("--rerank-image-tokens", type=int, default=0, metavar="TOKENS",
-              help="With --rerank: tokens of pictures to read.  [default: any]")  # fmt: skip
-@click.option("--merge", type=click.Choice([policy.value for policy in MergePolicy]),
-              help="How the modalities' lists become one.  [default: the mesh's]")  # fmt: skip
-@click.option("--filter", "expression", metavar="EXPR",
-              help="Which candidates count: 'topic = \"cats\" and year >= 1969'.")  # fmt: skip
+@click.option(
+    "--rerank-seconds",
+    type=float,
+    default=0.0,
+    metavar="SECONDS",
+    help="With --rerank: longest time.  [default: half of what is left]",
+)
+@click.option(
+    "--rerank-image-tokens",
+    type=int,
+    default=0,
+    metavar="TOKENS",
+    help="With --rerank: tokens of pictures to read.  [default: any]",
+)
+@click.option(
+    "--merge",
+    type=click.Choice([policy.value for policy in MergePolicy]),
+    help="How the modalities' lists become one.  [default: the mesh's]",
+)
+@click.option(
+    "--filter",
+    "expression",
+    metavar="EXPR",
+    help="Which candidates count: 'topic = \"cats\" and year >= 1969'.",
+)
 @click.option("--token", default="", help="Token of a write that must be visible.")
+@click.option("--explain", is_flag=True, help="Show the numbers that the order comes from.")
 @click.option("--require-all-shards", is_flag=True, help="Fail unless every shard answers.")
-@click.option("--queries", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="JSONL file of queries; prints a line of JSON for each, in order.")  # fmt: skip
+@click.option(
+    "--queries",
+    type=SourcePath(dir_okay=False),
+    help="JSONL file of queries; prints a line of JSON for each, in order.",
+)
 @json_option
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write a page with the pictures.")  # fmt: skip
-@click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--html",
+    type=WrittenPath(),
+    metavar="FILE",
+    help="Write a page with the pictures.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Seconds to wait.",
+)
 @address_option
 def search(
     collection: str, text: str | None, image: Path | None, queries: Path | None,
@@ -71,29 +117,33 @@ def search(
         (result,) = client.search_batch([asked], timeout=timeout)
     if isinstance(result, MmeshError):
         raise result
-    if html:
-        from mmesh.cli.output.html import search_page
+    try:
+        if html:
+            from mmesh.cli.output.html import search_page
 
-        html.write_text(search_page([(asked, result)], title=f"mmesh: {collection}"), "utf-8")
-    _print(result, as_json)
+            write_file(html, search_page([(asked, result)], title=f"mmesh: {collection}"))
+    finally:
+        _print(result, as_json)
 
 
 def _template(
-    collection: str, *, instruction: str, target: str, limit: int, rerank: int | None,
+    collection: str, *, instruction: str, target: str, limit: int | None, rerank: int | None,
     rerank_seconds: float, rerank_image_tokens: int,
     merge: str | None, expression: str | None, token: str, require_all_shards: bool,
+    explain: bool,
 ) -> Search:  # fmt: skip
     return Search(
         collection,
         Content(()),
         instruction=instruction,
-        target=None if target == _ANY else Modality(target),
+        target=TARGETS[target],
         limit=limit,
         rerank=_rerank(rerank, rerank_seconds, rerank_image_tokens),
         merge=MergePolicy(merge) if merge else None,
         filter=_filter(expression) if expression else None,
         token=token,
         require_all_shards=require_all_shards,
+        explain=explain,
     )
 
 
@@ -112,11 +162,21 @@ def _rerank(candidates: int | None, seconds: float, image_tokens: int) -> Rerank
 
 
 def _query(text: str | None, image: Path | None) -> Content:
-    parts: list[Part] = [Image(image.read_bytes())] if image else []
+    parts: list[Part] = [_image_of(image)] if image else []
     parts += [text] if text else []
     if not parts:
         raise click.UsageError("give TEXT, --image or both, or --queries FILE")
     return Content(tuple(parts))
+
+
+def _image_of(path: Path) -> Image:
+    from mmesh.cli.files.sources.notes import Notes
+    from mmesh.cli.files.sources.pictures import image_of
+
+    try:
+        return image_of(path.read_bytes(), path.name, Notes())
+    except ValueError as error:
+        raise click.BadParameter(f"{path} {error}", param_hint="--image") from None
 
 
 def _print(result: SearchResult, as_json: bool) -> None:
@@ -125,6 +185,7 @@ def _print(result: SearchResult, as_json: bool) -> None:
 
         click.echo(json.dumps(result_row(result), ensure_ascii=False))
         return
-    console().print(hits_table(result))
-    for line in footnotes(result):
+    is_explained = any(hit.explanation for hit in result.hits)
+    console().print(explanation_table(result) if is_explained else hits_table(result))
+    for line in [*(explanation_notes(result) if is_explained else []), *footnotes(result)]:
         console().print(line, style="dim", markup=False)

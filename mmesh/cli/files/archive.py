@@ -1,14 +1,17 @@
 """Exports of collections: a Parquet file with a row for each candidate.
 
 The columns are id, modality, parts (JSON; pictures by their number in `images`), text (of all
-parts, for people), images (binaries), attributes (JSON) and vector. The metadata says the rest.
+parts, for people), images (binaries), attributes (JSON; moments as {"timestamp": RFC 3339}) and
+vector. The metadata says the rest.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from datetime import date
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +19,21 @@ import click
 import numpy as np
 
 from mmesh.candidates import Candidate, Embedded, Page
-from mmesh.cli.files.parquet import batches_of, import_arro3, open_parquet, vectors_of
-from mmesh.cli.files.sources import Unreadable
-from mmesh.content import Content, Image, Part
+from mmesh.cli.files.parquet import batches_of, import_arro3, schema_of, vectors_of
+from mmesh.cli.files.sources.items import Item, Unreadable, item_of, source_name
+from mmesh.content import AttributeValue, Content, Image, Part
+from mmesh.values.timestamps import format_timestamp, parse_timestamp
 from mmesh.vectors import FloatMatrix
 
 FORMAT = 1
 _KEY = "mmesh."
-_READ_ROWS = 64
-_GROUP_ROWS, _GROUP_ROWS_WITH_IMAGES = 8192, 256
-"""Rows of a group, which is held in memory until it is written."""
+_MOMENT = "timestamp"
+"""Key of a moment in the JSON of attributes, so that it is read back as one."""
+_READ_ROWS = 8
+_GROUP_ROWS, _GROUP_BYTES = 8192, 32 << 20
+"""Most rows of a row group, which is held in memory until it is written, and about its size."""
+_ROWS_AT_ONCE = 8
+"""Rows after which the writer sees whether a page, which readers hold as a whole, is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +65,31 @@ def write_archive(
     core, io = import_arro3()
     first = next(pages, None) or Page((), "")
     schema = _schema(core, images, header.dim if first.vectors is not None else None)
-    rows = _Rows(core, schema, first, pages, on_rows)
+    group_rows = _group_rows(first)
+    rows = _Rows(core, schema, chain([first], pages), on_rows)
+    del first  # a page with pictures takes tens of megabytes
     metadata = {_KEY + name: str(value) for name, value in asdict(header).items()}
     try:
         io.write_parquet(
             core.RecordBatchReader.from_batches(schema, rows.batches()),
             str(path),
             key_value_metadata=metadata,
-            max_row_group_size=_GROUP_ROWS_WITH_IMAGES if images else _GROUP_ROWS,
+            max_row_group_size=group_rows,
             compression="zstd(3)",
+            write_batch_size=_ROWS_AT_ONCE,
         )
     except Exception as error:
         raise rows.failure or click.ClickException(f"{path} cannot be written: {error}") from None
     return rows.count
+
+
+def _group_rows(page: Page) -> int:
+    """Return how many rows a row group has, guessed by a page: the writer takes one number."""
+    if not page.candidates:
+        return _GROUP_ROWS
+    width = 0 if page.vectors is None else page.vectors.nbytes
+    size = width + sum(64 + one.content.size for one in page.candidates)
+    return min(_GROUP_ROWS, max(1, len(page.candidates) * _GROUP_BYTES // max(1, size)))
 
 
 def _schema(core: Any, images: bool, dim: int | None) -> Any:
@@ -94,25 +114,22 @@ class _Rows:
         self,
         core: Any,
         schema: Any,
-        first: Page,
         pages: Iterator[Page],
         on_rows: Callable[[int], None],
     ) -> None:
-        self._core, self._schema, self._first = core, schema, first
+        self._core, self._schema = core, schema
         self._pages, self._on_rows = pages, on_rows
         self.count = 0
         self.failure: BaseException | None = None
 
     def batches(self) -> Iterator[Any]:
         """Yield a batch for each page."""
-        page: Page | None = self._first
         try:
-            while page is not None:
+            for page in self._pages:
                 if page.candidates:
                     yield self._batch_of(page)
                 self.count += len(page.candidates)
                 self._on_rows(self.count)
-                page = next(self._pages, None)
         except BaseException as failure:
             self.failure = failure
             raise
@@ -124,7 +141,8 @@ class _Rows:
             "parts": [_parts_json(one.content) for one in page.candidates],
             "text": [one.content.text for one in page.candidates],
             "attributes": [
-                json.dumps(dict(one.attributes), ensure_ascii=False) for one in page.candidates
+                json.dumps(dict(one.attributes), ensure_ascii=False, default=_moment_json)
+                for one in page.candidates
             ],
         }
         kind = self._core.DataType.utf8()
@@ -170,7 +188,11 @@ def read_header(path: Path) -> Header:
     Raises:
         click.ClickException: it is no export, or one of a later version.
     """
-    metadata = open_parquet(path).schema.metadata or {}
+    return header_of(schema_of(path).metadata or {}, path)
+
+
+def header_of(metadata: Mapping[bytes, bytes], path: Path) -> Header:
+    """Return what the metadata of an export say; see `read_header`."""
     found = {
         name.decode().removeprefix(_KEY): value.decode()
         for name, value in metadata.items()
@@ -190,12 +212,26 @@ def read_header(path: Path) -> Header:
 
 def has_vectors(path: Path) -> bool:
     """Tell whether an export has the column `vector`."""
-    return "vector" in open_parquet(path).schema.names
+    return "vector" in schema_of(path).names
+
+
+def archive_items(path: Path, *, vectors: bool) -> Iterator[Item | Unreadable]:
+    """Yield the items of an export in order; they have their vectors if wanted."""
+    source = source_name(path)
+    for one in read_archive(path, vectors=vectors):
+        yield one if isinstance(one, Unreadable) else item_of(one, source)
 
 
 def read_archive(path: Path, *, vectors: bool) -> Iterator[Candidate | Embedded | Unreadable]:
     """Yield the candidates of an export in order, with their vectors if wanted."""
-    for batch in batches_of(path, _READ_ROWS):
+    yield from read_batches(batches_of(path, _READ_ROWS), path, vectors=vectors)
+
+
+def read_batches(
+    batches: Iterable[Any], path: Path, *, vectors: bool
+) -> Iterator[Candidate | Embedded | Unreadable]:
+    """Yield the candidates of the record batches of an export; see `read_archive`."""
+    for batch in batches:
         names = [name for name in batch.column_names if name != "vector"]
         rows = batch.select(names).to_struct_array().to_pylist()
         matrix = vectors_of(batch, path) if vectors else None
@@ -211,10 +247,21 @@ def _candidate_of(row: dict[str, Any]) -> Candidate | Unreadable:
     try:
         parts = tuple(_part_of(part, row.get("images")) for part in json.loads(row["parts"]))
         attributes = json.loads(row["attributes"])
-        typed = {n: tuple(v) if isinstance(v, list) else v for n, v in attributes.items()}
+        typed = {name: _value_of(value) for name, value in attributes.items()}
         return Candidate(row["id"], Content(parts), typed)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         return Unreadable(str(row.get("id")), str(error) or type(error).__name__)
+
+
+def _moment_json(value: date) -> dict[str, str]:
+    return {_MOMENT: format_timestamp(value)}
+
+
+def _value_of(value: Any) -> AttributeValue:
+    if isinstance(value, list):
+        return tuple(value)
+    single: AttributeValue = parse_timestamp(value[_MOMENT]) if isinstance(value, dict) else value
+    return single
 
 
 def _part_of(part: dict[str, Any], images: list[bytes] | None) -> Part:

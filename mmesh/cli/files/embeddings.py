@@ -10,9 +10,9 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from mmesh.candidates import Candidate, Embedded
-from mmesh.cli.files.parquet import batches_of, open_parquet, vectors_of
-from mmesh.cli.files.sources import Unreadable
+from mmesh.candidates import Embedded
+from mmesh.cli.files.parquet import batches_of, schema_of, vectors_of
+from mmesh.cli.files.sources.items import Given, Item, PassedOver, Unreadable, stamp_of
 from mmesh.vectors import DataType
 
 _DATA_TYPES = {
@@ -63,25 +63,37 @@ class VectorFile:
         return matrix
 
     def _dtype_of_parquet(self) -> np.dtype[Any]:
-        if "vector" not in open_parquet(self._path).schema.names:
+        if "vector" not in schema_of(self._path).names:
             raise click.ClickException(f"{self._path} has no column `vector`")
         first = next(batches_of(self._path, 1), None)
         return np.dtype(np.float32) if first is None else vectors_of(first, self._path).dtype
 
 
-def with_vectors(
-    rows: Iterator[Candidate | Unreadable], vectors: VectorFile, path: Path
-) -> Iterator[Embedded | Unreadable]:
+def with_vectors(rows: Iterator[Given], vectors: VectorFile, path: Path) -> Iterator[Given]:
     """Give each row its vector; rows that are no candidates have one too, which is left out."""
     left = iter(vectors)
-    for number, row in enumerate(rows, start=1):
+    number = 0
+    for row in rows:
+        if isinstance(row, PassedOver):
+            yield row
+            continue
+        number += 1
         vector = next(left, None)
         if isinstance(row, Unreadable):
             yield row
         elif vector is None:
-            yield Unreadable(row.id, f"{path.name} has no row {number}")
+            reason = f"{path.name} has no row {number}"
+            yield Unreadable(row.id, reason, hides=False, source=row.source)
         else:
-            yield Embedded(row, vector)
+            yield _with_vector(row, vector)
     surplus = sum(1 for _ in left)
     if surplus:
         yield Unreadable(path.name, f"has {surplus} rows more than there are candidates")
+
+
+def _with_vector(item: Item, vector: NDArray[Any]) -> Item:
+    def make() -> Embedded:
+        made = item.make()
+        return Embedded(made.candidate if isinstance(made, Embedded) else made, vector)
+
+    return Item(item.id, stamp_of(item.stamp, vector.tobytes()), make, item.source)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from mmesh.cli.files.sources.arrow_stream import in_slices, record_batches
+from mmesh.cli.files.sources.items import FileEnded
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-_MAGIC = b"PAR1"
 
 
 def import_arro3() -> tuple[Any, Any]:
@@ -24,35 +26,30 @@ def import_arro3() -> tuple[Any, Any]:
     return arro3.core, arro3.io
 
 
-def open_parquet(path: Path, batch_size: int = 1024) -> Any:
-    """Return a reader of record batches.
+def schema_of(path: Path) -> Any:
+    """Return the schema of a file.
 
     Raises:
         click.ClickException: it is no Parquet file, or not all of one.
     """
-    _, io = import_arro3()
-    with path.open("rb") as file:
-        head = file.read(len(_MAGIC))
-        file.seek(max(0, path.stat().st_size - len(_MAGIC)))
-        if head != _MAGIC or file.read() != _MAGIC:  # the reader itself would panic
-            raise click.ClickException(f"{path} is not a Parquet file, or is cut short")
+    with _opened(path) as reader:
+        return reader.schema
+
+
+def batches_of(path: Path, most: int = 1024) -> Iterator[Any]:
+    """Yield the record batches of a file, of so many rows at most; errors are as in `schema_of`."""
+    with _opened(path) as reader:
+        yield from in_slices(reader, most)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    _, arrow = import_arro3()
     try:
-        return io.read_parquet(str(path), batch_size=batch_size)
-    except Exception as error:  # the reader has no errors of its own
-        raise click.ClickException(f"{path} cannot be read: {error}") from None
-
-
-def batches_of(path: Path, batch_size: int = 1024) -> Iterator[Any]:
-    """Yield the record batches of a file; errors are as in `open_parquet`."""
-    reader = iter(open_parquet(path, batch_size))
-    while True:
-        try:
-            batch = next(reader, None)
-        except Exception as error:
-            raise click.ClickException(f"{path} cannot be read: {error}") from None
-        if batch is None:
-            return
-        yield batch
+        with record_batches(path, arrow) as reader:
+            yield reader
+    except FileEnded as error:
+        raise click.ClickException(f"{path} {error}") from None
 
 
 def vectors_of(batch: Any, path: Path) -> NDArray[Any]:

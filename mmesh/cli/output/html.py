@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmesh.cli.output.tables import footnotes
+from mmesh.cli.output.terminal import shown
 from mmesh.content import Content, Image
 
 if TYPE_CHECKING:
-    from mmesh.migration import Comparison, Pair
+    from mmesh.migration import Migration, Pair
     from mmesh.search import Hit, Search, SearchResult
 
 _SIGNATURES = (
@@ -44,6 +47,9 @@ section { background: #fff; border: 1px solid #dfe3e8; border-radius: 10px;
   .hit { background: #20262e; border-color: #2c333c } .hit img { background: #14181d }
   .tag { background: #22345c; color: #a9c3ff } }
 """
+_CHARACTERS = 400
+"""Of a text that are shown."""
+_END = "</body></html>\n"
 
 
 def search_page(searches: Sequence[tuple[Search, SearchResult]], title: str) -> str:
@@ -55,64 +61,84 @@ def search_page(searches: Sequence[tuple[Search, SearchResult]], title: str) -> 
 
 
 def _page(sections: str, title: str) -> str:
+    return f"{_beginning(title)}{sections}{_END}"
+
+
+def _beginning(title: str) -> str:
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     return (
-        f'<!doctype html><html lang="en"><head>{head}<title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>{sections}</body></html>\n"
+        f'<!doctype html><html lang="en"><head>{head}<title>{_escaped(title)}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>{_escaped(title)}</h1>"
     )
 
 
-def comparison_page(comparison: Comparison, title: str) -> str:
-    """Return a page, complete in itself, with the hits of both collections side by side."""
-    names = comparison.migration.old.name, comparison.migration.new.name
-    return _page("\n".join(_side_by_side(pair, names) for pair in comparison.pairs), title)
+@contextmanager
+def comparison_page(path: Path, migration: Migration) -> Iterator[Callable[[Pair], None]]:
+    """Write a page, complete in itself, with the hits of both collections side by side.
+
+    Yields what writes a pair, hit by hit: pictures of many pairs are more than memory can hold.
+    """
+    names = migration.old.name, migration.new.name
+    with path.open("w", encoding="utf-8") as file:
+        file.write(_beginning(f"{migration.alias}: old and new model"))
+        yield lambda pair: file.writelines(_side_by_side(pair, names))
+        file.write(_END)
 
 
-def _side_by_side(pair: Pair, names: tuple[str, str]) -> str:
-    columns = "".join(
-        f'<div><h2>{escape(name)}</h2><div class="hits">{_hits(result)}</div></div>'
-        for name, result in zip(names, (pair.old, pair.new), strict=True)
-    )
-    return (
-        f'<section><div class="query">{_content(pair.search.query)}</div>'
-        f'<div class="both">{columns}</div>'
-        f'<p class="foot">{pair.overlap:.0%} of the hits are the same</p></section>'
-    )
+def _side_by_side(pair: Pair, names: tuple[str, str]) -> Iterator[str]:
+    yield f'<section><div class="query">{_content(pair.query)}</div><div class="both">'
+    for name, result in zip(names, (pair.old, pair.new), strict=True):
+        yield f'<div><h2>{_escaped(name)}</h2><div class="hits">'
+        yield from _hits(result)
+        yield "</div></div>"
+    share = "nothing was found" if pair.overlap is None else f"{pair.overlap:.0%} are the same"
+    yield f'</div><p class="foot">hits: {share}</p></section>'
 
 
-def _hits(result: SearchResult) -> str:
-    return "".join(_hit(hit) for hit in result.hits) or "<p>Nothing found.</p>"
+def _hits(result: SearchResult) -> Iterator[str]:
+    yield from map(_hit, result.hits)
+    if not result.hits:
+        yield "<p>Nothing found.</p>"
 
 
 def _section(search: Search, result: SearchResult) -> str:
     receipt = result.receipt
     target = " or ".join(modality.value for modality in receipt.searched)
     heading = f"{receipt.query_modality.value} → {target}"
-    foot = "<br>".join(escape(line) for line in footnotes(result))
+    foot = "<br>".join(_escaped(line) for line in footnotes(result))
     return (
-        f"<section><h2>{escape(heading)}</h2>"
+        f"<section><h2>{_escaped(heading)}</h2>"
         f'<div class="query">{_content(search.query)}</div>'
-        f'<p class="instruction">{escape(search.instruction)}</p>'
-        f'<div class="hits">{_hits(result)}</div><p class="foot">{foot}</p></section>'
+        f'<p class="instruction">{_escaped(search.instruction)}</p>'
+        f'<div class="hits">{"".join(_hits(result))}</div><p class="foot">{foot}</p></section>'
     )
 
 
 def _hit(hit: Hit) -> str:
     content = _content(hit.content) if hit.content else ""
-    score = f"{hit.retrieval_score:.3f}"
+    score = f"{hit.score:.3f} · similarity {hit.retrieval_score:.3f}"
     if hit.rerank_score is not None:
         score += f" · judged {hit.rerank_score:.3f}"
     return (
         f'<div class="hit"><div class="meta"><b>{hit.rank}</b>'
-        f'<span class="tag">{escape(hit.modality.value)}</span></div>{content}'
-        f'<div class="meta"><span>{escape(hit.id)}</span><span>{score}</span></div></div>'
+        f'<span class="tag">{_escaped(hit.modality.value)}</span></div>{content}'
+        f'<div class="meta"><span>{_escaped(hit.id)}</span><span>{score}</span></div></div>'
     )
 
 
 def _content(content: Content) -> str:
     return "".join(
-        _image(p) if isinstance(p, Image) else f"<p>{escape(p[:400])}</p>" for p in content.parts
+        _image(p) if isinstance(p, Image) else f"<p>{_escaped(_cut(p))}</p>" for p in content.parts
     )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _CHARACTERS else f"{text[: _CHARACTERS - 1]}…"
+
+
+def _escaped(text: str) -> str:
+    """Return text for a page, where what changes the direction of writing is said, too."""
+    return escape(shown(text.replace("\r\n", "\n")))
 
 
 def _image(image: Image) -> str:

@@ -26,6 +26,11 @@ class _RateColumn(ProgressColumn):
 
 def progress_bar() -> Progress:
     """Return a bar on stderr, with count, rate and the time that is left."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-               _RateColumn(), TimeRemainingColumn())  # fmt: skip
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=errors())

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import date
 from typing import TYPE_CHECKING, Any
+
+from mmesh.values.timestamps import format_timestamp
 
 if TYPE_CHECKING:
     from mmesh.collections import Collection
+    from mmesh.content import Attributes
     from mmesh.errors import MmeshError
     from mmesh.search import SearchResult
 
@@ -21,17 +25,30 @@ def result_row(result: SearchResult) -> dict[str, Any]:
     return {
         "hits": [
             {
-                "id": hit.id, "rank": hit.rank, "score": hit.score,
-                "retrieval_score": hit.retrieval_score, "rerank_score": hit.rerank_score,
-                "modality": hit.modality.value, "attributes": dict(hit.attributes),
+                "id": hit.id,
+                "rank": hit.rank,
+                "score": hit.score,
+                "retrieval_score": hit.retrieval_score,
+                "rerank_score": hit.rerank_score,
+                "modality": hit.modality.value,
+                "attributes": attributes_row(hit.attributes),
             }
+            | ({"explanation": asdict(hit.explanation)} if hit.explanation else {})
             for hit in result.hits
         ],
         "coverage": asdict(result.coverage),
         "degradations": [asdict(degradation) for degradation in result.degradations],
         "receipt": receipt,
         "token": result.token,
-    }  # fmt: skip
+    }
+
+
+def attributes_row(attributes: Attributes) -> dict[str, Any]:
+    """Return attributes as JSON values; moments are RFC 3339."""
+    return {
+        name: format_timestamp(value) if isinstance(value, date) else value
+        for name, value in attributes.items()
+    }
 
 
 def error_row(error: MmeshError) -> dict[str, Any]:
@@ -51,4 +68,8 @@ def collection_row(collection: Collection) -> dict[str, Any]:
         "token": collection.token,
         "aliases": list(collection.aliases),
         "settings": asdict(collection.settings),
+        "attributes": {
+            one.name: {"type": one.type and one.type.value, "count": one.count}
+            for one in collection.attributes
+        },
     }

@@ -2,9 +2,13 @@
 
 import csv
 import functools
+import io
 import json
+import os
+import sys
 
 import pytest
+from PIL import Image as Pillow
 
 from mmesh.search import Consistency
 
@@ -57,6 +61,26 @@ def test_a_folder_is_ingested_and_the_collection_is_made(run, run_program, folde
     assert run("collection", "delete", name, "--yes")[0] == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_files_of_any_name_are_ingested_shown_and_deleted(run, tmp_path, pictures, client):
+    names = [
+        "9.41.07\u202fAM.png",
+        "\u3000.png",
+        "\U0001f468\u200d\U0001f469.png",
+        "a\nb.png",
+        os.fsdecode(b"caf\xe9.png"),
+    ]
+    (tmp_path / "odd").mkdir()
+    for number, name in enumerate(names):
+        (tmp_path / "odd" / name).write_bytes(pictures.png(number))
+    code, output, _ = run("ingest", "cli-odd", tmp_path / "odd")
+    assert (code, output) == (0, "stored 5, rejected 0\n")
+    ids = [one.id for one in client.list_candidates("cli-odd").candidates]
+    assert {"a%0Ab.png", "caf%E9.png"} < set(ids)
+    assert run("delete", "cli-odd", *ids)[1] == "deleted 5 of 5\n"
+    client.delete_collection("cli-odd")
+
+
 def test_rows_of_each_kind_of_file_mean_the_same(run, tmp_path, pictures, client):
     arro3 = pytest.importorskip(
         "arro3.core", reason="Parquet is absent: pip install 'mmesh[parquet]'"
@@ -89,14 +113,17 @@ def test_what_is_rejected_is_listed_and_the_rest_is_stored(run, tmp_path, collec
         {"id": "no-content"},
         {"id": "no-file", "image": "missing.png"},
         {"id": "no-picture", "image": "rows.jsonl"},
-        {"id": "odd", "text": "x", "attributes": {"deep": {"er": 1}}},
+        {"id": "odd", "text": "x", "attributes": ["deep"]},
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join([*map(json.dumps, rows), "not json", "[1]"]))
-    code, output, errors = run("ingest", collection, path)
+    report = tmp_path / "report"
+    code, output, errors = run("ingest", collection, path, "--report", report)
     assert (code, output) == (1, "stored 1, rejected 6\n"), errors
-    for name in ("no-content", "no-file", "no-picture", "odd", "rows.jsonl:6", "rows.jsonl:7"):
-        assert name in errors
+    for where in ("rows.jsonl:2", "no-file", "no-picture", *(f"rows.jsonl:{n}" for n in (5, 6, 7))):
+        assert where in errors
+    ids = [json.loads(line).get("id") for line in report.read_text().splitlines()]
+    assert {"no-content", "no-file", "no-picture", "odd", "rows.jsonl:6"} <= set(ids)
     assert "INVALID_IMAGE" in errors
     assert counts(run, collection)["text"] == 1
 
@@ -115,6 +142,52 @@ def filled(run, tmp_path, client, collection, pictures):
     return collection
 
 
+def test_captioned_pictures_are_found_among_those_with_a_picture(
+    run, folder, client, collection, tmp_path
+):
+    assert run("ingest", collection, folder)[0] == 0
+    client.search(collection, "anything", consistency=Consistency.STRONG)  # all shards have it
+    _, output, _ = run("search", collection, "shoes", "--target", "image")
+    assert "two.jpg" not in output
+    _, output, _ = run("search", collection, "shoes", "--target", "with_image")
+    assert {"one.png", "two.jpg", "sub/three.PNG"} <= set(output.split())
+    (tmp_path / "queries.jsonl").write_text(
+        '{"text": "shoes", "target": "with_text"}\n{"text": "x", "target": "y"}'
+    )
+    _, output, _ = run("search", collection, "--queries", tmp_path / "queries.jsonl")
+    found, refused = map(json.loads, output.splitlines())
+    assert [hit["id"] for hit in found["hits"]] == ["two.jpg"]
+    assert "use one of any, text" in refused["error"]["message"]
+
+
+def test_the_order_follows_a_column_that_is_shown_and_is_explained_on_request(run, filled):
+    _, output, _ = run("search", filled, "a cat")
+    head, *rows = [line.split() for line in output.splitlines()[:3]]
+    assert head[:4] == ["#", "score", "similarity", "judge"]
+    assert float(rows[0][1]) >= float(rows[1][1])
+    _, output, _ = run("search", filled, "a cat", "--explain", "--target", "text")
+    assert output.split()[:4] == ["#", "score", "similarity", "in"]
+    assert "mixed: both stages standardised" in output
+    _, output, _ = run("search", filled, "a cat", "--explain", "--json")
+    assert json.loads(output)["hits"][0]["explanation"]["list_rank"] == 1
+
+
+def test_a_collection_shows_its_attributes_with_types_and_counts(run, filled):
+    _, output, _ = run("collection", "show", filled)
+    assert "year       integer  2" in output
+    _, output, _ = run("collection", "show", filled, "--json")
+    assert json.loads(output)["attributes"] == {"year": {"type": "integer", "count": 2}}
+
+
+def test_a_misspelt_attribute_is_said_with_the_one_that_was_meant(run, filled):
+    wanted = "no candidate has the attribute 'yaer'; did you mean 'year'?"
+    code, output, _ = run("search", filled, "a kitten", "--filter", "yaer >= 1969")
+    assert (code, "cat" in output) == (0, False)
+    assert f"ATTRIBUTE_UNKNOWN: {wanted}" in " ".join(output.split())
+    _, _, errors = run("delete", filled, "--filter", "not yaer = 1969", answer="n\n")
+    assert f"warning: {wanted}" in errors
+
+
 def test_a_search_prints_a_table(run, filled):
     code, output, _ = run("search", filled, "a kitten", "--target", "text")
     assert code == 0
@@ -129,8 +202,14 @@ def test_a_search_prints_json_for_scripts(run, filled):
     assert [hit["id"] for hit in answer["hits"]] == ["rocket"]
     assert set(answer) == {"hits", "coverage", "degradations", "receipt", "token"}
     assert set(answer["hits"][0]) == {
-        "id", "rank", "score", "retrieval_score", "rerank_score", "modality", "attributes",
-    }  # fmt: skip
+        "id",
+        "rank",
+        "score",
+        "retrieval_score",
+        "rerank_score",
+        "modality",
+        "attributes",
+    }
     assert answer["coverage"] == {"shards_answered": 2, "shards_total": 2}
 
 
@@ -142,6 +221,15 @@ def test_a_search_with_a_picture_writes_a_page(run, filled, tmp_path):
     html = page.read_text()
     assert html.count("data:image/png;base64,") == 2  # the query and the hit
     assert "a cat on a sofa" not in html
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full disk at hand")
+def test_hits_are_shown_where_there_is_no_room_for_their_page(run, filled):
+    code, output, errors = run("search", filled, "a cat", "--html", "/dev/full")
+    assert code == 1
+    assert "a cat on a sofa" in output
+    assert "/dev/full cannot be written: No space left on device" in errors
+    assert "Traceback" not in errors
 
 
 def test_queries_from_a_file_are_answered_in_order(run_program, filled, tmp_path):
@@ -156,6 +244,28 @@ def test_queries_from_a_file_are_answered_in_order(run_program, filled, tmp_path
     assert answers[3]["error"]["reason"] == "UNREADABLE"
     assert answers[0]["hits"][0]["id"] == "rocket"
     assert answers[1]["hits"][0]["id"] == "cat"
+
+
+def test_a_line_of_a_query_file_that_cannot_be_asked_costs_itself_alone(run, filled, tmp_path):
+    bad = {
+        "cut emoji": r'{"text": "cut \ud83d"}',
+        "odd id": r'{"id": "\ud83d", "text": "a cat"}',
+        "list as target": '{"text": "a cat", "target": ["text"]}',
+        "number as target": '{"text": "a cat", "target": 5}',
+        "number as instruction": '{"text": "a cat", "instruction": 5}',
+        "cut instruction": r'{"text": "a cat", "instruction": "\ud83d"}',
+        "list as text": '{"text": ["a cat"]}',
+        "object as image": '{"image": {"a": 1}}',
+        "NUL in a name": r'{"image": "a\u0000.png"}',
+        "surrogate in a name": r'{"image": "\ud83d.png"}',
+    }
+    good = '{"text": "a cat"}'
+    (tmp_path / "q.jsonl").write_text("\n".join([good, *bad.values(), good]))
+    code, output, errors = run("search", filled, "--queries", tmp_path / "q.jsonl")
+    answers = [json.loads(line) for line in output.splitlines()]
+    assert (code, errors) == (1, "")
+    assert [name for name, one in zip(bad, answers[1:-1], strict=True) if "hits" in one] == []
+    assert [one["hits"][0]["id"] for one in (answers[0], answers[-1])] == ["cat", "cat"]
 
 
 def test_deleted_candidates_are_not_found_again(run, filled):
@@ -232,6 +342,26 @@ def test_a_shard_that_is_away_is_said_and_the_others_are_shown(run, mesh):
     assert "127.0.0.1:1: " in errors
 
 
+@pytest.mark.parametrize("kind", ["bmp", "tiff", "gif"])
+def test_a_picture_to_search_with_may_be_of_any_format_that_is_ingested(
+    run, filled, pictures, tmp_path, kind
+):
+    with Pillow.open(io.BytesIO(pictures.png(1))) as picture:
+        picture.save(tmp_path / f"query.{kind}")
+    code, output, errors = run("search", filled, "--image", f"query.{kind}", "--json")
+    assert code == 0, errors
+    assert len(json.loads(output)["hits"]) == 3
+
+
+def test_what_is_no_picture_to_search_with_is_said(run, filled, tmp_path):
+    (tmp_path / "broken.bmp").write_bytes(b"BM no more")
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, said in (("broken.bmp", "is a broken BMP file"), ("pipe.png", "is a pipe")):
+        code, _, errors = run("search", filled, "--image", name)
+        assert code == 2
+        assert f"{name} {said}" in errors
+
+
 def test_shards_compact_and_store_a_collection_when_told(run, filled, mesh):
     data = mesh.settings.data
     code, output, errors = run("index", "compact", filled, "--data", data, "--json")
@@ -277,9 +407,14 @@ def test_status_as_json_has_the_fields_of_the_api(run):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["search", "c"], ["search", "c", "x", "--merge", "odd"], ["ingest", "c", "none"],
-                  ["search", "c", "x", "--filter", "year ~ 3"]],
-)  # fmt: skip
+    "arguments",
+    [
+        ["search", "c"],
+        ["search", "c", "x", "--merge", "odd"],
+        ["ingest", "c", "none"],
+        ["search", "c", "x", "--filter", "year ~ 3"],
+    ],
+)
 def test_wrong_usage_is_explained(run, arguments):
     code, _, errors = run(*arguments)
     assert code in (1, 2)

@@ -8,14 +8,14 @@ import pytest
 
 from mmesh.candidates import Candidate, Embedded
 from mmesh.cli.files.embeddings import VectorFile, with_vectors
-from mmesh.cli.files.sources import Unreadable
+from mmesh.cli.files.sources.items import Item, Unreadable, item_of
 from mmesh.content import Content
 from mmesh.vectors import DataType
 
 ROWS = [
-    Candidate("a", Content.of("a")),
+    item_of(Candidate("a", Content.of("a")), "rows"),
     Unreadable("b", "is not valid JSON"),
-    Candidate("c", Content.of("c")),
+    item_of(Candidate("c", Content.of("c")), "rows"),
 ]
 
 
@@ -68,7 +68,8 @@ def test_what_is_no_matrix_of_a_known_type_is_refused(npy, matrix, problem):
 
 
 def test_a_row_that_is_no_candidate_has_a_vector_too(npy):
-    made = list(with_vectors(iter(ROWS), VectorFile(npy(np.eye(3, dtype=np.float32))), npy))
+    items = with_vectors(iter(ROWS), VectorFile(npy(np.eye(3, dtype=np.float32))), npy)
+    made = [one.make() if isinstance(one, Item) else one for one in items]
     assert [type(one) for one in made] == [Embedded, Unreadable, Embedded]
     np.testing.assert_array_equal(made[2].vector, [0, 0, 1])
 
@@ -76,7 +77,7 @@ def test_a_row_that_is_no_candidate_has_a_vector_too(npy):
 def test_too_few_and_too_many_vectors_are_said(npy):
     path = npy(np.eye(2, dtype=np.float32))
     *_, last = with_vectors(iter(ROWS), VectorFile(path), path)
-    assert last == Unreadable("c", "rows.npy has no row 3")
+    assert last == Unreadable("c", "rows.npy has no row 3", hides=False, source="rows")
     path = npy(np.ones((5, 2), np.float32))
     *_, last = with_vectors(iter(ROWS), VectorFile(path), path)
     assert last == Unreadable("rows.npy", "has 2 rows more than there are candidates")

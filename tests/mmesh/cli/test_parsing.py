@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from mmesh.cli.commands.settings import given, settings_rows
+from mmesh.cli.collection_settings import given, settings_rows
 from mmesh.cli.main import cli
+from mmesh.cli.options import ReplacedPath
 from mmesh.collections import CollectionLimits, CollectionSettings, with_changes
 
 
@@ -68,6 +71,7 @@ def test_settings_are_shown_in_words_where_they_are_the_defaults():
         (["collection", "set", "c"], "at least one setting"),
         (["collection", "create", "c", "--max-limit", "many"], "not a valid integer"),
         (["import", "c", "nowhere.parquet"], "does not exist"),
+        (["ingest", "c", ".", "--encoding", "hex"], "is no encoding"),
         (["index", "segments", "--data", "nowhere"], "--index-address"),
     ],
 )
@@ -84,3 +88,62 @@ def test_a_model_without_vectors_is_wrong_usage(invoke, tmp_path):
     result = invoke("ingest", "c", str(rows), "--model-fingerprint", "m")
     assert result.exit_code == 2
     assert "--vectors" in result.output
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (["ingest", "c"], []),
+        (["ingest", "c", "."], []),
+        (["ingest", "c", ".", "--vectors"], []),
+        (["search", "c", "--queries"], []),
+        (["negatives", "c", "--out", "n.parquet", "--queries"], []),
+        (["import", "c"], []),
+        (["evaluate", "compare"], ["."]),
+        (["evaluate", ".", "--baseline"], []),
+    ],
+    ids=" ".join,
+)
+def test_what_gives_its_rows_only_once_is_wrong_usage(invoke, tmp_path, before, after):
+    pipe = tmp_path / "rows.jsonl"
+    os.mkfifo(pipe)
+    result = invoke(*before, str(pipe), *after)
+    assert result.exit_code == 2
+    assert "is a pipe; write it to a file first" in " ".join(result.output.split())
+
+
+WRITERS = [
+    ["ingest", "c", ".", "--report"],
+    ["import", "c", "pyproject.toml", "--report"],
+    ["migrate", "c", "--model", "m", "--report"],
+    ["search", "c", "cats", "--html"],
+    ["encode", "check", "--address", "127.0.0.1:1", "--save"],
+    ["rerank", "check", "--address", "127.0.0.1:1", "--save"],
+]
+REPLACERS = [["export", "c"], ["negatives", "c", "--queries", ".", "--out"]]
+
+
+@pytest.mark.parametrize("arguments", WRITERS + REPLACERS, ids=" ".join)
+def test_a_file_that_cannot_be_written_is_told_before_the_work(invoke, tmp_path, arguments):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere" / "out")
+    for path in (tmp_path / "nowhere" / "out", link):
+        result = invoke(*arguments, str(path))
+        assert result.exit_code == 2
+        assert "nowhere is no folder" in result.output.replace("\n", "")
+
+
+@pytest.mark.parametrize("arguments", REPLACERS, ids=" ".join)
+def test_a_file_takes_the_place_of_nothing_but_files(invoke, tmp_path, arguments):
+    os.mkfifo(tmp_path / "pipe")
+    result = invoke(*arguments, str(tmp_path / "pipe"))
+    assert result.exit_code == 2
+    assert "is no file" in result.output
+
+
+def test_a_file_takes_the_place_of_what_a_link_leads_to(tmp_path):
+    (tmp_path / "link").symlink_to("target")
+    assert ReplacedPath().convert(tmp_path / "link", None, None) == tmp_path / "target"
+    (tmp_path / "target").touch()
+    assert ReplacedPath().convert(tmp_path / "link", None, None) == tmp_path / "target"
+    assert ReplacedPath().convert("new", None, None) == Path("new")

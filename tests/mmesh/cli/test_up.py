@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mmesh.cli.output.waiting import WaitingLine
+from tests.effort import patient
 
 COMMAND = [sys.executable, "-c", "from mmesh.cli import main; main()", "up", "--port", "0"]
 
@@ -26,7 +27,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def is_running(pid: int) -> bool:
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # it has ended, or does while it is read
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
 
@@ -57,7 +58,7 @@ def test_a_signal_ends_a_start_and_all_that_was_started(starting, number, code):
     begun = descendants(starting.pid)
     assert begun
     starting.send_signal(number)
-    output, errors = starting.communicate(timeout=30)
+    output, errors = starting.communicate(timeout=patient(30))
     assert starting.returncode == code
     assert "ready" not in output
     assert "Traceback" not in errors

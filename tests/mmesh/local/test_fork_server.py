@@ -50,7 +50,7 @@ def parent_of(pid: int) -> int:
 
 def is_running(pid: int) -> bool:
     """Tell whether a process runs; one that nobody has waited for does not."""
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # it has ended, or does while it is read
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
 
@@ -145,6 +145,8 @@ async def test_an_order_that_is_cancelled_leaves_no_child(server, make_service, 
     await after.wait()
     for pid in log.read_text().split():
         wait_gone(int(pid))
+    for child in list(server._children.values()):  # the report of its end comes after the end
+        await child.wait()
     assert not server._children
 
 
@@ -157,6 +159,31 @@ def test_both_end_with_the_process_that_started_them(make_service, tmp_path):
         parent.kill()
     for pid in pids:
         wait_gone(pid)
+
+
+def test_a_service_that_still_imports_ends_with_the_process_that_started_it(make_service, tmp_path):
+    make_service("sleeper", SLEEP, top="time.sleep(600)")
+    program = PARENT.replace('"", ())', '"", (), forks=False)').replace("launcher._trees[0].", "")
+    command = [sys.executable, "-c", program.replace("trunk.pid", "1"), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        pid = int(parent.stdout.readline().split()[0])
+        parent.kill()
+    wait_gone(pid)
+
+
+async def test_ends_are_reported_where_the_parent_ignores_those_of_its_children(
+    make_service, tmp_path
+):
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        tree = await ForkTree.plant(["one"], os.environ, tmp_path / "tree.log", ())
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    service = make_service("ending", "sys.exit(7)")
+    for _ in range(2):
+        process = await tree.branches["one"].fork(service, os.environ, tmp_path / "log")
+        assert await process.wait() == 7
+    await tree.fell()
 
 
 async def test_what_has_threads_is_started_as_an_interpreter(make_service, tmp_path):
@@ -191,3 +218,21 @@ def test_importing_all_services_starts_no_thread():  # 1.5 CPU seconds
     environment = {n: v for n, v in os.environ.items() if n != "OPENBLAS_NUM_THREADS"}
     output = subprocess.check_output([sys.executable, "-c", program], env=environment, text=True)
     assert int(output) == 1
+
+
+@pytest.mark.parametrize("forks", [True, False])
+async def test_what_lies_in_the_current_folder_is_not_imported(
+    forks, make_service, tmp_path, monkeypatch
+):
+    project = tmp_path / "project"
+    (project / "services").mkdir(parents=True)
+    for module in ("services/__init__", "selectors", "colorsys"):
+        (project / f"{module}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\n")
+    monkeypatch.chdir(project)
+    service = make_service("importer", "import colorsys; sys.exit(7)")
+    service.forks = forks
+    launcher = Launcher(tmp_path, print)
+    process = await launcher.start(service)
+    assert await process.wait() == 7
+    assert not (tmp_path / "imported").exists()
+    await launcher.close()

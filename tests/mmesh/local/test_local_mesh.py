@@ -8,12 +8,18 @@ import re
 import shutil
 import signal
 import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from mmesh.aio import DEFAULT_ADDRESS
-from mmesh.local.plan import DEFAULT_PORT
+from mmesh.local.plan import DEFAULT_PORT, HEALTH
 
 OWN = re.compile(r"^# HELP mmesh_(encoder|index|reranker|gateway)_", re.MULTILINE)
 
@@ -74,6 +80,39 @@ def test_a_start_that_fails_is_said_and_tried_again(small_mesh, eventually):
     assert "IsADirectoryError" in told()[0]
     shutil.rmtree(log)
     small_mesh.wait_serving("encoder")
+
+
+def test_a_service_is_not_back_while_another_process_has_its_port(small_mesh, eventually):
+    port = int(small_mesh.address.rpartition(":")[2])
+    before = len(small_mesh.said)
+    small_mesh.kill("gateway", signal.SIGKILL)
+    with served_by_a_stranger(port, eventually):
+
+        def told() -> list[str]:
+            return [line for line in small_mesh.said[before:] if f":{port} is taken" in line]
+
+        eventually(told, "the port is named")
+        assert "gateway died (exit code 1: mmesh gateway: " in told()[0]
+        assert "gateway is back" not in small_mesh.said[before:]
+    eventually(lambda: "gateway is back" in small_mesh.said[before:], "it is back")
+
+
+@contextmanager
+def served_by_a_stranger(port: int, eventually) -> Iterator[None]:
+    """Let the port be that of a server which says of itself that it is a gateway."""
+    server, servicer = grpc.server(ThreadPoolExecutor(1)), health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    servicer.set(HEALTH["gateway"], HealthCheckResponse.SERVING)
+
+    def listens() -> bool:
+        with suppress(RuntimeError):
+            return bool(server.add_insecure_port(f"127.0.0.1:{port}"))
+        return False
+
+    eventually(listens, "the port is free")
+    server.start()
+    yield
+    server.stop(0).wait()
 
 
 def test_the_default_port_is_that_of_the_clients():

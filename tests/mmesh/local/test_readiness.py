@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 
+import grpc
 import pytest
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from mmesh.local.plan import MeshFailed, Service
+from mmesh.local.mesh import LocalMesh
+from mmesh.local.plan import HEALTH, LocalSettings, MeshFailed, Service
 from mmesh.local.ports import free_port
 from mmesh.local.processes import Launcher
-from mmesh.local.readiness import Waiting, cpu_seconds, last_message
+from mmesh.local.readiness import Waiting, cause_of, cpu_seconds, last_message
 
 TIMEOUT_S = 1.0
 
@@ -80,7 +85,7 @@ async def test_who_is_waited_for_is_told_with_what_they_say(start):
     async with asyncio.timeout(20):
         while "loading weights" not in waiting.describe():  # noqa: ASYNC110  # a file tells nobody
             await asyncio.sleep(0.02)
-    assert waiting.describe().startswith("chatty (0 s")
+    assert re.match(r"chatty \(\d+ s: ", waiting.describe())
     ready.cancel()
     await end(service)
 
@@ -100,3 +105,58 @@ def test_the_last_message_is_that_of_json_or_the_line(tmp_path):
 def test_a_process_that_is_gone_has_used_no_time():
     assert cpu_seconds(2**22 + 1) == 0.0
     assert sys.platform != "linux" or cpu_seconds(1) >= 0.0
+
+
+@pytest.fixture
+async def stranger():
+    """A server at a free port that says of every service of a mesh that it is ready."""
+    server, servicer = grpc.aio.server(), health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    for name in ("", "a.b.Service", "a.b.Service@", *HEALTH.values()):
+        await servicer.set(name, HealthCheckResponse.SERVING)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield port
+    await server.stop(0)
+
+
+async def test_another_process_at_the_address_does_not_make_a_service_ready(start, stranger):
+    service, waiting = await start("sleeper", "time.sleep(600)")
+    service.port = stranger
+    with pytest.raises(MeshFailed, match="no progress for 1 s"):
+        await waiting.wait_ready(service)
+    await end(service)
+
+
+async def test_every_process_has_a_token_of_its_own(start):
+    tokens = set()
+    for name in ("one", "other"):
+        body = f"print(os.environ['MMESH_{name.upper()}_START_TOKEN'], flush=True)"
+        service, waiting = await start(name, body)
+        with pytest.raises(MeshFailed) as failure:
+            await waiting.wait_ready(service)
+        assert service.token in str(failure.value).splitlines()[-1]
+        tokens.add(service.token)
+    assert len(tokens) == 2
+
+
+async def test_a_mesh_on_a_port_that_is_taken_starts_nothing(tmp_path, stranger):
+    with pytest.raises(MeshFailed, match=f"port {stranger} is taken"):
+        async with LocalMesh(LocalSettings(tmp_path, port=stranger)):
+            pass
+    assert not list(tmp_path.rglob("*.log"))
+
+
+@pytest.mark.parametrize("taken", ["logs", "lock", "index.new"])
+async def test_a_mesh_whose_files_cannot_be_written_starts_nothing(tmp_path, taken):
+    in_the_way = tmp_path / taken
+    in_the_way.touch() if taken == "logs" else in_the_way.mkdir()
+    with pytest.raises(MeshFailed, match=taken):
+        async with LocalMesh(LocalSettings(tmp_path, port=0)):
+            pass
+    assert not list(tmp_path.rglob("*.log"))
+
+
+def test_the_end_by_any_signal_has_words():
+    for number in (signal.SIGKILL, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1)):
+        assert cause_of(-number).startswith("signal ")

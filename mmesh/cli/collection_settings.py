@@ -16,6 +16,8 @@ _OPTIONS = (
                  '"IVF512,PQ192x4fs,Refine(SQfp16)"; "" lets each segment suit its size.'),
     click.option("--recall-target", type=float, metavar="RECALL",
                  help="Recall at 10 for which segments are tuned, 0.5 to 1; 0 is 0.97."),
+    click.option("--read-only/--writable", default=None,
+                 help="Whether writes are refused."),
     click.option("--max-candidates", type=int, metavar="N",
                  help="Candidates that it may hold; 0 is any number."),
     click.option("--max-candidate-bytes", type=int, metavar="BYTES",
@@ -54,4 +56,5 @@ def settings_rows(settings: CollectionSettings) -> list[tuple[str, str]]:
         ("max filter depth", str(limits.max_filter_depth or 16)),
         ("max limit", str(limits.max_limit or 1000)),
         ("mirror", settings.mirror or "none"),
+        ("read-only", "yes" if settings.read_only else "no"),
     ]

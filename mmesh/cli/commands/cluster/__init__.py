@@ -1,0 +1,1 @@
+"""Commands for a mesh on a cluster: its capacity, its manifests."""
