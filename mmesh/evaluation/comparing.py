@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmesh.evaluation.bootstrap import Difference, compare_paired, compare_paired_tasks
-from mmesh.evaluation.datasets.dataset import DatasetError
+from mmesh.evaluation.datasets.dataset import Dataset, DatasetError
 from mmesh.evaluation.metrics import LOWER_IS_BETTER
 from mmesh.evaluation.results import Results, TaskResult, read_results, read_scores
 
@@ -26,6 +26,8 @@ class Compared:
     a: float
     b: float
     difference: Difference
+    lost: int = 0
+    """Queries of A that B lacks, such as those whose picture is missing now."""
 
     @property
     def worse(self) -> bool:
@@ -38,11 +40,14 @@ def compare_runs(a: Path, b: Path, metric: str = "") -> list[Compared]:
     """Return the differences of the headlines, or of one metric, and of their averages.
 
     Raises:
-        DatasetError: one is no run, they share no task, or their tasks are judged otherwise.
+        DatasetError: one is no run, they share no task or no query of a task, or their tasks are
+            judged otherwise.
     """
     first, second = read_results(a), read_results(b)
     pairs = [
-        (one, other) for one in first.tasks if (other := second.of(one.task, one.way)) is not None
+        (one, other)
+        for one in first.tasks
+        if one.queries and (other := second.of(one.task, one.way)) is not None
     ]
     if not pairs:
         raise DatasetError(f"{a} ({first.dataset}) and {b} ({second.dataset}) share no task")
@@ -56,28 +61,71 @@ def compare_runs(a: Path, b: Path, metric: str = "") -> list[Compared]:
     ]
     if not values:
         raise DatasetError(f"no task of {a} has the metric {metric}")
-    tasks = [
-        Compared(one.task, one.way, name, len(x), _mean(x), _mean(y), compare_paired(x, y))
-        for one, name, (x, y) in values
-    ]
+    tasks = [_compared(one, name, pair) for one, name, pair in values]
     return tasks + _averages(first, metric, values)
 
 
-def _paired(a: Path, b: Path, task: TaskResult, metric: str) -> tuple[list[float], list[float]]:
+def tasks_lost(a: Path, b: Path) -> list[TaskResult]:
+    """Return the tasks of run A that run B lacks altogether, each way by itself."""
+    second = read_results(b)
+    return [
+        one for one in read_results(a).tasks if one.queries and not second.of(one.task, one.way)
+    ]
+
+
+def _compared(task: TaskResult, metric: str, pair: Pair) -> Compared:
+    a, b, way = _mean(pair.a), _mean(pair.b), task.way
+    difference = compare_paired(pair.a, pair.b)
+    return Compared(task.task, way, metric, len(pair.a), a, b, difference, pair.lost)
+
+
+def check_baseline(run: Path, dataset: Dataset, folder: Path) -> None:
+    """Make sure that a run in `folder` can be compared with an earlier one, before it is made.
+
+    Raises:
+        DatasetError: that is no run, shares no task, or is what `folder` holds.
+    """
+    before = read_results(run)
+    if not {one.task for one in before.tasks} & {task.name for task in dataset.tasks}:
+        raise DatasetError(f"{run} ({before.dataset}) shares no task with {dataset.name}")
+    places = {run.resolve()} if run.is_dir() else {run.resolve().parent, run.parent.resolve()}
+    if folder.resolve() in places:
+        raise DatasetError(
+            f"the baseline {run} is in the folder of this run, which would be compared with itself;"
+            " give this run another one with --out FOLDER"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The values of the queries that two runs share, and how many of A's B lacks."""
+
+    a: list[float]
+    b: list[float]
+    lost: int
+
+
+def _paired(a: Path, b: Path, task: TaskResult, metric: str) -> Pair:
     first, second = read_scores(a, task.name), read_scores(b, task.name)
     shared = [query for query in first if query in second]
-    return [first[q][metric] for q in shared], [second[q][metric] for q in shared]
+    if not shared:
+        raise DatasetError(f"{a} and {b} share no query of {task.task} ({task.way})")
+    try:
+        values = [(first[query][metric], second[query][metric]) for query in shared]
+    except KeyError:
+        raise DatasetError(f"scores of {task.name} in {a} or {b} lack {metric}") from None
+    return Pair([x for x, _ in values], [y for _, y in values], len(first) - len(shared))
 
 
 def _averages(
     first: Results,
     metric: str,
-    values: Sequence[tuple[TaskResult, str, tuple[list[float], list[float]]]],
+    values: Sequence[tuple[TaskResult, str, Pair]],
 ) -> list[Compared]:
     """Return the mean over the tasks of each way, where there are several."""
     found = []
     for way in first.ways:
-        pairs = [pair for one, _, pair in values if one.way == way]
+        pairs = [(pair.a, pair.b) for one, _, pair in values if one.way == way]
         if len(pairs) < 2:
             continue
         a, b = (_mean([_mean(pair[side]) for pair in pairs]) for side in (0, 1))

@@ -38,7 +38,7 @@ class Cost:
         return self.rows / self.rows_per_s / 3600 if self.rows_per_s else 0.0
 
     def __str__(self) -> str:
-        kinds = ", ".join(f"{n:,} {m.value}" for m, n in self.candidates.items())
+        kinds = ", ".join(f"{n:,} {m.value}" for m, n in self.candidates.items() if n)
         text = (
             f"{self.total:,} candidates ({kinds}), {size(self.vector_bytes)} of vectors in the "
             f"index ({self.dim} float32 each), {self.searches:,} searches"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from mmesh.evaluation.bootstrap import Estimate
 from mmesh.evaluation.datasets.dataset import DatasetError
+from mmesh.evaluation.whole_files import written_whole
 
 FORMAT = 1
 RESULTS, SCORES = "run.json", "scores"
@@ -25,7 +25,7 @@ class TaskResult:
     way: str
     headline: str
     wanted: str
-    """Modality that it is after; empty for any."""
+    """Modalities that its queries are after, with a comma between; empty for any."""
     queries: int
     """Queries that the figures are means over; those that the mesh refused count as 0."""
     figures: Mapping[str, Estimate]
@@ -51,6 +51,8 @@ class TaskResult:
     """Judged candidates that the pool does not hold."""
     judgements: str
     """Hash of the judgements, so that runs of other data are not compared."""
+    unknown_queries: int = 0
+    """Judged queries that the data set does not hold."""
 
     @property
     def name(self) -> str:
@@ -70,6 +72,7 @@ class Results:
     judge: str
     """Fingerprints of the models."""
     candidates: Mapping[str, int]
+    """What the collection holds of the pool, by modality."""
     rejections: Mapping[str, Any]
     tasks: tuple[TaskResult, ...]
     averages: Mapping[str, Estimate] = field(default_factory=dict)
@@ -92,9 +95,8 @@ class Results:
 def write_results(results: Results, folder: Path) -> None:
     """Write `run.json`, whole or not at all."""
     text = json.dumps(results.as_json(), indent=1, sort_keys=True)
-    fresh = folder / f"{RESULTS}.new"
-    fresh.write_text(text + "\n", encoding="utf-8")
-    os.replace(fresh, folder / RESULTS)
+    with written_whole(folder / RESULTS) as file:
+        file.write(text + "\n")
 
 
 def read_results(path: Path) -> Results:
@@ -130,5 +132,5 @@ def read_scores(path: Path, name: str) -> dict[str, dict[str, float]]:
         with file.open(encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
         return {row.pop("query"): row for row in rows}
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{file} cannot be read: {error}") from None

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mmesh.aio import AsyncClient
 from mmesh.collections import Collection, CollectionSettings
-from mmesh.errors import CollectionNotFound
+from mmesh.errors import CollectionExists, CollectionNotFound
 from mmesh.evaluation.bootstrap import Estimate, estimate_macro_mean
 from mmesh.evaluation.cost import TooMuch, check_room, estimate, obstacles
 from mmesh.evaluation.datasets.dataset import Broken, Dataset, DatasetError, Query, Task
+from mmesh.evaluation.folder import MANIFEST, check_manifest
 from mmesh.evaluation.live.answers import Answer, AnswerLog, read_answers
 from mmesh.evaluation.live.filling import Filled, FillJournal, fill, pool_digest
 from mmesh.evaluation.live.searching import Plan, Searcher
@@ -27,7 +26,9 @@ from mmesh.evaluation.scoring import Poor, ScoredRun, read_judgements, score_tas
 from mmesh.evaluation.survey import Survey, survey
 from mmesh.evaluation.watching import Silent, Watcher
 
-MANIFEST, ANSWERS, RUNS = "evaluation.json", "answers", "runs"
+ANSWERS, RUNS = "answers", "runs"
+EXACT = "Flat"
+"""The index that is searched exhaustively."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ class Evaluation:
         """Fill, search and score; return the figures.
 
         Raises:
-            DatasetError: the data set cannot be read, or the folder holds another evaluation.
+            DatasetError: the data set cannot be read, the folder holds another evaluation, or the
+                collection is there and not as it is asked for.
             TooMuch: it cannot fit, and nobody said to go on regardless.
             MmeshError: the mesh was away for too long; the same call goes on from there.
         """
@@ -97,19 +99,29 @@ class Evaluation:
             for task in self.dataset.tasks
             for way in self.options.ways_of(self.dataset)
         ]
-        return self._results(collection, found, rejections, [one for one in scored if one])
+        held = self._held(collection, found, filled)
+        return self._results(collection, held, rejections, [one for one in scored if one])
 
     async def restart(self) -> None:
-        """Forget what was done before: the answers, and how far the pool is in."""
+        """Forget what was done before: the answers, and how far the pool is in.
+
+        Raises:
+            DatasetError: the collection is not as it is asked for; nothing is forgotten.
+        """
+        try:
+            collection = await self.client.get_collection(self.collection_name)
+        except CollectionNotFound:
+            self._forget_answers()
+            return
+        await self._check_collection(collection)
+        self._forget_answers()
+        FillJournal(collection, self.dataset).forget()
+
+    def _forget_answers(self) -> None:
         for name in (ANSWERS, RUNS, SCORES):
             shutil.rmtree(self.place.folder / name, ignore_errors=True)
         for name in (MANIFEST, RESULTS):
             (self.place.folder / name).unlink(missing_ok=True)
-        try:
-            collection = await self.client.get_collection(self.collection_name)
-        except CollectionNotFound:
-            return
-        FillJournal(collection, self.dataset).forget()
 
     @property
     def collection_name(self) -> str:
@@ -119,11 +131,34 @@ class Evaluation:
 
     async def _open_collection(self) -> Collection:
         try:
-            return await self.client.get_collection(self.collection_name)
+            collection = await self.client.get_collection(self.collection_name)
+            await self._check_collection(collection)
+            return collection
         except CollectionNotFound:
-            settings = CollectionSettings(index_factory="Flat") if self.place.exact else None
+            settings = CollectionSettings(index_factory=EXACT) if self.place.exact else None
             model = self.place.model
             return await self.client.create_collection(self.collection_name, settings, model=model)
+
+    async def _check_collection(self, collection: Collection) -> None:
+        """Make sure that a collection that is there is searched as a new one would be.
+
+        Raises:
+            DatasetError: it is of another model, or approximate where exhaustive search is due.
+        """
+        name, factory = collection.name, collection.settings.index_factory
+        instead = "name another with --collection, or delete it"
+        if self.place.exact and factory != EXACT:
+            kind = f"has the index {factory}" if factory else "is indexed by its size"
+            raise DatasetError(f"--exact: the collection {name} is there and {kind}; {instead}")
+        if not self.place.model:
+            return
+        try:  # returns the one that is there when it is of this model
+            await self.client.create_collection(name, model=self.place.model)
+        except CollectionExists:
+            raise DatasetError(
+                f"--model {self.place.model}: the collection {name} is there and of the model "
+                f"{collection.model_fingerprint}; {instead}"
+            ) from None
 
     def _searches(self, found: Survey) -> int:
         return sum(found.queries.values()) * len(self.options.ways_of(self.dataset))
@@ -162,28 +197,21 @@ class Evaluation:
         """Remember what the answers in the folder are answers to; refuse to mix them with others.
 
         Raises:
-            DatasetError: they are of another evaluation.
+            OtherEvaluation: they are of another one.
         """
         mine = {
             "dataset": self.dataset.name,
             "notes": list(self.dataset.notes),
             "tasks": [task.name for task in self.dataset.tasks],
             "queries": found.queries,
+            "query_digest": found.query_digest,
             "options": self.options.as_json(),
             "collection": collection.name,
             "created": collection.create_time.isoformat(),
             "token": collection.token,
             "model": collection.model_fingerprint,
         }
-        path = self.place.folder / MANIFEST
-        if not path.exists():
-            path.write_text(json.dumps(mine, indent=1) + "\n")
-            return
-        other: dict[str, Any] = json.loads(path.read_text())
-        differ = [name for name, value in mine.items() if other.get(name) != value]
-        if differ:
-            names = ", ".join(differ)
-            raise DatasetError(f"{self.place.folder} holds answers of another evaluation ({names})")
+        check_manifest(self.place.folder, mine)
 
     async def _task(
         self, task: Task, way: Way, collection: Collection, found: Survey, rejections: Rejections
@@ -212,10 +240,21 @@ class Evaluation:
         self, task: Task, way: Way, collection: Collection, found: Survey
     ) -> tuple[str, ...]:
         """Return the pools to search among; nothing when that is the whole collection."""
-        wider = self.limits.ingest and sum(collection.candidates.values()) > found.total
+        wider = self._is_wider(collection, found)
         if way is Way.UNION:
             return tuple(sorted(found.pools)) if wider else ()
         return (task.pool,) if wider or len(found.pools) > 1 else ()
+
+    def _is_wider(self, collection: Collection, found: Survey) -> bool:
+        return self.limits.ingest and sum(collection.candidates.values()) > found.total
+
+    def _held(self, collection: Collection, found: Survey, filled: Filled) -> dict[str, int]:
+        """Return what of the pool the collection holds, by modality."""
+        if not self._is_wider(collection, found):
+            return {m.value: count for m, count in collection.candidates.items()}
+        if sum(filled.candidates.values()) == filled.stored:
+            return dict(filled.candidates)
+        return {m.value: count for m, count in found.candidates.items()}
 
     def _score(
         self, task: Task, way: Way, answers: dict[str, Answer], found: Survey, notes: Rejections
@@ -237,7 +276,11 @@ class Evaluation:
                 yield one
 
     def _results(
-        self, collection: Collection, found: Survey, rejections: Rejections, scored: list[ScoredRun]
+        self,
+        collection: Collection,
+        held: dict[str, int],
+        rejections: Rejections,
+        scored: list[ScoredRun],
     ) -> Results:
         results = Results(
             dataset=self.dataset.name,
@@ -246,7 +289,7 @@ class Evaluation:
             collection=collection.name,
             encoder=collection.model_fingerprint,
             judge=self._judge,
-            candidates={m.value: count for m, count in found.candidates.items()},
+            candidates=held,
             rejections=rejections.as_json(),
             tasks=tuple(one.result for one in scored),
             averages=_averages(scored),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mmesh.evaluation.datasets.dataset import Query, Task
 from mmesh.evaluation.live.answers import Answer
+from mmesh.evaluation.whole_files import written_whole
 
 
 def write_runs(
@@ -20,15 +20,13 @@ def write_runs(
     """
     folder.mkdir(exist_ok=True)
     trec, uniir = folder / f"{name}.trec", folder / f"{name}.uniir.txt"
-    with _fresh(trec).open("w") as first, _fresh(uniir).open("w") as second:
+    with written_whole(trec) as first, written_whole(uniir) as second:
         for query in queries:
             answer = answers.get(query.id)
             for rank, hit in enumerate(answer.hits if answer else (), start=1):
                 row = f"{query.id} Q0 {hit.id} {rank} {hit.score:.9g} {name}"
                 first.write(row + "\n")
                 second.write(f"{row} {task.number}\n")
-    for path in (trec, uniir):
-        os.replace(_fresh(path), path)
 
 
 def write_submission(task: Task, name: str, answers: Mapping[str, Answer], folder: Path) -> None:
@@ -43,8 +41,5 @@ def write_submission(task: Task, name: str, answers: Mapping[str, Answer], folde
         if name.startswith("circo"):
             ids = [int(one) for one in ids]
         ranked[query] = ids
-    (folder / f"{name}.submission.json").write_text(json.dumps(ranked))
-
-
-def _fresh(path: Path) -> Path:
-    return path.with_name(path.name + ".new")
+    with written_whole(folder / f"{name}.submission.json") as file:
+        json.dump(ranked, file)

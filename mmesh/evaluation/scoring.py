@@ -19,6 +19,7 @@ from mmesh.evaluation.options import Way
 from mmesh.evaluation.rejections import BROKEN, Rejections
 from mmesh.evaluation.results import SCORES, TaskResult
 from mmesh.evaluation.survey import Survey
+from mmesh.evaluation.whole_files import written_whole
 
 WORST, SHARE_AT = 20, 10
 Grades = dict[str, dict[str, int]]
@@ -80,6 +81,8 @@ class _Tally:
     rankings: list[Ranking] = field(default_factory=list)
     poor: list[tuple[float, str, Poor]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    asked: set[str] = field(default_factory=set)
+    wanted: set[str] = field(default_factory=set)
 
 
 def score_task(
@@ -95,8 +98,9 @@ def score_task(
     tally = _Tally({name: [] for name in metrics})
     name = f"{task.name}.{way.value}"
     (folder / SCORES).mkdir(exist_ok=True)
-    with (folder / SCORES / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+    with written_whole(folder / SCORES / f"{name}.jsonl") as file:
         for query in queries:
+            tally.asked.add(query.id)
             ranking = _ranking(task, query, answers, judged.grades, tally.counts)
             if ranking is None:
                 continue
@@ -133,6 +137,7 @@ def _add(
         tally.groups.setdefault(group, []).append(headline)
     shown = Ranking(ranking.found[:SHARE_AT], {}, ranking.modalities[:SHARE_AT])
     tally.rankings.append(shown)
+    tally.wanted.add(ranking.wanted.value if ranking.wanted else "any")
     order = hashlib.sha256(f"{task.name} {query.id}".encode()).hexdigest()
     poor = Poor(task.name, way.value, query, headline, tuple(ranking.relevant), shown.found)  # type: ignore[arg-type]
     tally.poor = sorted([*tally.poor, (headline, order, poor)], key=lambda one: one[:2])[:WORST]
@@ -146,7 +151,7 @@ def _scored(
         task=task.name,
         way=way.value,
         headline=task.headline,
-        wanted=task.wanted.value if task.wanted else "",
+        wanted=", ".join(sorted(tally.wanted)) if tally.wanted != {"any"} else "",
         queries=len(tally.rankings),
         figures={name: estimate_mean(values) for name, values in tally.values.items()},
         groups={name: float(np.mean(values)) for name, values in sorted(tally.groups.items())},
@@ -161,6 +166,7 @@ def _scored(
         unjudged=tally.counts["unjudged"],
         unknown=judged.unknown,
         judgements=judged.digest,
+        unknown_queries=len(judged.grades.keys() - tally.asked),
     )
     return ScoredRun(result, tally.values[task.headline], [poor for _, _, poor in tally.poor])
 

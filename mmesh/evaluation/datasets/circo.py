@@ -99,13 +99,13 @@ class Circo:
     def judgements(self, task: Task) -> Iterator[Judgement | Broken]:
         """Yield the ground truths; the one that the caption was written for has a higher grade."""
         for number, entry in enumerate(json_list(self._annotations)):
-            truths = entry.get("gt_img_ids") or []
+            where, truths = f"{self._annotations}[{number}]", entry.get("gt_img_ids") or []
             if not isinstance(truths, list):
-                yield Broken(f"{self._annotations}[{number}]", "gt_img_ids is no list")
+                yield Broken(where, "gt_img_ids is no list")
                 continue
             for one in truths:
                 grade = _TARGET if one == entry.get("target_img_id") else _TRUE
-                yield Judgement(str(entry.get("id")), str(one), grade)
+                yield Judgement(str(entry.get("id")), str(one), grade, where)
 
     @property
     def _annotations(self) -> Path:

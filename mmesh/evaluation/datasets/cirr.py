@@ -92,7 +92,8 @@ class Cirr:
         reference = str(entry["reference"])
         group: tuple[str, ...] = ()
         if task.name.endswith("-subset"):
-            group = tuple(one for one in entry["img_set"]["members"] if one != reference)
+            members = map(str, entry["img_set"]["members"])
+            group = tuple(one for one in members if one != reference)
         return Query(
             checked_id(entry["pairid"]),
             text_of(entry["caption"]),
@@ -106,10 +107,11 @@ class Cirr:
     def judgements(self, task: Task) -> Iterator[Judgement | Broken]:
         """Yield the one target of each query."""
         for number, entry in enumerate(json_list(self._captions)):
+            where = f"{self._captions}[{number}]"
             if "target_hard" not in entry or "pairid" not in entry:
-                yield Broken(f"{self._captions}[{number}]", "has no pairid or no target_hard")
+                yield Broken(where, "has no pairid or no target_hard")
             else:
-                yield Judgement(str(entry["pairid"]), str(entry["target_hard"]), 1)
+                yield Judgement(str(entry["pairid"]), str(entry["target_hard"]), 1, where)
 
     @property
     def _captions(self) -> Path:

@@ -62,6 +62,7 @@ class Judgement:
     query: str
     candidate: str
     grade: int
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

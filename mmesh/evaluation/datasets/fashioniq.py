@@ -49,11 +49,17 @@ class FashionIQ:
         """Each category by each protocol; publications print the mean of a protocol."""
         metrics = ("hit@10", "hit@50", "mrr@10", "mismatch")
         return [
-            Task(f"{protocol}-{category}", _pool(protocol, category), "hit@10", metrics,
-                 Modality.IMAGE, 7)
+            Task(
+                f"{protocol}-{category}",
+                _pool(protocol, category),
+                "hit@10",
+                metrics,
+                Modality.IMAGE,
+                7,
+            )
             for protocol in PROTOCOLS
             for category in CATEGORIES
-        ]  # fmt: skip
+        ]
 
     @property
     def notes(self) -> Sequence[str]:
@@ -118,9 +124,10 @@ class FashionIQ:
             yield self._judgement(category, number, entry, path)
 
     def _judgement(self, category: str, number: int, entry: Json, path: Path) -> Judgement | Broken:
+        where = f"{path}[{number}]"
         if "target" not in entry:
-            return Broken(f"{path}[{number}]", "has no target")
-        return Judgement(f"{category}-{number}", str(entry["target"]), 1)
+            return Broken(where, "has no target")
+        return Judgement(f"{category}-{number}", str(entry["target"]), 1, where)
 
     def _captions(self, category: str) -> Path:
         return self.root / f"captions/cap.{category}.{self.split}.json"

@@ -42,9 +42,15 @@ TASK_NAMES = (
 _AT_10 = {"fashion200k_task0", "fashion200k_task3", "fashioniq_task7"}
 _TEXT, _IMAGE, _BOTH = Modality.TEXT, Modality.IMAGE, Modality.IMAGE_TEXT
 _SHAPES = {
-    0: (_TEXT, _IMAGE), 1: (_TEXT, _TEXT), 2: (_TEXT, _BOTH), 3: (_IMAGE, _TEXT),
-    4: (_IMAGE, _IMAGE), 6: (_BOTH, _TEXT), 7: (_BOTH, _IMAGE), 8: (_BOTH, _BOTH),
-}  # fmt: skip
+    0: (_TEXT, _IMAGE),
+    1: (_TEXT, _TEXT),
+    2: (_TEXT, _BOTH),
+    3: (_IMAGE, _TEXT),
+    4: (_IMAGE, _IMAGE),
+    6: (_BOTH, _TEXT),
+    7: (_BOTH, _IMAGE),
+    8: (_BOTH, _BOTH),
+}
 """Modality of queries and of candidates, by number of the kind of task."""
 _MODALITIES = {"text": _TEXT, "image": _IMAGE, "image,text": _BOTH, "text,image": _BOTH}
 _POOLS = {

@@ -1,6 +1,7 @@
 """Our own format, for data of one's own: `pool.jsonl` and `queries.jsonl`, as `mmesh ingest` reads.
 
-    pool.jsonl     {"id": "c1", "text": "a cat on a sofa", "image": "cat.jpg", "pool": "animals"}
+    pool.jsonl     {"id": "c1", "image": "cat.jpg", "pool": "animals"}
+                   {"id": "c2", "text": "a cat on a sofa", "pool": "animals"}
     queries.jsonl  {"id": "q1", "text": "sleeping pets", "instruction": "Find a picture.",
                     "target": "image", "relevant": ["c1"], "task": "pets"}
 
@@ -63,7 +64,9 @@ class Own:
     @property
     def notes(self) -> Sequence[str]:
         """What the figures mean."""
-        return ("hit@k is 1 when any relevant candidate is among the first k.",)
+        said = f"Instruction of queries without one of their own: {self.instruction}"
+        hit = "hit@k is 1 when any relevant candidate is among the first k."
+        return (hit, said) if self.instruction else (hit,)
 
     @property
     def unions(self) -> bool:
@@ -87,7 +90,7 @@ class Own:
     def _pool_row(self, row: Row) -> PoolRow | Broken:
         try:
             name = checked_id(row.values.get("id"))
-            text, image = self._content(row)
+            text, image = _content(row, self.root)
         except ValueError as error:
             return Broken(row.where, str(error))
         pools = row.values.get("pool") or DEFAULT
@@ -98,26 +101,9 @@ class Own:
         """Yield the queries of a task; rows that cannot be read belong to the first."""
         for row in json_rows(self._queries):
             if isinstance(row, Row) and str(row.values.get("task") or DEFAULT) == task.name:
-                yield self._query(row)
+                yield query_of(row, self.root, self.instruction)
             elif isinstance(row, Broken) and task == self.tasks[0]:
                 yield row
-
-    def _query(self, row: Row) -> Query | Broken:
-        try:
-            name = checked_id(row.values.get("id"))
-            text, image = self._content(row)
-            target = row.values.get("target")
-            wanted = Modality(target) if target and target != "any" else None
-        except ValueError as error:
-            return Broken(row.where, str(error))
-        instruction = text_of(row.values.get("instruction")) or self.instruction
-        return Query(name, text, image, row.where, instruction, wanted)
-
-    def _content(self, row: Row) -> tuple[str, Path | None]:
-        text, image = text_of(row.values.get("text")), text_of(row.values.get("image"))
-        if not text and not image:
-            raise ValueError("has neither text nor image")
-        return text, self.root / image if image else None
 
     def judgements(self, task: Task) -> Iterator[Judgement | Broken]:
         """Yield what the queries name as relevant, then the qrels file if there is one."""
@@ -125,18 +111,39 @@ class Own:
         for row in json_rows(self._queries):
             if isinstance(row, Row) and str(row.values.get("task") or DEFAULT) == task.name:
                 mine.add(str(row.values.get("id")))
-                yield from _relevant(row)
+                yield from relevant_of(row)
         files = [self.root / name for name in ("qrels.tsv", "qrels.txt")]
         for one in (one for path in files if path.is_file() for one in qrels_rows(path)):
             if len(self.tasks) == 1 or isinstance(one, Broken) or one.query in mine:
                 yield one
 
 
-def _relevant(row: Row) -> Iterator[Judgement | Broken]:
+def query_of(row: Row, root: Path, instruction: str = "") -> Query | Broken:
+    """Return the query of a row; `instruction` is for one without an instruction of its own."""
+    try:
+        name = checked_id(row.values.get("id"))
+        text, image = _content(row, root)
+        target = row.values.get("target")
+        wanted = Modality(target) if target and target != "any" else None
+    except ValueError as error:
+        return Broken(row.where, str(error))
+    own = text_of(row.values.get("instruction")) or instruction
+    return Query(name, text, image, row.where, own, wanted)
+
+
+def _content(row: Row, root: Path) -> tuple[str, Path | None]:
+    text, image = text_of(row.values.get("text")), text_of(row.values.get("image"))
+    if not text and not image:
+        raise ValueError("has neither text nor image")
+    return text, root / image if image else None
+
+
+def relevant_of(row: Row) -> Iterator[Judgement | Broken]:
+    """Yield the judgements that a row of queries names."""
     relevant, query = row.values.get("relevant") or {}, str(row.values.get("id"))
     graded = dict.fromkeys(relevant, 1) if isinstance(relevant, list) else relevant
     if not isinstance(graded, dict) or not all(isinstance(g, int) for g in graded.values()):
         yield Broken(row.where, "`relevant` is neither a list of ids nor an object of grades")
         return
     for candidate, grade in graded.items():
-        yield Judgement(query, str(candidate), grade)
+        yield Judgement(query, str(candidate), grade, row.where)

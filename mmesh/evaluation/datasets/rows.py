@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mmesh.evaluation.datasets.dataset import Broken, DatasetError, Judgement
+from mmesh.values.paths import why_not_read
 
 Json = dict[str, Any]
 
@@ -26,12 +27,14 @@ class Row:
 def one_of(*paths: Path) -> Path:
     """Return the first path that is a file, itself or gzipped.
 
+    One that cannot be read as a file is told by who opens it.
+
     Raises:
         DatasetError: none is there.
     """
     for path in paths:
         for candidate in (path, path.with_name(path.name + ".gz")):
-            if candidate.is_file():
+            if candidate.is_file() or why_not_read(candidate):
                 return candidate
     raise DatasetError(f"{paths[0]} is missing")
 
@@ -40,8 +43,9 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
     """Yield (where, line) for each line that is not empty; `.gz` is unpacked on the way.
 
     Raises:
-        DatasetError: the file is missing, cut off, or not UTF-8.
+        DatasetError: the file is missing, no file, cut off, or not UTF-8.
     """
+    _check(path)
     number = 0
     try:
         with _opened(path) as file:
@@ -54,10 +58,15 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
         raise DatasetError(f"{path} cannot be read after line {number}: {error}") from None
 
 
+def _check(path: Path) -> None:
+    if problem := why_not_read(path):
+        raise DatasetError(f"{path} {problem}")
+
+
 def _opened(path: Path) -> TextIO:
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+        return gzip.open(path, "rt", encoding="utf-8-sig")
+    return path.open(encoding="utf-8-sig")
 
 
 def json_rows(path: Path) -> Iterator[Row | Broken]:
@@ -89,8 +98,9 @@ def json_file(path: Path) -> Any:
     Raises:
         DatasetError: it is missing or no JSON.
     """
+    _check(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path} cannot be read: {error}") from None
 
@@ -109,7 +119,7 @@ def qrels_rows(path: Path, columns: Sequence[int] = (4, 5)) -> Iterator[Judgemen
 def judgement(where: str, query: str, candidate: str, grade: str) -> Judgement | Broken:
     """Return a judgement of three columns."""
     try:
-        return Judgement(query, candidate, int(grade))
+        return Judgement(query, candidate, int(grade), where)
     except ValueError:
         return Broken(where, f"has the relevance {grade!r}; a whole number is due")
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from mmesh.content import Modality
+from mmesh.evaluation.datasets.dataset import DatasetError
+from mmesh.evaluation.whole_files import naming
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Answer:
 
     def as_line(self) -> str:
         """Return a line of JSON."""
-        values = asdict(self)
+        values = {name: getattr(self, name) for name in self.__slots__}  # asdict copies each hit
         values["hits"] = [[one.id, one.score, one.modality.value] for one in self.hits]
         return json.dumps(values) + "\n"
 
@@ -53,7 +55,7 @@ class Answer:
         """Return what `as_line` gave.
 
         Raises:
-            ValueError: it is cut off.
+            ValueError, KeyError, TypeError: it is something else.
         """
         values = json.loads(line)
         hits = tuple(Found(name, score, Modality(kind)) for name, score, kind in values["hits"])
@@ -79,7 +81,8 @@ class AnswerLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        with naming(self._path):  # what a full disk did not take is tried once more
+            self._file.close()
 
     def _drop_torn_line(self) -> None:
         """Cut off what follows the last line that is whole."""
@@ -94,15 +97,36 @@ class AnswerLog:
             file.truncate(whole)
 
     def append(self, answers: Iterable[Answer]) -> None:
-        """Write answers at once."""
-        self._file.write("".join(answer.as_line() for answer in answers))
-        self._file.flush()
+        """Write answers at once.
+
+        Raises:
+            OSError: they cannot be written; the next log of this file cuts off what is torn.
+        """
+        with naming(self._path):
+            self._file.write("".join(answer.as_line() for answer in answers))
+            self._file.flush()
 
 
 def read_answers(path: Path) -> dict[str, Answer]:
-    """Return the answers of a file by query."""
+    """Return the answers of a file by query; a last line that was cut off is none.
+
+    Raises:
+        DatasetError: a line is damaged.
+    """
     if not path.exists():
         return {}
+    found: dict[str, Answer] = {}
     with path.open("rb") as file:
-        answers = (Answer.from_line(line) for line in file if line.endswith(b"\n"))
-        return {answer.query: answer for answer in answers}
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                answer = _answer(line, f"{path}:{number}")
+                found[answer.query] = answer
+    return found
+
+
+def _answer(line: bytes, where: str) -> Answer:
+    try:
+        return Answer.from_line(line)
+    except (ValueError, KeyError, TypeError) as error:
+        problem = "is damaged; without this line its query is asked again"
+        raise DatasetError(f"{where} {problem}: {error!r}") from None

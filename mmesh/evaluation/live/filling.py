@@ -6,18 +6,21 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from mmesh.aio import AsyncClient
+from mmesh.candidates import Candidate
 from mmesh.collections import Collection
 from mmesh.evaluation.datasets.dataset import Dataset, PoolRow
-from mmesh.evaluation.live.contents import candidates_of
+from mmesh.evaluation.live.contents import candidates_of, has_content
 from mmesh.evaluation.rejections import Rejections
 from mmesh.evaluation.survey import Survey, hash_of
 from mmesh.evaluation.watching import Watcher
+from mmesh.evaluation.whole_files import written_whole
 from mmesh.ingest import Progress
 
 CHUNK, SAMPLE = 4096, 256
@@ -31,6 +34,8 @@ class Filled:
     rows: int = 0
     """Rows of the pool that are settled: stored or rejected."""
     stored: int = 0
+    candidates: Counter[str] = field(default_factory=Counter)
+    """Those stored by modality; an older journal does not say it."""
     rejections: Rejections = field(default_factory=Rejections)
 
 
@@ -53,7 +58,8 @@ class FillJournal:
         try:
             values = json.loads(self._path.read_text())
             rejections = Rejections.from_json(values["rejections"])
-            return Filled(values["rows"], values["stored"], rejections)
+            candidates = Counter(values.get("candidates", {}))
+            return Filled(values["rows"], values["stored"], candidates, rejections)
         except (OSError, ValueError, KeyError, TypeError):
             return Filled()
 
@@ -61,12 +67,13 @@ class FillJournal:
         """Note how far it came."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         values = {
-            "rows": filled.rows, "stored": filled.stored,
+            "rows": filled.rows,
+            "stored": filled.stored,
+            "candidates": filled.candidates,
             "rejections": filled.rejections.as_json(),
-        }  # fmt: skip
-        new = self._path.with_suffix(".new")
-        new.write_text(json.dumps(values))
-        os.replace(new, self._path)
+        }
+        with written_whole(self._path) as file:
+            file.write(json.dumps(values))
 
     def forget(self) -> None:
         """Start at the beginning the next time."""
@@ -88,7 +95,7 @@ async def fill(
     """
     filled = journal.read()
     rows = islice(dataset.pool(), filled.rows, None)
-    seen: set[int] = _seen_before(dataset, found, filled.rows)
+    seen: set[int] = seen_before(dataset, found, filled.rows)
     watcher.stage("ingesting", found.rows, filled.rows)
     length = SAMPLE
     while chunk := list(islice(rows, length)):
@@ -97,10 +104,13 @@ async def fill(
         def note(progress: Progress, base: int = filled.rows) -> None:
             watcher.advance(base + progress.stored + progress.rejected)
 
-        source = candidates_of(chunk, seen, found.twice, refused)
+        sent: list[str] = []
+        source = _noting(candidates_of(chunk, seen, found.twice, refused), sent)
         report = await client.ingest(collection.name, source, on_progress=note)
         for one in report.rejected:
             refused.add(one.id, one.error.reason, one.error.message)
+        filled.candidates.update(sent)
+        filled.candidates.subtract(sent[one.number] for one in report.rejected)
         filled.rows += len(chunk)
         filled.stored += report.stored
         filled.rejections.extend([refused])
@@ -112,12 +122,19 @@ async def fill(
     return filled
 
 
-def _seen_before(dataset: Dataset, found: Survey, rows: int) -> set[int]:
-    """Return which of the ids that come more than once came in the first rows."""
+def _noting(candidates: Iterator[Candidate], modalities: list[str]) -> Iterator[Candidate]:
+    """Yield candidates and note what they are made of."""
+    for one in candidates:
+        modalities.append(one.content.modality.value)
+        yield one
+
+
+def seen_before(dataset: Dataset, found: Survey, rows: int) -> set[int]:
+    """Return which of the ids that come more than once came in the first rows, with content."""
     if not found.twice or not rows:
         return set()
     first = (row for row in islice(dataset.pool(), rows) if isinstance(row, PoolRow))
-    return {key for row in first if (key := hash_of(row.id)) in found.twice}
+    return {key for row in first if (key := hash_of(row.id)) in found.twice and has_content(row)}
 
 
 def pool_digest(dataset: Dataset) -> str:

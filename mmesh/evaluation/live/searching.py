@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import cast
 
 from mmesh.aio import AsyncClient
 from mmesh.content import Content, Modality
-from mmesh.errors import (
-    CollectionFull,
-    DeadlineExceeded,
-    MessageTooLarge,
-    MmeshError,
-    ResourceExhausted,
-    Unavailable,
-)
+from mmesh.errors import MmeshError
 from mmesh.evaluation.datasets.dataset import Query, Task
 from mmesh.evaluation.live.answers import Answer, AnswerLog, Found
 from mmesh.evaluation.live.contents import POOLS, content_of
+from mmesh.evaluation.live.flight import in_batches
+from mmesh.evaluation.live.patience import Outcome, PatientSearches
 from mmesh.evaluation.options import Effort, Options, Target
 from mmesh.evaluation.rejections import NO_PICTURE, Rejections
 from mmesh.evaluation.watching import Watcher
-from mmesh.filters import AllOf, Filter, In
+from mmesh.filters import MAX_VALUES, AllOf, Filter, In
 from mmesh.search import Hit, Rerank, Search, SearchResult
-
-MAX_SEARCHES = 256
-"""Searches that fit into a call."""
-_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
-_LATE_ATTEMPTS = 3
-"""Times that a search may miss its deadline until it counts as refused."""
-Outcome = SearchResult | MmeshError
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +39,10 @@ class Plan:
         options = self.options
         wanted = query.wanted or self.task.wanted
         targets: tuple[Modality | None, ...] = {
-            Target.ANY: (None,), Target.WANTED: (wanted,), Target.EACH: tuple(Modality),
-        }[options.target]  # fmt: skip
+            Target.ANY: (None,),
+            Target.WANTED: (wanted,),
+            Target.EACH: tuple(Modality),
+        }[options.target]
         return [
             Search(
                 self.collection,
@@ -62,22 +50,24 @@ class Plan:
                 query.instruction,
                 target,
                 options.limit_of(self.task, len(query.excluded)),
-                self._filter(query),
+                condition,
                 options.merge,
                 Rerank(options.rerank),
                 token=self.token,
                 require_all_shards=True,
             )
             for target in targets
+            for condition in self._filters(query)
         ]
 
-    def _filter(self, query: Query) -> Filter | None:
-        conditions: list[Filter] = []
-        if self.within:
-            conditions.append(In(POOLS, self.within))
-        if query.among:
-            conditions.append(In("id", query.among))
-        return AllOf(tuple(conditions)) if conditions else None
+    def _filters(self, query: Query) -> list[Filter | None]:
+        """Return filters that together hold for what is searched, each as large as allowed."""
+        pools = (In(POOLS, self.within),) if self.within else ()
+        most = MAX_VALUES - len(self.within)
+        some = [query.among[start : start + most] for start in range(0, len(query.among), most)]
+        if some:
+            return [AllOf((*pools, In("id", ids))) for ids in some]
+        return [AllOf(pools) if pools else None]
 
     def answer(self, query: Query, outcomes: Sequence[Outcome]) -> Answer:
         """Return the answer that the outcomes of a query's searches make."""
@@ -118,8 +108,8 @@ class Searcher:
     """Asks the queries of tasks and writes the answers down."""
 
     def __init__(self, client: AsyncClient, effort: Effort, watcher: Watcher) -> None:
-        self._client, self._effort, self._watcher = client, effort, watcher
-        self._answered_at = time.monotonic()
+        self._searches = PatientSearches(client, effort)
+        self._effort, self._watcher = effort, watcher
         self._done = 0
 
     async def run(
@@ -130,76 +120,37 @@ class Searcher:
         Raises:
             MmeshError: nothing was answered for `patience_s` seconds, or never will be.
         """
-        self._answered_at, self._done = time.monotonic(), done
+        self._searches.begin()
+        self._done = done
         rejections = Rejections()
-        free = asyncio.Semaphore(self._effort.in_flight)
-        try:
-            async with asyncio.TaskGroup() as group:
-                while batch := list(islice(queries, self._effort.batch)):
-                    await free.acquire()
-                    work = self._ask(plan, batch, log, rejections)
-                    group.create_task(work).add_done_callback(lambda _: free.release())
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        await in_batches(
+            queries, self._effort, lambda batch: self._ask(plan, batch, log, rejections)
+        )
         return rejections
 
     async def _ask(
         self, plan: Plan, queries: list[Query], log: AnswerLog, rejections: Rejections
     ) -> None:
         asked = await asyncio.to_thread(_with_content, queries, rejections)
-        searches = [plan.searches(query, content) for query, content in asked]
-        outcomes = iter(await self._outcomes([one for many in searches for one in many]))
-        log.append(
-            plan.answer(query, list(islice(outcomes, len(many))))
-            for (query, _), many in zip(asked, searches, strict=True)
-        )
+        log.append(await answers_to(asked, plan, self._searches))
         self._done += len(queries)
         self._watcher.advance(self._done)
 
-    async def _outcomes(self, searches: list[Search]) -> list[Outcome]:
-        """Return an outcome for each search; those that may yet succeed are repeated."""
-        outcomes: dict[int, Outcome] = {}
-        pause, attempt = _PAUSE_S, 0
-        while left := [number for number in range(len(searches)) if number not in outcomes]:
-            attempt += 1
-            for number, outcome in zip(left, await self._call(searches, left), strict=True):
-                late = isinstance(outcome, DeadlineExceeded) and attempt >= _LATE_ATTEMPTS
-                if late or not _passing(outcome):
-                    outcomes[number] = outcome
-                    self._answered_at, pause = time.monotonic(), _PAUSE_S
-                elif time.monotonic() - self._answered_at > self._effort.patience_s:
-                    raise cast(MmeshError, outcome)
-            if len(outcomes) < len(searches):
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
-        return [outcomes[number] for number in range(len(searches))]
 
-    async def _call(self, searches: list[Search], numbers: list[int]) -> list[Outcome]:
-        """Return outcomes of one call, or of several when they do not fit into one."""
-        if len(numbers) > MAX_SEARCHES:
-            return await self._in_halves(searches, numbers)
-        chosen = [searches[number] for number in numbers]
-        try:
-            return await self._client.search_batch(chosen, timeout=self._effort.timeout_s)
-        except MessageTooLarge as error:
-            if len(numbers) > 1:
-                return await self._in_halves(searches, numbers)
-            return [error]
-        except MmeshError as error:
-            if not _passing(error):
-                raise
-            return [error] * len(numbers)
+async def answers_to(
+    asked: Sequence[tuple[Query, Content]], plan: Plan, calls: PatientSearches
+) -> list[Answer]:
+    """Return an answer for each query, which comes with its content.
 
-    async def _in_halves(self, searches: list[Search], numbers: list[int]) -> list[Outcome]:
-        half = len(numbers) // 2
-        first = await self._call(searches, numbers[:half])
-        return first + await self._call(searches, numbers[half:])
-
-
-def _passing(outcome: Outcome) -> bool:
-    """Tell whether the same search may succeed a little later."""
-    passing = isinstance(outcome, Unavailable | ResourceExhausted | DeadlineExceeded)
-    return passing and not isinstance(outcome, CollectionFull | MessageTooLarge)
+    Raises:
+        MmeshError: see `PatientSearches`.
+    """
+    searches = [plan.searches(query, content) for query, content in asked]
+    outcomes = iter(await calls.outcomes([one for many in searches for one in many]))
+    return [
+        plan.answer(query, list(islice(outcomes, len(many))))
+        for (query, _), many in zip(asked, searches, strict=True)
+    ]
 
 
 def _with_content(queries: list[Query], rejections: Rejections) -> list[tuple[Query, Content]]:

@@ -9,7 +9,7 @@ from mmesh.evaluation.results import Results
 def facts_of(results: Results) -> list[str]:
     """Return how the figures came about, and what they may not be compared with."""
     options = results.options
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in results.candidates.items())
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in results.candidates.items() if count)
     judged = f"the first {options['rerank']} by {results.judge}" if options["rerank"] else "nothing"
     merge = options["merge"] or "the mesh's default"
     lines = [
@@ -33,6 +33,6 @@ def facts_of(results: Results) -> list[str]:
 
 _TARGETS = {
     "any": "any; the mesh decides, by the instruction if that names a modality.",
-    "wanted": "the modality that the task is after.",
+    "wanted": "the modality that the query is after, or its task.",
     "each": "every modality by itself, merged by raw inner product, as one list over all vectors.",
 }

@@ -22,10 +22,14 @@ class Table:
 def tables_of(results: Results) -> list[Table]:
     """Return all tables of a report that have rows."""
     tables = [
-        headline_table(results), _metrics_table(results), _groups_table(results),
-        _modality_table(results), _speed_table(results), _trouble_table(results),
+        headline_table(results),
+        _metrics_table(results),
+        _groups_table(results),
+        _modality_table(results),
+        _speed_table(results),
+        _trouble_table(results),
         _rejections_table(results),
-    ]  # fmt: skip
+    ]
     return [table for table in tables if table.rows]
 
 
@@ -50,9 +54,13 @@ def _headline_row(
     figures = [percent(one.figures[one.headline]) if one else "" for one in found]
     others = [one.tasks.get(task.task) for one in published]
     return [
-        task.task, task.wanted or "any", f"{task.queries:,}", task.headline, *figures,
+        task.task,
+        task.wanted or "any",
+        f"{task.queries:,}",
+        task.headline,
+        *figures,
         *(f"{value:.1f}" if value is not None else "" for value in others),
-    ]  # fmt: skip
+    ]
 
 
 def percent(estimate: Estimate) -> str:
@@ -65,11 +73,12 @@ def _metrics_table(results: Results) -> Table:
     names = list(dict.fromkeys(name for task in results.tasks for name in task.figures))
     rows = [
         [
-            task.task, task.way,
+            task.task,
+            task.way,
             *(f"{100 * task.figures[n].value:.2f}" if n in task.figures else "" for n in names),
         ]
         for task in results.tasks
-    ]  # fmt: skip
+    ]
     return Table("All metrics in percent", ["task", "pool", *names], rows)
 
 
@@ -85,13 +94,15 @@ def _groups_table(results: Results) -> Table:
 def _modality_table(results: Results) -> Table:
     rows = [
         [
-            task.task, task.way, task.wanted or "any",
+            task.task,
+            task.way,
+            task.wanted or "any",
             f"{100 * task.figures['mismatch'].value:.1f}" if "mismatch" in task.figures else "",
             *(f"{100 * part:.1f}" for part in task.share.values()),
             ", ".join(f"{name} {count:,}" for name, count in task.target_sources.items()),
         ]
         for task in results.tasks
-    ]  # fmt: skip
+    ]
     columns = ["task", "pool", "wanted", "mismatch %", "text %", "image %", "image_text %"]
     return Table("Modalities of the first 10 hits", [*columns, "target from"], rows)
 
@@ -100,13 +111,14 @@ def _speed_table(results: Results) -> Table:
     stages = list(dict.fromkeys(stage for task in results.tasks for stage in task.latency_ms))
     rows = [
         [
-            task.task, task.way,
+            task.task,
+            task.way,
             *("{:.1f} / {:.1f}".format(*task.latency_ms.get(stage, (0, 0))) for stage in stages),
             f"{task.pairs:,}",
             ", ".join(f"{name} {count:,}" for name, count in task.rerank_outcomes.items()),
         ]
         for task in results.tasks
-    ]  # fmt: skip
+    ]
     columns = ["task", "pool", *stages, "pairs judged", "queries judged"]
     return Table("Milliseconds by stage in the gateway, median / 99th percentile", columns, rows)
 
@@ -115,13 +127,19 @@ def _trouble_table(results: Results) -> Table:
     rows = []
     for task in results.tasks:
         skipped = ", ".join(f"{name} {count:,}" for name, count in task.degradations.items())
-        counts = [task.refused, task.not_asked, task.unjudged, task.unknown]
+        counts = [task.refused, task.not_asked, task.unjudged, task.unknown, task.unknown_queries]
         if skipped or any(counts):
             rows.append([task.task, task.way, *(f"{count:,}" for count in counts), skipped])
     columns = [
-        "task", "pool", "queries refused (count as 0)", "not asked: no picture",
-        "without judgement", "judged candidates that the pool lacks", "degradations",
-    ]  # fmt: skip
+        "task",
+        "pool",
+        "queries refused (count as 0)",
+        "not asked: no picture",
+        "without judgement",
+        "judged candidates that the pool lacks",
+        "judged queries that there are not",
+        "degradations",
+    ]
     return Table("What was not as it should be", columns, rows)
 
 
@@ -137,11 +155,17 @@ def comparison_table(compared: list[Compared], a: str, b: str) -> Table:
     """Return a row for each task and average of two runs."""
     rows = [
         [
-            one.task, one.way, one.metric, f"{one.queries:,}", f"{100 * one.a:.2f}",
-            f"{100 * one.b:.2f}", percent(one.difference.estimate), f"{one.difference.p_value:.4f}",
+            one.task,
+            one.way,
+            one.metric,
+            f"{one.queries:,}",
+            f"{100 * one.a:.2f}",
+            f"{100 * one.b:.2f}",
+            percent(one.difference.estimate),
+            f"{one.difference.p_value:.4f}",
         ]
         for one in compared
-    ]  # fmt: skip
+    ]
     columns = ["task", "pool", "metric", "queries", f"A: {a}", f"B: {b}", "B - A [95 %]", "p"]
     return Table("Two runs on the same queries, in percent", columns, rows)
 

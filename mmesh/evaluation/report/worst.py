@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -62,12 +63,10 @@ async def collect(client: AsyncClient, collection: str, poor: Sequence[Poor]) ->
 async def _collect(client: AsyncClient, collection: str, poor: Poor) -> Worst:
     wanted, found = sorted(poor.relevant)[:EACH_SIDE], poor.found[:EACH_SIDE]
     contents: dict[str, Content] = {}
-    try:
-        ids = list(dict.fromkeys([*wanted, *found]))
-        for candidate in await client.batch_get_candidates(collection, ids) if ids else []:
-            contents[candidate.id] = candidate.content
-    except MmeshError:
-        contents = {}  # the page is worth having without pictures
+    for one in dict.fromkeys([*wanted, *found]):  # one by one, since they may be large
+        with suppress(MmeshError):  # the page is worth having without pictures
+            for candidate in await client.batch_get_candidates(collection, [one]):
+                contents[one] = candidate.content
 
     def cards(ids: Sequence[str]) -> tuple[Card, ...]:
         return tuple(_card(one, contents.get(one), one in poor.relevant) for one in ids)

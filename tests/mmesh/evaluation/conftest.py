@@ -21,15 +21,25 @@ TASKS = (
     "infoseek_task8",
 )  # fmt: skip
 SHAPES = {
-    0: ("text", "image"), 1: ("text", "text"), 2: ("text", "image,text"), 3: ("image", "text"),
-    4: ("image", "image"), 6: ("image,text", "text"), 7: ("image,text", "image"),
+    0: ("text", "image"),
+    1: ("text", "text"),
+    2: ("text", "image,text"),
+    3: ("image", "text"),
+    4: ("image", "image"),
+    6: ("image,text", "text"),
+    7: ("image,text", "image"),
     8: ("image,text", "image,text"),
-}  # fmt: skip
+}
 NOUNS = {"text": "a paragraph", "image": "an image", "image,text": "an image-description pair"}
 COLOURS = {
-    "red": (210, 40, 40), "green": (50, 160, 60), "blue": (40, 70, 200), "yellow": (230, 210, 50),
-    "black": (20, 20, 20), "white": (245, 245, 245), "brown": (120, 80, 40),
-}  # fmt: skip
+    "red": (210, 40, 40),
+    "green": (50, 160, 60),
+    "blue": (40, 70, 200),
+    "yellow": (230, 210, 50),
+    "black": (20, 20, 20),
+    "white": (245, 245, 245),
+    "brown": (120, 80, 40),
+}
 SCENES = (  # noqa: SIM905  # easier to read than quoted words
     "harbour glacier violin tractor orchid comet bakery lantern canyon piano falcon anchor meadow"
 ).split()

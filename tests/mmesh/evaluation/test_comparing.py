@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mmesh.evaluation.bootstrap import Estimate, estimate_mean
-from mmesh.evaluation.comparing import AVERAGE, compare_runs, regressions
+from mmesh.evaluation.comparing import AVERAGE, compare_runs, regressions, tasks_lost
 from mmesh.evaluation.datasets.dataset import DatasetError, Query
 from mmesh.evaluation.gate import Threshold, failures, parse_threshold
 from mmesh.evaluation.report.page import markdown_page, page_of
@@ -55,8 +56,10 @@ def test_a_clear_loss_is_a_regression_and_noise_is_not(tmp_path) -> None:
     b = stored(tmp_path / "b", worse)
     found = compare_runs(a, b)
     assert [(one.task, one.queries) for one in found] == [
-        ("one", 200), ("two", 200), (AVERAGE, 400),
-    ]  # fmt: skip
+        ("one", 200),
+        ("two", 200),
+        (AVERAGE, 400),
+    ]
     assert found[0].difference.estimate.high < 0
     assert {one.task for one in regressions(found)} == {"one", AVERAGE}
     assert regressions(compare_runs(a, a)) == []
@@ -76,7 +79,8 @@ def test_one_bad_looking_task_of_many_is_not_yet_a_regression(tmp_path) -> None:
 
 def test_only_shared_queries_count_and_other_judgements_are_refused(tmp_path) -> None:
     a = stored(tmp_path / "a", {"one": [1, 1, 0]})
-    assert compare_runs(a, stored(tmp_path / "b", {"one": [0, 1]}))[0].queries == 2
+    (one,) = compare_runs(a, stored(tmp_path / "b", {"one": [0, 1]}))
+    assert (one.queries, one.lost) == (2, 1)
     with pytest.raises(DatasetError, match="other judgements"):
         compare_runs(a, stored(tmp_path / "c", {"one": [1, 1, 0]}, "k"))
     with pytest.raises(DatasetError, match="share no task"):
@@ -85,6 +89,26 @@ def test_only_shared_queries_count_and_other_judgements_are_refused(tmp_path) ->
         compare_runs(a, a, "ndcg@3")
     with pytest.raises(DatasetError, match="no run of"):
         compare_runs(a, tmp_path)
+
+
+def test_tasks_that_the_other_run_lacks_are_found(tmp_path) -> None:
+    a = stored(tmp_path / "a", {"one": [1, 0], "two": [1], "empty": []})
+    b = stored(tmp_path / "b", {"one": [1, 0]})
+    assert [one.task for one in tasks_lost(a, b)] == ["two"]
+    assert tasks_lost(b, a) == []
+
+
+def test_runs_that_share_no_query_are_not_compared(tmp_path) -> None:
+    """No difference would be found among none."""
+    a = stored(tmp_path / "a", {"one": [1, 1], "two": [1], "empty": []})
+    assert [one.task for one in compare_runs(a, a)] == ["one", "two", AVERAGE]
+    b = stored(tmp_path / "b", {"one": [0, 0], "two": []})
+    with pytest.raises(DatasetError, match=r"share no query of two \(local\)"):
+        compare_runs(a, b)
+    for text in ("[]", '{"query": "q0"}'):
+        (b / "scores/two.local.jsonl").write_text(text + "\n")
+        with pytest.raises(DatasetError, match=r"cannot be read|lack hit@5"):
+            compare_runs(a, b)
 
 
 def test_results_survive_the_disk(tmp_path) -> None:
@@ -105,7 +129,9 @@ def test_thresholds_are_read(text, expected) -> None:
     assert parse_threshold(text) == expected
 
 
-@pytest.mark.parametrize("text", ["hit@5", "hit@5=x", "=1", "0.5", "hits=1"])
+@pytest.mark.parametrize(
+    "text", ["hit@5", "hit@5=x", "=1", "0.5", "hits=1", "hit@5=nan", "headline=inf"]
+)
 def test_other_thresholds_are_refused(text) -> None:
     with pytest.raises(ValueError, match=r"no metric|no number"):
         parse_threshold(text)
@@ -124,6 +150,16 @@ def test_thresholds_hold_for_means_and_tasks_and_turn_round_for_mismatch() -> No
     assert not fails("mismatch=0.2")
     assert fails("mismatch=0.19")
     assert "no task has it" in failures(found, [parse_threshold("ndcg@10=0")])[0]
+
+
+def test_thresholds_are_missed_where_nothing_is_judged() -> None:
+    for text in ("headline=0", "mismatch=1", "one:hit@5=0"):
+        threshold = parse_threshold(text)
+        assert failures(results(task("one", []), task("two", [1.0])), [threshold]) == [
+            f"{text}: no query is judged of one (local)"
+        ]
+        for nothing in (results(task("one", [])), replace(results(task("one", [])), tasks=())):
+            assert failures(nothing, [threshold]) == [f"{text}: no query is judged"]
 
 
 def test_published_rows_stand_beside_ours_with_their_pool() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ from mmesh.evaluation.datasets.dataset import (
 )
 from mmesh.evaluation.datasets.mbeir import MBeir, format_string
 from mmesh.evaluation.datasets.opening import Choice, open_dataset
+from mmesh.evaluation.live.contents import content_of
+from mmesh.evaluation.survey import survey
 
 
 def write(path: Path, content: object) -> Path:
@@ -76,17 +80,22 @@ def test_modalities_follow_from_the_parts_that_are_there(mbeir) -> None:
             assert isinstance(row, PoolRow)
             if row.pools == (task.name,):
                 parts = (bool(row.text), row.image is not None)
-                assert parts == {
-                    Modality.TEXT: (True, False), Modality.IMAGE: (False, True),
-                    Modality.IMAGE_TEXT: (True, True),
-                }[task.wanted]  # fmt: skip
+                assert (
+                    parts
+                    == {
+                        Modality.TEXT: (True, False),
+                        Modality.IMAGE: (False, True),
+                        Modality.IMAGE_TEXT: (True, True),
+                    }[task.wanted]
+                )
 
 
 def test_without_the_global_file_the_union_is_made_of_the_tasks_pools(mbeir) -> None:
     some = MBeir(mbeir, only=("cirr_task7", "mscoco_task0"), unions=False)
     assert {path.name for path in some.pool_files} == {
-        "mbeir_cirr_task7_cand_pool.jsonl", "mbeir_mscoco_task0_test_cand_pool.jsonl",
-    }  # fmt: skip
+        "mbeir_cirr_task7_cand_pool.jsonl",
+        "mbeir_mscoco_task0_test_cand_pool.jsonl",
+    }
     assert len(list(some.pool())) == 8
     assert [task.name for task in some.tasks] == ["mscoco_task0", "cirr_task7"]
 
@@ -130,10 +139,15 @@ def test_broken_rows_are_named_by_file_and_line_and_the_rest_is_read(own_mbeir) 
     pool = own_mbeir / "cand_pool/global/mbeir_union_test_cand_pool.jsonl"
     good = pool.read_text().splitlines()[0]
     jsonl(
-        pool, good, "{", {"did": "8:900", "modality": "image"}, {"txt": "x", "modality": "text"},
-        {"did": "8:901", "txt": "x", "modality": "video"}, {"did": "4:9", "txt": "x",
-        "modality": "text"}, {"did": "8 9", "txt": "x", "modality": "image"},
-    )  # fmt: skip
+        pool,
+        good,
+        "{",
+        {"did": "8:900", "modality": "image"},
+        {"txt": "x", "modality": "text"},
+        {"did": "8:901", "txt": "x", "modality": "video"},
+        {"did": "4:9", "txt": "x", "modality": "text"},
+        {"did": "8 9", "txt": "x", "modality": "image"},
+    )
     rows = list(open_dataset(own_mbeir).pool())
     assert sum(isinstance(row, PoolRow) for row in rows) == 1
     found = broken(rows)
@@ -155,6 +169,32 @@ def test_qrels_of_another_width_or_grade_are_broken_rows(own_mbeir) -> None:
     assert [type(row) for row in rows] == [Judgement, Broken, Broken, Judgement]
     assert "3 columns" in rows[1].reason  # type: ignore[union-attr]
     assert rows[2].where.endswith("qrels.txt:3")  # type: ignore[union-attr]
+
+
+def test_a_survey_remembers_eight_bytes_of_a_candidate(tmp_path) -> None:
+    """Pools have millions of them."""
+    peaks = []
+    for rows in (2_000, 10_000):
+        root = tmp_path / str(rows)
+        jsonl(root / "pool.jsonl", *({"id": f"c{n}", "text": f"thing {n}"} for n in range(rows)))
+        jsonl(root / "queries.jsonl", {"id": "q", "text": "thing", "relevant": ["c1"]})
+        dataset = open_dataset(root)
+        tracemalloc.start()
+        found = survey(dataset)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert (found.total, found.holds("c1"), found.holds("d1")) == (rows, True, False)
+    assert (peaks[1] - peaks[0]) / 8_000 < 24  # with the room to grow and what sorting takes
+
+
+def test_qrels_that_are_cut_off_are_told_by_the_survey(own_mbeir) -> None:
+    """Before the pool is sent, not when the last search is done."""
+    path = own_mbeir / "qrels/test/mbeir_cirr_task7_test_qrels.txt"
+    packed = gzip.compress(path.read_bytes())
+    path.unlink()
+    path.with_name(f"{path.name}.gz").write_bytes(packed[:-9])
+    with pytest.raises(DatasetError, match=r"cirr_task7_test_qrels\.txt\.gz is cut off"):
+        survey(open_dataset(own_mbeir))
 
 
 @pytest.mark.parametrize(
@@ -185,9 +225,12 @@ def test_a_folder_of_no_known_kind_is_refused_with_what_is_known(tmp_path) -> No
 def beir(tmp_path) -> Path:
     root = tmp_path / "SciFact"
     jsonl(
-        root / "corpus.jsonl", {"_id": "d1", "title": "Cats", "text": "sleep."},
-        {"_id": "d2", "title": "", "text": ""}, {"_id": 3, "text": "Dogs."}, "[]",
-    )  # fmt: skip
+        root / "corpus.jsonl",
+        {"_id": "d1", "title": "Cats", "text": "sleep."},
+        {"_id": "d2", "title": "", "text": ""},
+        {"_id": 3, "text": "Dogs."},
+        "[]",
+    )
     jsonl(root / "queries.jsonl", {"_id": "q1", "text": "pets"}, {"_id": "q2", "text": "train"})
     write(root / "qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td9\n")
     return root
@@ -225,10 +268,14 @@ def test_gzipped_files_are_the_same_and_a_cut_one_is_an_error(beir) -> None:
 
 def test_circo_grades_the_target_above_the_other_ground_truths(tmp_path) -> None:
     entry = {
-        "reference_img_id": 12, "target_img_id": 34, "relative_caption": "is red",
-        "shared_concept": "a car", "gt_img_ids": [34, 56], "id": 0,
+        "reference_img_id": 12,
+        "target_img_id": 34,
+        "relative_caption": "is red",
+        "shared_concept": "a car",
+        "gt_img_ids": [34, 56],
+        "id": 0,
         "semantic_aspects": ["addition"],
-    }  # fmt: skip
+    }
     write(tmp_path / "annotations/val.json", [entry, {"id": 1}])
     write(tmp_path / "COCO2017_unlabeled/unlabeled2017/000000000034.jpg", "")
     dataset = open_dataset(tmp_path)
@@ -259,9 +306,13 @@ def test_circo_test_has_queries_and_no_judgements(tmp_path) -> None:
 
 def test_cirr_leaves_the_reference_out_and_has_a_task_within_groups(tmp_path) -> None:
     entry = {
-        "pairid": 5, "reference": "dev-1", "target_hard": "dev-2", "caption": "two dogs",
-        "target_soft": {"dev-2": 1.0}, "img_set": {"id": 1, "members": ["dev-1", "dev-2", "dev-3"]},
-    }  # fmt: skip
+        "pairid": 5,
+        "reference": "dev-1",
+        "target_hard": "dev-2",
+        "caption": "two dogs",
+        "target_soft": {"dev-2": 1.0},
+        "img_set": {"id": 1, "members": ["dev-1", "dev-2", "dev-3"]},
+    }
     write(tmp_path / "captions/cap.rc2.val.json", [entry, {"pairid": 6}])
     names = {f"dev-{n}": f"./dev/dev-{n}.png" for n in (1, 2, 3, 4)}
     write(tmp_path / "image_splits/split.rc2.val.json", names)
@@ -279,16 +330,23 @@ def test_cirr_leaves_the_reference_out_and_has_a_task_within_groups(tmp_path) ->
 
 def test_fashioniq_has_three_protocols_under_three_names(tmp_path) -> None:
     for category in ("dress", "shirt", "toptee"):
-        captions = [{"target": f"{category}1", "candidate": f"{category}2",
-                     "captions": ["Is shiny.", "has longer sleeves"]}]  # fmt: skip
+        captions = [
+            {
+                "target": f"{category}1",
+                "candidate": f"{category}2",
+                "captions": ["Is shiny.", "has longer sleeves"],
+            }
+        ]
         write(tmp_path / f"captions/cap.{category}.val.json", captions)
         listed = [f"{category}{n}" for n in (1, 2, 3)]
         write(tmp_path / f"image_splits/split.{category}.val.json", listed)
         write(tmp_path / f"image_splits/split.{category}.train.json", [f"{category}9"])
     dataset = open_dataset(tmp_path)
     assert [task.name for task in dataset.tasks][::3] == [
-        "original-dress", "val-dress", "mbeir-dress",
-    ]  # fmt: skip
+        "original-dress",
+        "val-dress",
+        "mbeir-dress",
+    ]
     pools = {row.id: set(row.pools) for row in dataset.pool() if isinstance(row, PoolRow)}
     assert len(pools) == 12
     assert pools["dress1"] == {"mbeir", "original-dress", "val-dress"}
@@ -305,14 +363,19 @@ def test_fashioniq_has_three_protocols_under_three_names(tmp_path) -> None:
 
 def test_own_data_takes_judgements_from_queries_and_from_qrels(tmp_path) -> None:
     jsonl(
-        tmp_path / "pool.jsonl", {"id": "a", "text": "x"}, {"id": "b", "image": "b.png"},
-        {"id": "c", "text": "y", "pool": ["pets", "toys"]}, {"id": "d"},
-    )  # fmt: skip
+        tmp_path / "pool.jsonl",
+        {"id": "a", "text": "x"},
+        {"id": "b", "image": "b.png"},
+        {"id": "c", "text": "y", "pool": ["pets", "toys"]},
+        {"id": "d"},
+    )
     jsonl(
-        tmp_path / "queries.jsonl", {"id": "q1", "text": "1", "relevant": ["a"], "target": "image"},
+        tmp_path / "queries.jsonl",
+        {"id": "q1", "text": "1", "relevant": ["a"], "target": "image"},
         {"id": "q2", "text": "2", "relevant": {"b": 3}, "task": "pets"},
-        {"id": "q3", "text": "3", "target": "smell"}, {"id": "q4", "text": "4", "relevant": 7},
-    )  # fmt: skip
+        {"id": "q3", "text": "3", "target": "smell"},
+        {"id": "q4", "text": "4", "relevant": 7},
+    )
     write(tmp_path / "qrels.txt", "q1 0 c 1\nq2 0 c 1\n")
     dataset = open_dataset(tmp_path)
     plain, pets = dataset.tasks
@@ -328,3 +391,37 @@ def test_own_data_takes_judgements_from_queries_and_from_qrels(tmp_path) -> None
     assert list(dataset.judgements(pets)) == [Judgement("q2", "b", 3), Judgement("q2", "c", 1)]
     pools = [row.pools if isinstance(row, PoolRow) else None for row in dataset.pool()]
     assert pools == [("all",), ("all",), ("pets", "toys"), None]
+
+
+def test_a_query_id_twice_in_a_task_is_refused_by_file_and_line(tmp_path) -> None:
+    """Answers are told apart by it: both would be scored with one of them."""
+    jsonl(tmp_path / "pool.jsonl", {"id": "a", "text": "x"})
+    first = {"id": "q", "text": "1", "relevant": ["a"]}
+    jsonl(tmp_path / "queries.jsonl", first, first | {"task": "other"})
+    assert survey(open_dataset(tmp_path)).queries == {"all": 1, "other": 1}
+    jsonl(tmp_path / "queries.jsonl", first, first | {"task": "other"}, first | {"text": "2"})
+    with pytest.raises(DatasetError, match=r"queries\.jsonl:3 has the query id 'q', which came"):
+        survey(open_dataset(tmp_path))
+
+
+def test_a_file_that_can_be_read_only_once_is_refused(tmp_path) -> None:
+    write(tmp_path / "pool.jsonl", '{"id": "a", "text": "a"}\n')
+    os.mkfifo(tmp_path / "queries.jsonl")
+    with pytest.raises(DatasetError, match=r"queries\.jsonl is a pipe; write it to a file first"):
+        open_dataset(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path) -> None:
+    jsonl(tmp_path / "pool.jsonl", {"id": "a", "text": "x"})
+    write(tmp_path / "queries.jsonl", '\ufeff{"id": "q", "text": "1"}\n')
+    write(tmp_path / "qrels.txt", "\ufeffq 0 a 1\n")
+    dataset = open_dataset(tmp_path)
+    (task,) = dataset.tasks
+    assert [one.id for one in dataset.queries(task) if isinstance(one, Query)] == ["q"]
+    assert [one.query for one in dataset.judgements(task) if isinstance(one, Judgement)] == ["q"]
+
+
+def test_a_picture_that_is_no_file_is_a_picture_that_cannot_be_read(tmp_path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(OSError, match="is no file"):
+        content_of(PoolRow("a", "", tmp_path / "a.png", ("all",), ""))

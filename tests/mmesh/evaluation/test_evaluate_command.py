@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from mmesh.cli.commands.evaluate import evaluate
 from mmesh.errors import CollectionNotFound
+from tests.effort import patient
 
 CANDIDATES, QUERIES = 9, 4
 COMMAND = [sys.executable, "-c", "from mmesh.cli import main; main()", "evaluate"]
@@ -25,8 +26,10 @@ AT_10 = {"fashion200k_task0", "fashion200k_task3", "fashioniq_task7"}
 class Runner:
     def __init__(self, address: str, state: Path) -> None:
         self.environment = os.environ | {
-            "MMESH_TARGET_ADDRESS": address, "XDG_STATE_HOME": str(state), "COLUMNS": "250",
-        }  # fmt: skip
+            "MMESH_TARGET_ADDRESS": address,
+            "XDG_STATE_HOME": str(state),
+            "COLUMNS": "250",
+        }
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -36,7 +39,7 @@ class Runner:
 
     def __call__(self, *arguments: object) -> tuple[int, str, str]:
         process = self.start(*arguments)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=patient(60))
         return process.returncode, output, errors
 
 
@@ -235,6 +238,8 @@ def in_process(*arguments: object) -> tuple[int, str]:
 def test_mistakes_are_told_in_one_line(mesh, mbeir, whole, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "run.json").write_text("{}")
+    other = tmp_path / "other.json"
+    other.write_text((whole / "run.json").read_text().replace("_task", "-of-another-"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MMESH_TARGET_ADDRESS", mesh.address)
         for arguments, words in (
@@ -244,8 +249,22 @@ def test_mistakes_are_told_in_one_line(mesh, mbeir, whole, tmp_path) -> None:
             ((mbeir, "--target", "each", "--rerank", "3"), "neither rerank nor merge"),
             ((mbeir, "--fail-below", "hits@5=1"), "no metric 'hits@5'"),
             ((mbeir, "--out", tmp_path / "run.json/x"), "Not a directory"),
+            ((mbeir, "--baseline", other), "shares no task with mbeir-test"),
             (("compare", whole, tmp_path / "run.json"), "is no run of `mmesh evaluate`"),
         ):
             code, output = in_process(*arguments)
             assert code in (1, 2), output
             assert words in output
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_disk_that_fills_while_the_report_is_written_is_told_in_one_line(
+    run, mbeir, whole
+) -> None:
+    before = (whole / "report.html").read_bytes()
+    (whole / "report.html.new").symlink_to("/dev/full")
+    code, _, errors = run(mbeir, "--out", whole)
+    assert code == 1
+    assert f"No space left on device: '{whole / 'report.html'}'" in errors
+    assert errors.splitlines()[-1].endswith("the same command goes on from here")
+    assert (whole / "report.html").read_bytes() == before

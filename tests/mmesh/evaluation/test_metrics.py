@@ -35,8 +35,11 @@ def value(name: str, found: list[str], grades: dict[str, int]) -> float:
 def test_metrics_equal_trec_eval(found: list[str], grades: dict[str, int], k: int) -> None:
     trec = pytest.importorskip("pytrec_eval", reason="trec_eval is absent: run `make setup`")
     names = {
-        "hit": "success", "recall": "recall", "ndcg": "ndcg_cut", "mrr": "recip_rank",
-    }  # fmt: skip
+        "hit": "success",
+        "recall": "recall",
+        "ndcg": "ndcg_cut",
+        "mrr": "recip_rank",
+    }
     cuts = {f"{theirs}.{k}" for theirs in names.values() if theirs != "recip_rank"}
     scores = {one: float(-rank) for rank, one in enumerate(found[:k])}
     judge = trec.RelevanceEvaluator({"q": grades}, {*cuts, "recip_rank"})
@@ -125,11 +128,14 @@ def test_mismatch_is_about_the_first_hit() -> None:
 def test_shares_add_up() -> None:
     text, image = Modality.TEXT, Modality.IMAGE
     rankings = [
-        Ranking(["a", "b", "c"], {}, [text, image, image]), Ranking(["d"], {}, [text]),
-    ]  # fmt: skip
+        Ranking(["a", "b", "c"], {}, [text, image, image]),
+        Ranking(["d"], {}, [text]),
+    ]
     assert share_by_modality(rankings, 2) == {
-        text: 2 / 3, image: 1 / 3, Modality.IMAGE_TEXT: 0,
-    }  # fmt: skip
+        text: 2 / 3,
+        image: 1 / 3,
+        Modality.IMAGE_TEXT: 0,
+    }
     assert sum(share_by_modality([], 2).values()) == 0
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from mmesh.aio import AsyncClient
 from mmesh.content import Modality
+from mmesh.errors import CollectionNotFound
 from mmesh.evaluation.cost import TooMuch, is_local, size
+from mmesh.evaluation.datasets.beir import Beir
 from mmesh.evaluation.datasets.circo import Circo
 from mmesh.evaluation.datasets.cirr import Cirr
 from mmesh.evaluation.datasets.dataset import DatasetError
@@ -39,9 +45,15 @@ def own(tmp_path, pictures) -> Path:
     queries = [
         {"id": f"q-{w}", "text": f"a {w}", "relevant": [f"t-{w}"], "task": "words"} for w in words
     ] + [
-        {"id": f"p-{w}", "image": f"{w}.png", "relevant": [f"i-{w}"], "task": "pictures",
-         "target": "image"} for w in words[:3]
-    ]  # fmt: skip
+        {
+            "id": f"p-{w}",
+            "image": f"{w}.png",
+            "relevant": [f"i-{w}"],
+            "task": "pictures",
+            "target": "image",
+        }
+        for w in words[:3]
+    ]
     jsonl(root / "pool.jsonl", pool)
     jsonl(root / "queries.jsonl", queries)
     return root
@@ -66,8 +78,11 @@ def evaluation(sdk, own, collection, tmp_path):
 async def test_each_task_is_measured_in_its_pool_and_in_the_union(evaluation, tmp_path) -> None:
     results = await evaluation().run()
     assert [(one.task, one.way) for one in results.tasks] == [
-        ("words", "local"), ("words", "union"), ("pictures", "local"), ("pictures", "union"),
-    ]  # fmt: skip
+        ("words", "local"),
+        ("words", "union"),
+        ("pictures", "local"),
+        ("pictures", "union"),
+    ]
     for one in results.tasks:
         assert one.figures["hit@10"].value == 1
         assert one.latency_ms["total"][0] > 0
@@ -151,8 +166,11 @@ async def test_bad_rows_are_counted_and_named_and_the_rest_is_measured(
         file.write("".join(json.dumps(row) + "\n" for row in rows))
     results = await evaluation(options=Options((Way.LOCAL,))).run()
     assert results.rejections["counts"] == {
-        "BROKEN_ROW": 1, "DUPLICATE_ID": 1, "INVALID_IMAGE": 1, "MISSING_PICTURE": 2,
-    }  # fmt: skip
+        "BROKEN_ROW": 1,
+        "DUPLICATE_ID": 1,
+        "INVALID_IMAGE": 1,
+        "MISSING_PICTURE": 2,
+    }
     said = {kind: (where, why) for where, kind, why in results.rejections["examples"]}
     assert said["BROKEN_ROW"][0].endswith("pool.jsonl:13")
     assert said["DUPLICATE_ID"][0].endswith("pool.jsonl:10")
@@ -202,6 +220,96 @@ async def test_an_answer_that_was_cut_off_is_asked_again(evaluation, tmp_path) -
     assert len(read_answers(path)) == 6
 
 
+async def test_judgements_of_what_is_not_there_are_counted(sdk, collection, tmp_path) -> None:
+    """As in qrels of another split, with which all figures would be of a few queries."""
+    root = tmp_path / "judged"
+    jsonl(root / "pool.jsonl", [{"id": f"c{n}", "text": f"thing {n}"} for n in range(3)])
+    jsonl(root / "queries.jsonl", [{"id": f"q{n}", "text": f"thing {n}"} for n in range(3)])
+    (root / "qrels.tsv").write_text("q0 0 c0 1\nq1 0 gone 1\nx1 0 c1 1\nx2 0 c2 1\nx2 0 c1 1\n")
+    place = Place(tmp_path / "out", collection=collection)
+    evaluation = Evaluation(sdk, Own(root), place)
+    (task,) = (await evaluation.run()).tasks
+    assert (task.queries, task.unjudged, task.unknown, task.unknown_queries) == (2, 1, 1, 2)
+    await write_report(sdk, read_results(tmp_path / "out"), evaluation.poor, tmp_path / "out")
+    assert "judged queries that there are not" in (tmp_path / "out/report.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv"])
+async def test_a_packed_file_that_is_cut_off_is_told_before_anything_is_sent(
+    sdk, tmp_path, name
+) -> None:
+    root = tmp_path / "beir"
+    jsonl(root / "corpus.jsonl", [{"_id": f"c{n}", "text": f"thing {n}"} for n in range(40)])
+    jsonl(root / "queries.jsonl", [{"_id": f"q{n}", "text": f"thing {n}"} for n in range(40)])
+    (root / "qrels").mkdir()
+    (root / "qrels/test.tsv").write_text("".join(f"q{n}\tc{n}\t1\n" for n in range(40)))
+    packed = gzip.compress((root / name).read_bytes())
+    (root / name).unlink()
+    (root / f"{name}.gz").write_bytes(packed[:-12])
+    evaluation = Evaluation(sdk, Beir(root), Place(tmp_path / "out"))
+    with pytest.raises(DatasetError, match=rf"{name}\.gz is cut off after line"):
+        await evaluation.run()
+    with pytest.raises(CollectionNotFound):
+        await sdk.get_collection(evaluation.collection_name)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+async def test_on_a_full_disk_each_file_of_before_is_kept_and_named(
+    evaluation, sdk, tmp_path
+) -> None:
+    out, one = tmp_path / "out", evaluation()
+
+    async def written() -> None:
+        await write_report(sdk, await one.run(), one.poor, out)
+
+    await written()
+    for name in (
+        "scores/words.local.jsonl", "runs/words.local.trec", "runs/words.local.uniir.txt",
+        "run.json", "report.html", "report.md",
+    ):  # fmt: skip
+        before = (out / name).read_bytes()
+        (out / f"{name}.new").symlink_to("/dev/full")
+        with pytest.raises(OSError, match=f"No space left on device: '{out / name}'"):
+            await written()
+        assert (out / name).read_bytes() == before
+        assert not list(out.rglob("*.new"))
+    await written()
+
+
+@contextmanager
+def no_room_beyond(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def append(path: Path, *answers: Answer) -> None:
+    with AnswerLog(path) as log:
+        for one in answers:
+            log.append([one])
+
+
+def test_answers_that_found_no_room_are_asked_again_and_those_before_are_kept(tmp_path) -> None:
+    path, whole = tmp_path / "log.jsonl", Answer("q", refusal="x")
+    with no_room_beyond(100_000), pytest.raises(OSError, match=str(path)):
+        append(path, whole, Answer("r", refusal="x" * 200_000))
+    assert path.stat().st_size == 100_000
+    append(path, Answer("s"))
+    assert read_answers(path) == {"q": whole, "s": Answer("s")}
+
+
+async def test_a_torn_note_of_what_was_asked_is_not_guessed_at(evaluation, tmp_path) -> None:
+    await evaluation().run()
+    manifest = tmp_path / "out/evaluation.json"
+    manifest.write_text(manifest.read_text()[:100])
+    with pytest.raises(DatasetError, match="holds answers of another evaluation"):
+        await evaluation().run()
+
+
 @pytest.fixture
 def drawn(tmp_path, pictures) -> Path:
     """CIRR and CIRCO's test split, of the same six pictures."""
@@ -215,9 +323,15 @@ def drawn(tmp_path, pictures) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(pictures.png(number))
     captions = [
-        {"pairid": n, "reference": f"dev-{n}", "target_hard": f"dev-{n + 1}", "caption": "lighter",
-         "img_set": {"members": [f"dev-{m}" for m in range(3)]}} for n in range(2)
-    ]  # fmt: skip
+        {
+            "pairid": n,
+            "reference": f"dev-{n}",
+            "target_hard": f"dev-{n + 1}",
+            "caption": "lighter",
+            "img_set": {"members": [f"dev-{m}" for m in range(3)]},
+        }
+        for n in range(2)
+    ]
     asked = [{"id": n, "reference_img_id": n, "relative_caption": "lighter"} for n in range(3)]
     for path, content in (
         ("cirr/captions/cap.rc2.val.json", captions),
