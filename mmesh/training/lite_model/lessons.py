@@ -57,9 +57,10 @@ def is_name(title: str) -> bool:
 def write_calibration(
     out: Path, pictures: Sequence[Picture], features: Features, text: TextTower, image: ImageTower
 ) -> None:
-    """Write query vectors of titles and pictures that were trained on, chosen by hash.
+    """Write the reference pool: titles and pictures that were trained on, chosen by hash.
 
-    They belong to no collection that is measured: titles of the tests are never trained on.
+    Row i shows thing i in each modality; the titles after the last picture stand alone. They belong
+    to no collection that is measured: titles of the tests are never trained on.
     """
     ordered = sorted(pictures, key=lambda picture: digest(f"calibration {picture.key}"))
     by_title = {normalised(picture.title): picture for picture in reversed(ordered)}

@@ -146,7 +146,7 @@ def fetch(source: Source, work: Path) -> Path:
 
 def _command(source: Source) -> Sequence[str]:
     if source.tool == "pip":
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps"]
+        pip = [sys.executable, "-P", "-m", "pip", "download", "--no-deps"]
         return [*pip, f"{source.name}=={source.version}"]
     if source.tool == "npm":
         return ["npm", "pack", f"{source.name}@{source.version}"]
