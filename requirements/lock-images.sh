@@ -8,9 +8,14 @@ compile() {
   "$uv" pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate \
     --python-version 3.11 --python-platform x86_64-manylinux_2_28 "$@"
 }
-cpu() { compile pyproject.toml --extra "$1" --extra tracing -c requirements/constraints.txt -o "requirements/images/$1.txt"; }
+cpu() {
+  local lock=$1; shift
+  compile pyproject.toml "${@/#/--extra=}" --extra tracing -c requirements/constraints.txt -o "requirements/images/$lock.txt"
+}
 
-for service in gateway encoder index reranker; do cpu "$service"; done
+cpu gateway gateway
+cpu index index
+cpu lite encoder reranker  # one layer of both images
 compile pyproject.toml --extra encoder --extra models --extra tracing -o requirements/images/encoder-gpu.txt
 compile pyproject.toml --extra reranker --extra vllm --extra tracing -o requirements/images/reranker-gpu.txt
 echo 'hatchling>=1.27' | compile - -o requirements/images/build.txt

@@ -1,12 +1,14 @@
 """What the manifests promise, read from what kustomize renders of them."""
 
 import re
-import shutil
 
 import pytest
 
-from tools.k8s import check, shards
-from tools.k8s.check import ROOT, combinations, problems_of
+from mmesh.capacity.planning import LEAST_GATEWAY
+from mmesh.serving.host import MESSAGES_HELD
+from services.gateway.config import GatewaySettings
+from tools.k8s import check
+from tools.k8s.check import ROOT, combinations
 from tools.k8s.manifests import Manifests, RenderFailed, name_of, render
 
 
@@ -56,8 +58,11 @@ def test_no_number_of_pods_is_set_where_an_autoscaler_sets_it(production):
 
 def test_autoscalers_never_look_at_the_processor():
     for name in ("overlays/production", "tests/hpa"):
-        text = str(list(Manifests(render(ROOT / "k8s" / name)).of(
-            "HorizontalPodAutoscaler", "ScaledObject")))  # fmt: skip
+        text = str(
+            list(
+                Manifests(render(ROOT / "k8s" / name)).of("HorizontalPodAutoscaler", "ScaledObject")
+            )
+        )
         assert ":demand" in text or "_demand" in text
         assert "cpu" not in text.lower()
 
@@ -68,24 +73,10 @@ def test_readiness_asks_the_service_itself(production):
         for probe in ("startupProbe", "readinessProbe"):
             service = container[probe]["grpc"]["service"]
             package = service.split(".")[2]
-            protos = "".join(p.read_text() for p in (ROOT / "protos/mmesh/api" / package).rglob("*"
-                             ".proto"))  # fmt: skip
+            protos = "".join(
+                p.read_text() for p in (ROOT / "protos/mmesh/api" / package).rglob("*.proto")
+            )
             assert re.search(rf"^service {service.rpartition('.')[2]} ", protos, re.MULTILINE)
-
-
-def test_a_new_shard_set_stands_beside_the_old_one_and_the_old_one_goes(tmp_path):
-    k8s = tmp_path / "k8s"
-    shutil.copytree(ROOT / "k8s", k8s)
-    overlay = k8s / "overlays" / "production"
-    shards.main([str(overlay), "--shards", "8", "--replicas", "2", "--autoscaler", "keda"])
-    both = Manifests(render(overlay))
-    assert problems_of(list(both.objects)) == []
-    assert len(list(both.of("StatefulSet"))) == 4 + 8
-    shards.main([str(overlay), "--shards", "4", "--drop"])
-    left = Manifests(render(overlay))
-    counts = {pod.labels["mmesh.dev/shard-count"] for pod in left.picked(
-        {"app.kubernetes.io/name": "mmesh-index"})}  # fmt: skip
-    assert counts == {"8"}
 
 
 def test_where_nothing_is_allowed_whoever_calls_somebody_may():
@@ -103,3 +94,17 @@ def test_what_kustomize_refuses_is_reported(tmp_path):
     (tmp_path / "kustomization.yaml").write_text("resources: [nowhere.yaml]\n")
     with pytest.raises(RenderFailed, match="nowhere"):
         render(tmp_path)
+
+
+def test_a_gateway_may_hold_what_it_lets_in(production):
+    """The comment in gateway.yaml says how often each byte is held."""
+    [limit] = {
+        pod.containers[0]["resources"]["limits"]["memory"]
+        for pod in production.pods
+        if pod.labels["app.kubernetes.io/name"] == "mmesh-gateway"
+    }
+    message = GatewaySettings().max_message_bytes
+    held = (70 << 20) + 5 * MESSAGES_HELD * message + (4 + 2) * message
+    limit_bytes = int(limit.removesuffix("Gi")) << 30
+    assert limit_bytes >= held + 2 * 4 * message  # what comes in at the moment, too
+    assert limit_bytes == LEAST_GATEWAY  # of the overlays that `mmesh plan` writes

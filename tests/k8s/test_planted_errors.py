@@ -19,13 +19,16 @@ spec:
   endpoints:
     - port: grpc
 """
+METRIC = "spec/metrics/0/external/metric/selector/matchLabels"
 
 
 @functools.cache
 def sound():
     """Return objects of all kinds without a mistake, and what makes them known as such."""
     objects = render(ROOT / "k8s" / "tests" / "gpu-ingress")
-    objects.append(yaml.safe_load((ROOT / "k8s/components/hpa/gateway.yaml").read_text()))
+    alone = yaml.safe_load((ROOT / "k8s/components/hpa/gateway.yaml").read_text())
+    alone["metadata"]["namespace"] = "mmesh"
+    objects.append(alone)
     objects.append(yaml.safe_load(SERVICE_MONITOR))
     known: set[str] = set()
     assert problems_of(objects, known) == []
@@ -70,6 +73,10 @@ def policy(objects):
 
 def scaled(objects):
     return the(objects, "ScaledObject", "mmesh-gateway")["spec"]
+
+
+def query(namespace):
+    return f'mmesh:gateway_searches:demand{{namespace="{namespace}"}}'
 
 
 def rules(objects):
@@ -132,6 +139,22 @@ PLANTED = {
     "a query whose failure shrinks": lambda objects: set_at(
         scaled(objects), "triggers/0/metadata/ignoreNullValues", "true"
     ),
+    "a query about another namespace": lambda objects: set_at(
+        scaled(objects), "triggers/0/metadata/query", query(namespace="search-eu")
+    ),
+    "a query about every namespace": lambda objects: set_at(
+        scaled(objects), "triggers/0/metadata/query", "mmesh:gateway_searches:demand"
+    ),
+    "a part of a query about another namespace": lambda objects: set_at(
+        scaled(objects),
+        "triggers/0/metadata/query",
+        f"max({query(namespace='mmesh')} or {query(namespace='search-eu')})",
+    ),
+    "a metric of another namespace": put(hpa, f"{METRIC}/namespace", "search-eu"),
+    "a metric of every namespace": put(hpa, METRIC, {"shard": "0"}),
+    "a scaler in another namespace than its query": lambda objects: set_at(
+        the(objects, "ScaledObject", "mmesh-index-4-0"), "metadata/namespace", "search-eu"
+    ),
     "a metric that nobody exports": lambda objects: set_at(
         rules(objects), "0/expr", "mmesh_gateway_request_total > 0"
     ),
@@ -144,6 +167,24 @@ PLANTED = {
     "a tag that moves": put(container, "image", "mmesh-gateway:latest"),
     "root": put(pod, "securityContext/runAsNonRoot", False),
     "a writable root": put(container, "securityContext/readOnlyRootFilesystem", False),
+    "a log of its own": lambda objects: set_at(
+        the(objects, "Job", "mmesh-migration"),
+        "spec/template/spec/containers/0/env/0",
+        {"name": "MMESH_INDEX_LOG_URL", "value": "postgresql+psycopg://mmesh@elsewhere/mmesh"},
+    ),
+    "a call that no policy lets in": lambda objects: set_at(
+        the(objects, "NetworkPolicy", "gateway-to-encoder"),
+        "spec/ingress/0/from/0/podSelector/matchLabels",
+        {"app.kubernetes.io/name": "mmesh-reranker"},
+    ),
+    "a call that no policy lets out": lambda objects: the(
+        objects, "NetworkPolicy", "gateway-to-services"
+    )["spec"]["egress"].pop(0),
+    "a number beside a scaled object": put(deployment, "spec/replicas", 2),
+    "a number beside an autoscaler": lambda objects: (
+        objects.remove(the(objects, "ScaledObject", "mmesh-gateway")),
+        set_at(deployment(objects), "spec/replicas", 2),
+    ),
     "a ConfigMap that is not there": put(container, "envFrom/0/configMapRef/name", "mmesh-gate"),
     "a spread that counts others": put(
         pod, "topologySpreadConstraints/0/labelSelector/matchLabels", {"app": "no"}

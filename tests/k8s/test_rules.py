@@ -5,10 +5,14 @@ import json
 import re
 import shutil
 import subprocess
+import sys
+from typing import get_args
 
 import pytest
 import yaml
 
+from mmesh.cli.commands.top import troubles
+from services.index.store.manifest import Damage
 from tools.dashboards.boards import ALL
 from tools.dashboards.files import FOLDER as DASHBOARDS
 from tools.k8s import queries
@@ -60,8 +64,10 @@ def test_every_alert_has_a_case_that_fires_and_one_that_must_not():
     assert len(names) == len(set(names))
     wanted = [f"{name} {end}" for name in names for end in ("fires", "is silent")]
     assert sorted(set(wanted) - set(cases)) == []
-    assert all(any(case.startswith(f"{name} ") for name in names) or case.startswith("demand ")
-               for case in cases)  # fmt: skip
+    assert all(
+        any(case.startswith(f"{name} ") for name in names) or case.startswith("demand ")
+        for case in cases
+    )
 
 
 def test_every_alert_says_how_bad_it_is_and_what_to_do():
@@ -69,6 +75,31 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do():
         assert rule["labels"]["severity"] in ("page", "ticket"), rule["alert"]
         assert rule["annotations"]["summary"], rule["alert"]
         assert (ROOT / rule["annotations"]["runbook_url"]).is_file(), rule["alert"]
+
+
+def recorded():
+    return {rule["record"]: queries.names_in(rule["expr"]) for rule in rules() if "record" in rule}
+
+
+def measured_by(expression):
+    """Return the metrics of an expression, and those of the rules that it reads."""
+    names, last = queries.names_in(expression), set()
+    while names != last:
+        last, names = names, names.union(*(recorded().get(name, set()) for name in names))
+    return names
+
+
+def test_every_alert_leads_to_a_dashboard_that_shows_what_it_is_about():
+    shown = {
+        f"d/mmesh-{board.name}": set().union(
+            *(measured_by(query.expr) for panel in board.panels for query in panel.queries)
+        )
+        for board in ALL
+    }
+    blind = {"MmeshHistoryLost", "MmeshParityDrift"}  # of what is no series until it happens
+    for rule in alerts():
+        page = shown[rule["annotations"]["dashboard_url"]]
+        assert rule["alert"] in blind or page & measured_by(rule["expr"]), rule["alert"]
 
 
 def test_every_runbook_belongs_to_an_alert_and_has_its_four_parts():
@@ -108,6 +139,88 @@ def test_every_documented_metric_is_in_a_panel_or_a_rule():
     assert [name for name in rows if not any(name in text for text in texts)] == []
 
 
+EXPORTED = """
+import importlib, json
+from prometheus_client import REGISTRY
+for service in ("encoder", "gateway", "index", "reranker"):
+    importlib.import_module(f"services.{service}.metrics")
+samples = [one for metric in REGISTRY.collect() for one in metric.samples]
+print(json.dumps([[one.name, sorted(one.labels.values())] for one in samples]))
+"""
+
+
+@functools.cache
+def exported_at_the_start():
+    """Return the names and label values of what a process exports before anything happens."""
+    done = subprocess.run([sys.executable, "-c", EXPORTED], capture_output=True, check=True)
+    return {(name, *values) for name, values in json.loads(done.stdout)}
+
+
+def test_demand_is_a_number_before_the_first_work():
+    """A process that has done nothing yet would count as one that is as busy as the others."""
+    texts = [rule["expr"] for rule in rules() if rule.get("record", "").endswith(":demand")]
+    names = set().union(*map(queries.names_in, texts)) - {"up"}
+    assert len(names) >= 7
+    assert names <= {name for name, *_ in exported_at_the_start()}
+
+
+def test_what_fires_at_some_events_is_counted_from_zero():
+    """The first sample of a counter is no rise, so an event that makes its series is not seen.
+
+    Where processes take turns, as to sweep the store, that could be all events.
+    """
+    there = {name for name, *_ in exported_at_the_start()}
+    texts = " ".join(rule["expr"] for rule in alerts())
+    counted = set(re.findall(r"increase\((\w+)(?:{[^}]*})?\[\w+\]", texts))
+    assert len(counted) >= 8
+    counted.remove("mmesh_errors_total")  # once a method was called; see test_handlers.py
+    counted.remove("mmesh_gateway_rejected_total")  # after 20, of one reason
+    counted.remove("mmesh_task_failures_total")  # fires after more than 5, of one task
+    counted.remove("mmesh_index_recall_probe_wanted_total")  # after 200, of one collection
+    assert counted <= there
+
+
+def test_a_series_that_a_rule_chooses_by_label_is_counted_from_zero():
+    texts = " ".join(rule["expr"] for rule in rules())
+    chosen = set(re.findall(r'(\w+_total){\w+=~?"(\w+)"}', texts))
+    assert ("mmesh_gateway_degradations_total", "SHARD_UNAVAILABLE") in chosen
+    special = {"mmesh_errors_total", "mmesh_index_recall_probe_wanted_total"}  # as above
+    assert {one for one in chosen if one[0] not in special} <= exported_at_the_start()
+
+
+@pytest.mark.parametrize(
+    ("counter", "kinds"),
+    [
+        ("gc", ["DataLoss", "FailedPrecondition", "LogUnavailable", "StorageFull", "Unavailable"]),
+        ("purge", ["DataLoss", "LogUnavailable", "Unavailable"]),
+        ("tail", ["DataLoss", "LogUnavailable"]),
+        ("collection", ["DataLoss", "MemoryFull"]),
+        ("snapshot", [*get_args(Damage), "unreadable", "not_stored", "not_restored"]),
+    ],
+)
+def test_failures_of_every_known_kind_are_counted_from_zero(counter, kinds):
+    name = f"mmesh_index_{counter}_failures_total"
+    assert {(name, kind) for kind in kinds} <= exported_at_the_start()
+
+
+def test_a_ratio_of_few_events_fires_nothing():
+    ratios = [rule for rule in alerts() if ":ratio_rate" in rule["expr"]]
+    assert len(ratios) >= 11
+    for rule in ratios:
+        assert re.search(r"increase.* >= \d+", " ".join(rule["expr"].split())), rule["alert"]
+
+
+def test_no_alert_is_silent_because_another_mesh_is_well():
+    """What is absent is so in all meshes of a Prometheus."""
+    for rule in alerts():
+        assert "absent(" not in rule["expr"], rule["alert"]
+    everywhere = [rule["alert"] for rule in alerts() if "absent_" in rule["expr"]]
+    assert everywhere == ["MmeshServiceGone"]  # of what was never scraped, beside what was
+    for rule in alerts():
+        for labels in re.findall(r"\b(?:sum|min|max|avg|count) by \(([^)]*)\)", rule["expr"]):
+            assert "namespace" in labels, rule["alert"]
+
+
 def test_every_panel_says_what_it_shows():
     for board in ALL:
         for panel in board.panels:
@@ -136,3 +249,16 @@ def test_demand_has_no_value_that_stands_in_for_a_missing_one():
         if rule.get("record", "").endswith(":demand"):
             assert not queries.names_in(rule["expr"]) & {"vector"}
             assert not re.search(r"\bor\b|vector\(|absent", rule["expr"]), rule["record"]
+
+
+def test_the_page_of_mmesh_top_is_alarmed_when_alerts_are():
+    expressions = {rule["alert"]: " ".join(rule["expr"].split()) for rule in alerts()}
+    limits = {
+        "MmeshIndexStale": ("mmesh_index_staleness_seconds) > 120", troubles.STALE_S == 120),
+        "MmeshSnapshotOld": ("age_seconds) > 6 * 3600", troubles.SNAPSHOT_S == 6 * 3600),
+        "MmeshDiskAlmostFull": ("size_bytes) < 0.1", troubles.DISK_FREE == 0.1),
+        "MmeshParityDrift": ("> 0.02", troubles.PARITY == 0.02),
+    }
+    for alert, (limit, is_same) in limits.items():
+        assert limit in expressions[alert]
+        assert is_same, alert

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as common_models
@@ -11,6 +13,8 @@ from tools.dashboards.plan import Board, Panel
 
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 WIDTH, HEIGHT = 24, 8
+_HAS_EXEMPLARS = re.compile(r"mmesh_(rpc|gateway_stage)_seconds_bucket")
+"""Histograms whose buckets link to traces."""
 
 
 def encode(board: Board, others: list[Board]) -> str:
@@ -83,11 +87,14 @@ def _panel(one: Panel, width: int) -> timeseries.Panel:
             common.GraphThresholdsStyleConfig().mode(common_models.GraphThresholdsStyleMode.LINE)
         )
     for number, query in enumerate(one.queries):
-        built.with_target(
+        target = (
             prometheus.Dataquery()
             .expr(query.expr)
             .legend_format(query.legend or one.title)
             .ref_id(chr(ord("A") + number))
             .datasource(SOURCE)
         )
+        if _HAS_EXEMPLARS.search(query.expr):
+            target.exemplar(True)
+        built.with_target(target)
     return built

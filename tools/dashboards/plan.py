@@ -60,9 +60,9 @@ def panel(
 
 
 def quantiles(histogram: str, by: str = "", where: str = "") -> tuple[str, ...]:
-    """Return queries of the median and the 99th percentile of a histogram."""
+    """Return queries of the median and the 99th percentile of a histogram, by some labels."""
     labels = f"le, {by}" if by else "le"
-    legend = f" {{{{{by}}}}}" if by else ""
+    legend = " " + "/".join(f"{{{{{label}}}}}" for label in by.split(", ")) if by else ""
     inner = f"sum by ({labels}) (rate({histogram}_bucket{{{_and(where)}}}[$__rate_interval]))"
     return tuple(
         f"histogram_quantile({share}, {inner})  # {name}{legend}"

@@ -16,8 +16,14 @@ ROOT = Path(__file__).parents[2]
 PASSED = ROOT / ".k8s_cache" / "passed"
 """Holds the hash of what passed last."""
 MODULES = ("kubernetes_validate", "cloudcoil", "promql_parser", "grafana_foundation_sdk")
-READ = ("k8s", "tools/k8s", "tools/dashboards", "docs/reference/metrics.md",
-        "docs/reference/settings.md", "docs/runbooks")  # fmt: skip
+READ = (
+    "k8s",
+    "tools/k8s",
+    "tools/dashboards",
+    "docs/reference/metrics.md",
+    "docs/reference/settings.md",
+    "docs/runbooks",
+)
 
 
 def missing() -> str:
@@ -91,7 +97,7 @@ def problems_of(objects: list[Object], known: set[str] | None = None) -> list[Pr
         objects: what was rendered.
         known: objects that passed before; this one's are added.
     """
-    from tools.k8s import pods, queries, references, schemas, values
+    from tools.k8s import calls, pods, queries, references, schemas, values
 
     manifests = Manifests(objects)
     seen = set() if known is None else known
@@ -100,7 +106,7 @@ def problems_of(objects: list[Object], known: set[str] | None = None) -> list[Pr
     if bad:
         return bad  # the other checks read what a schema promises
     seen.update(map(repr, new))
-    rules = (values, references, pods, queries)
+    rules = (values, references, calls, pods, queries)
     return list(itertools.chain.from_iterable(rule.problems_of(manifests) for rule in rules))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tools.k8s.manifests import WORKLOADS, Manifests, Object, Pod, Problem, place
+from tools.k8s.manifests import WORKLOADS, Manifests, Object, Pod, Problem, name_of, place
 
 Found = Iterator[str]
 
@@ -49,8 +49,11 @@ def _service(one: Object, manifests: Manifests) -> Found:
 def _scaler(one: Object, manifests: Manifests) -> Found:
     spec = one["spec"]
     target = spec["scaleTargetRef"]
-    if not manifests.has(target.get("kind", "Deployment"), target["name"]):
-        yield f"there is no {target.get('kind', 'Deployment')} {target['name']} to scale"
+    kind, name = target.get("kind", "Deployment"), target["name"]
+    if not manifests.has(kind, name):
+        yield f"there is no {kind} {name} to scale"
+    if any(name_of(one) == name and "replicas" in one["spec"] for one in manifests.of(kind)):
+        yield f"{kind} {name} has `replicas`, to which each `kubectl apply` would set it back"
     low = spec.get("minReplicas", spec.get("minReplicaCount", 1))
     high = spec.get("maxReplicas", spec.get("maxReplicaCount", 100))
     if low > high:
@@ -105,9 +108,10 @@ def _monitor(one: Object, manifests: Manifests) -> Found:
     else:
         wanted = (labels or {}).items()
         services = [
-            one["spec"] for one in manifests.of("Service")
+            one["spec"]
+            for one in manifests.of("Service")
             if wanted <= one["metadata"].get("labels", {}).items()
-        ]  # fmt: skip
+        ]
         names = {port.get("name") for spec in services for port in spec.get("ports", ())}
     for endpoint in endpoints:
         if endpoint.get("port") not in names:
@@ -161,10 +165,16 @@ def _sources(pod: Pod, manifests: Manifests) -> Found:
     """Yield the ConfigMaps and claims that are named and not there; Secrets are made by hand."""
     named: list[tuple[str, Any]] = []
     for container in pod.containers:
-        named += [("ConfigMap", s["configMapRef"]) for s in container.get("envFrom", ())
-                  if "configMapRef" in s]  # fmt: skip
-        named += [("ConfigMap", e["valueFrom"]["configMapKeyRef"]) for e in container.get("env", ())
-                  if "configMapKeyRef" in e.get("valueFrom", {})]  # fmt: skip
+        named += [
+            ("ConfigMap", s["configMapRef"])
+            for s in container.get("envFrom", ())
+            if "configMapRef" in s
+        ]
+        named += [
+            ("ConfigMap", e["valueFrom"]["configMapKeyRef"])
+            for e in container.get("env", ())
+            if "configMapKeyRef" in e.get("valueFrom", {})
+        ]
     for volume in pod.spec.get("volumes", ()):
         if "configMap" in volume:
             named.append(("ConfigMap", volume["configMap"]))

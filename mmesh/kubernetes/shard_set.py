@@ -1,23 +1,26 @@
 """Shard set of an overlay: one StatefulSet a shard, written as kustomizations (docs/adr/0022).
 
-The number of shards changes by a new set beside the old one: write it, apply, wait for the switch,
-drop the old one, apply. Gateways move by themselves as soon as the new set is whole.
+The number of shards changes by a new set beside the old one, see `scaling`.
 """
 
 from __future__ import annotations
 
-import argparse
+import os
+import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 HEAD = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
-NOTE = "# Written by `python -m tools.k8s.shards`; do not edit.\n"
-ROOT = "../../../../.."
-"""The folder k8s, seen from the kustomization of a shard."""
+NOTE = "# Written by `mmesh k8s scale`; do not edit.\n"
+FOLDER = "shards"
+"""The folder of an overlay that has its shard sets."""
+NAMESPACE = "mmesh"
+MOST_SHARDS = 256
 MOST_REPLICAS = 8
 """Up to which an autoscaler goes."""
-SWITCHES = "mmesh_gateway_shard_set_switches_total"
+AUTOSCALERS = ("none", "hpa", "keda")
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,40 @@ class ShardSet:
     replicas: int
     autoscaler: str = "none"
     """none, hpa or keda; with one of these `replicas` is the least."""
+    namespace: str = NAMESPACE
+    """Where the pods are that KEDA asks for; nothing else of a set says so."""
 
-    def write(self, folder: Path) -> None:
-        """Write the set into `folder/N`, in place of what is there."""
+    def write(self, folder: Path, k8s: Path) -> None:
+        """Write the set into `folder/N`, in place of what is there.
+
+        Args:
+            folder: `shards` of an overlay.
+            k8s: the project's folder of that name.
+        """
         target = folder / str(self.shards)
         shutil.rmtree(target, ignore_errors=True)
         for shard in range(self.shards):
             place = target / str(shard)
             place.mkdir(parents=True)
-            (place / "kustomization.yaml").write_text(self._shard(shard, ROOT))
+            root = os.path.relpath(k8s.resolve(), place.resolve())
+            (place / "kustomization.yaml").write_text(self._shard(shard, root))
         (target / "kustomization.yaml").write_text(_list_of(range(self.shards)))
+
+    @classmethod
+    def read(cls, folder: Path, shards: int, namespace: str = NAMESPACE) -> ShardSet:
+        """Return the set that was written into `folder/N`.
+
+        Args:
+            folder: `shards` of an overlay.
+            shards: N.
+            namespace: of the overlay, and so of a set that names none.
+        """
+        text = (folder / str(shards) / "0" / "kustomization.yaml").read_text()
+        scaler = re.search(r"components/(\w+)/index-shard$", text, re.MULTILINE)
+        autoscaler = scaler[1] if scaler else "none"
+        replicas = int(_REPLICAS[autoscaler].search(text)[1])  # type: ignore[index]  # we wrote it
+        named = _NAMED.search(text)
+        return cls(shards, replicas, autoscaler, named[1] if named else namespace)
 
     def _shard(self, shard: int, root: str) -> str:
         parts = [f"{NOTE}# Shard {shard} of {self.shards}.\n{HEAD}"]
@@ -47,8 +74,12 @@ class ShardSet:
         parts.append(f"nameSuffix: -{self.shards}-{shard}\nlabels:\n  - pairs:\n")
         parts.append(f'      mmesh.dev/shard: "{shard}"\n')
         parts.append(f'      mmesh.dev/shard-count: "{self.shards}"\n    includeSelectors: true\n')
-        parts.append(_SIZE[self.autoscaler].format(s=self, shard=shard, most=MOST_REPLICAS))
+        parts.append(_SIZE[self.autoscaler].format(s=self, shard=shard, most=self._most))
         return "".join(parts)
+
+    @property
+    def _most(self) -> int:
+        return max(self.replicas, MOST_REPLICAS)
 
 
 _SIZE = {
@@ -86,56 +117,30 @@ _SIZE = {
       - op: replace
         path: /spec/triggers/0/metadata/query
         value: >-
-          mmesh:index_searches:demand{{namespace="mmesh",shard="{shard}",shard_count="{s.shards}"}}
+          mmesh:index_searches:demand{{namespace="{s.namespace}",shard="{shard}",shard_count="{s.shards}"}}
 """,
 }
 """How the number of pods of a shard is said, by autoscaler."""
+_REPLICAS = {
+    "none": re.compile(r"count: (\d+)"),
+    "hpa": re.compile(r"minReplicas\n +value: (\d+)"),
+    "keda": re.compile(r"minReplicaCount\n +value: (\d+)"),
+}
+_NAMED = re.compile(r'namespace="([^"]*)"')
+
+
+def sizes_of(folder: Path) -> list[int]:
+    """Return how many shards the sets in `folder` have, rising."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in found if path.is_dir() and path.name.isdecimal())
 
 
 def write_list(folder: Path) -> list[int]:
     """Write `folder/kustomization.yaml`, a list of the sets that there are; return their sizes."""
-    sets = sorted(int(path.name) for path in folder.iterdir() if path.is_dir())
+    sets = sizes_of(folder)
     (folder / "kustomization.yaml").write_text(_list_of(sets))
     return sets
 
 
-def _list_of(names: range | list[int]) -> str:
+def _list_of(names: Iterable[int]) -> str:
     return f"{NOTE}{HEAD}resources:\n" + "".join(f'  - "{name}"\n' for name in names)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Write or drop a set of an overlay, and say what comes next."""
-    parser = argparse.ArgumentParser(prog="python -m tools.k8s.shards", description=__doc__)
-    parser.add_argument("overlay", type=Path, help="folder such as k8s/overlays/production")
-    parser.add_argument("--shards", type=int, required=True, help="1 to 256")
-    parser.add_argument("--replicas", type=int, default=1, help="pods of each shard")
-    parser.add_argument("--autoscaler", choices=sorted(_SIZE), default="none")
-    parser.add_argument("--drop", action="store_true", help="remove the set of so many shards")
-    given = parser.parse_args(arguments)
-    if not 1 <= given.shards <= 256:
-        parser.error("--shards is from 1 to 256")
-    folder = given.overlay / "shards"
-    if given.drop:
-        shutil.rmtree(folder / str(given.shards))
-    else:
-        folder.mkdir(exist_ok=True)
-        ShardSet(given.shards, given.replicas, given.autoscaler).write(folder)
-    sets = ", ".join(map(str, write_list(folder))) or "no"
-    print(f"{given.overlay} has sets of {sets} shards; next:")
-    for step in _next_steps(given.overlay, given.shards if given.drop else 0):
-        print(f"  {step}")
-
-
-def _next_steps(overlay: Path, dropped: int) -> list[str]:
-    if dropped:
-        kinds = "statefulset,poddisruptionbudget,horizontalpodautoscaler"
-        return [f"kubectl delete -n mmesh {kinds} -l mmesh.dev/shard-count={dropped}"]
-    return [
-        f"kubectl apply -k {overlay}",
-        f"wait until {SWITCHES} has risen on every gateway, if another set was there before",
-        f"python -m tools.k8s.shards {overlay} --drop --shards OLD",
-    ]
-
-
-if __name__ == "__main__":
-    main()
