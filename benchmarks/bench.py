@@ -179,6 +179,8 @@ class Mesh:
 
     client: AsyncClient
     addresses: dict[str, str]
+    metrics: dict[str, str]
+    """Where /metrics of the services are."""
 
     @property
     def shards(self) -> list[str]:
@@ -197,13 +199,21 @@ class Mesh:
 
 
 @asynccontextmanager
-async def running_mesh(shards: int, reranker: str = "maxsim") -> AsyncIterator[Mesh]:
+async def running_mesh(
+    shards: int, reranker: str = "maxsim", encoder: str = "lite"
+) -> AsyncIterator[Mesh]:
     """Start a mesh on free ports in a folder that goes away with it."""
     with tempfile.TemporaryDirectory(prefix="mmesh-bench-") as folder:
-        settings = LocalSettings(Path(folder), shards, port=0, reranker=reranker)
+        settings = LocalSettings(
+            Path(folder), shards, port=0, reranker=reranker, encoders=(encoder,)
+        )
         async with LocalMesh(settings, say=_say) as local, AsyncClient(local.address) as client:
             described = json.loads((Path(folder) / "mesh.json").read_text())["services"]
-            yield Mesh(client, {name: one["address"] for name, one in described.items()})
+            where = ({name: one[k] for name, one in described.items()} for k in _DESCRIBED)
+            yield Mesh(client, *where)
+
+
+_DESCRIBED = ("address", "metrics")
 
 
 def _say(line: str) -> None:

@@ -110,8 +110,10 @@ def _measure_model(
     served = running_encoder("--model", model, *A_PASS_A_CORE)
     with offline_process() as offline, served as encoder:
         for kind, make in kinds.items():
-            speeds = [_turn(model, make(options.inputs), make(options.inputs), offline, encoder)
-                      for _ in range(options.rounds + 1)][1:]  # fmt: skip
+            speeds = [
+                _turn(model, make(options.inputs), make(options.inputs), offline, encoder)
+                for _ in range(options.rounds + 1)
+            ][1:]
             loop, service = np.median(speeds, axis=0).tolist()
             ratio = float(np.median([served / alone for alone, served in speeds]))
             rows.append([kind, loop, service, ratio])

@@ -78,10 +78,16 @@ def _measure_writes(report: Report, rows: Values, options: argparse.Namespace) -
                 seconds[engine] += times
     header = ["log", "rows / s", "slowest", "fastest", "median ms", "p99 ms", "calls"]
     table = [
-        [engine, float(np.median(r)), min(r), max(r), *milliseconds(seconds[engine]),
-         len(seconds[engine])]
+        [
+            engine,
+            float(np.median(r)),
+            min(r),
+            max(r),
+            *milliseconds(seconds[engine]),
+            len(seconds[engine]),
+        ]
         for engine, r in rates.items()
-    ]  # fmt: skip
+    ]
     report.table(f"Durable writes, {BATCH} rows a call, {CLIENTS} clients", header, table)
     for engine, found in rates.items():
         rate = float(np.median(found))

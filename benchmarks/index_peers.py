@@ -139,10 +139,15 @@ class Store:
         paths = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT)])
         with self._folder.with_suffix(".log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-                stderr=log, cwd=self._folder.parent, env=os.environ | {"PYTHONPATH": paths},
-                limit=LINE_BYTES, start_new_session=True,
-            )  # fmt: skip
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                cwd=self._folder.parent,
+                env=os.environ | {"PYTHONPATH": paths},
+                limit=LINE_BYTES,
+                start_new_session=True,
+            )
         self.about = await self._answer(ANSWER_S)
         return self
 
@@ -452,9 +457,11 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--rebuild", action="store_true", help="build what is built already")
     parser.add_argument("--seed", type=int, default=7, help="of the attributes")
     parser.add_argument(
-        "--peers-python", type=Path, default=ROOT / ".venv-peers/bin/python",
+        "--peers-python",
+        type=Path,
+        default=ROOT / ".venv-peers/bin/python",
         help="the Python that has the others",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--work", type=Path, default=SCRATCH, help="folder for embeddings and stores, kept"
     )

@@ -85,10 +85,12 @@ class IndexProcess:
         with grpc.insecure_channel(self.address) as channel:
             collection_service_pb2_grpc.CollectionServiceStub(channel).CreateCollection(
                 collection_service_pb2.CreateCollectionRequest(
-                    name=name, dim=dim, model_fingerprint=MODEL,
+                    name=name,
+                    dim=dim,
+                    model_fingerprint=MODEL,
                     settings=collection_pb2.CollectionSettings(**settings),
                 )
-            )  # fmt: skip
+            )
 
     def set_settings(self, name: str, **settings: Any) -> None:
         """Replace the settings of a collection."""
@@ -230,9 +232,12 @@ def search_request(
 ) -> index_pb2.SearchRequest:
     """Return the search of the rows of `queries` among texts."""
     return index_pb2.SearchRequest(
-        collection=name, queries=wire.vectors_to_pb(queries), limit=limit,
-        modalities=[content_pb2.MODALITY_TEXT], **options,
-    )  # fmt: skip
+        collection=name,
+        queries=wire.vectors_to_pb(queries),
+        limit=limit,
+        modalities=[content_pb2.MODALITY_TEXT],
+        **options,
+    )
 
 
 def rows_of(response: index_pb2.SearchResponse) -> list[list[int]]:

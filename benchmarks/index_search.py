@@ -186,9 +186,11 @@ def _report_turns(report: Report, turns: Turns) -> None:
 def _row(name: str, loads: Sequence[Load]) -> list[Any]:
     times = milliseconds([s for one in loads for s in one.seconds])
     return [
-        name, *times, float(np.median([one.per_core for one in loads])),
+        name,
+        *times,
+        float(np.median([one.per_core for one in loads])),
         float(np.median([one.per_second for one in loads])),
-    ]  # fmt: skip
+    ]
 
 
 def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:

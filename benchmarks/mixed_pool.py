@@ -1,166 +1,363 @@
 """How to merge the lists of two modalities: pictures and texts in one collection, target any.
 
-Some queries seek a picture (titles of clip art, none of which is a text of the collection), others
-seek a text (tags of an emoji, whose label is a text). Every merge policy is put beside the ideal,
-for which the target is given. Tags may find a fair picture and titles a fair text, which counts as
-wrong, so no policy can reach the ideal for both.
+Ten pools to choose a merge on, eight to report on (`mixed_pools.py`). In each, some queries seek a
+picture and some a text. Every policy is put beside the ideal, for which the target is given: what
+share of its recall is kept? Pictures and texts may both be fair answers, and only one counts, so no
+policy can reach the ideal for both kinds.
 
-The gateway's calibration is fitted with titles of pictures that `lite` was trained on. In the pool
-`new-labels` none of them is among the texts; in `all-labels` many are.
+All pools are searched exactly, here, and merged by the gateway's own code; two of them are searched
+through a mesh as well, which must answer the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from bench import (
-    Cell,
-    Mesh,
-    PictureSet,
-    Report,
-    first_ranks,
-    options_of,
-    percent,
-    picture_sets,
-    recalls,
-    run,
-    running_mesh,
-    search_batches,
-)
-from debian import programs
+from bench import Cell, Mesh, Report, options_of, percent, run, running_mesh, search_batches
+from mixed_pools import FIT, IMAGE, REPORT, TEXT, Kind, Pool, pools
+from mixed_vectors import Found, Scores, Vectors
 
 from mmesh import Candidate, Content, MergePolicy, Modality, Rerank, Search, SearchResult
-from mmesh.training.lite_model.pictures import emoji_names, normalised
+from mmesh.training.lite_model.features import image_bytes
+from services.gateway.interfaces import Scored
+from services.gateway.search.merge import RANK_DISCOUNT, merge
 
-IDEAL = "ideal: target given"
 LIMIT = 10
-LEAST_TAGS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """Queries that seek one modality, with the right answers to each."""
-
-    name: str
-    modality: Modality
-    instruction: str
-    """Names the modality, so that the gateway searches no other."""
-    queries: list[str]
-    relevant: list[frozenset[str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """A collection and both kinds of queries for it."""
-
-    name: str
-    candidates: list[Candidate]
-    kinds: list[Kind]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What one way of asking found for one kind of query."""
-
-    recalls: list[float]
-    wrong_first: float
-    pictures: float
-    """Share of pictures among the hits."""
+DEPTHS = (1, 10)
+MEAN, WORSE = 0.95, 0.93
+"""What a pool should keep of the ideal R@10 over both kinds: on the mean, and of the worse kind."""
+LOSS, MOST_LOST = 0.01, 1
+"""Most R@10 on the mean that the default should lose to raw scores, and in how many pools it does
+on either side: a list of tags is as good a name of many pictures as of a caption."""
+LEAST = 0.9
+"""Least R@10 that is kept over all pools of a side."""
+SAME, NEAR = 0.98, 0.01
+"""Share of hits that the mesh must have in common with what is found here, and the largest
+difference of recalls: many drawings are there twice, and which one is tenth is left to chance."""
+NAMES = {FIT: "fit", REPORT: "report"}
+INSTRUCTIONS = {IMAGE: "Find an image that matches this.", TEXT: "Find a text that matches this."}
+Kept = np.ndarray
+"""Shares of the ideal recall (kind, depth): of queries that seek a picture, then a text."""
+Values = Callable[[Mapping[Modality, Scores]], Mapping[Modality, Scores]]
+"""What hits are merged by, from the scores of the lists."""
 
 
 async def measure(options: argparse.Namespace, report: Report) -> None:
-    """Ask every query of both pools in every way."""
-    async with running_mesh(options.shards, reranker="none") as mesh:
-        for pool in (build(options, "new-labels"), build(options, "all-labels")):
-            counts = Counter(c.content.modality.value for c in pool.candidates)
-            report.fact(f"candidates of {pool.name}", dict(counts))
-            token = await mesh.store(pool.name, pool.candidates)
-            found = {kind.name: await _ask(report, mesh, pool, kind, token) for kind in pool.kinds}
-            _compare(report, pool, found)
+    """Search and merge every pool, choose nothing: what was chosen is in the gateway."""
+    chosen = pools(options.work, options.queries)
+    vectors = Vectors(chosen, options.work / "mixed", options.threads)
+    report.fact("texts and pictures encoded", list(vectors.count))
+    found = [[vectors.search(pool, kind) for kind in pool.kinds] for pool in chosen]
+    _describe(report, vectors, chosen)
+    kept: dict[int, dict[str, list[Kept]]] = {FIT: {}, REPORT: {}}
+    for side in (FIT, REPORT):
+        mine = [n for n, pool in enumerate(chosen) if pool.side == side]
+        for policy in MergePolicy:
+            kept[side][policy.value] = [
+                _kept(found[n], partial(_merged, vectors, chosen[n], policy)) for n in mine
+            ]
+        _tables(report, side, [chosen[n] for n in mine], [found[n] for n in mine], kept[side])
+        _gates(report, side, [chosen[n] for n in mine], kept[side])
+    fit = [n for n, pool in enumerate(chosen) if pool.side == FIT]
+    _candidates(report, vectors, [chosen[n] for n in fit], [found[n] for n in fit])
+    await _through_a_mesh(options, report, vectors, chosen)
 
 
-# -- the collection and its queries
+# -- merging
 
 
-def build(options: argparse.Namespace, name: str) -> Pool:
-    """Return everything that can be found, and both kinds of queries."""
-    clipart, emoji = picture_sets(options.work).values()
-    labels, tags = _emoji(options.work)
-    if name == "new-labels":
-        new = {f"label:{c.attributes['source']}".replace("twitter/", "") for c in emoji.candidates}
-        labels, tags = ({k: v for k, v in one.items() if k in new} for one in (labels, tags))
-    packages = programs(options.work)[: options.distractors]
-    texts = labels | {f"deb:{package.name}": package.synopsis for package in packages}
-    candidates = [Candidate(key, Content.of(text)) for key, text in texts.items()]
-    candidates += [*clipart.prefixed().candidates, *emoji.prefixed().candidates]
-    known = {normalised(text) for text in texts.values()}
-    kinds = [_picture_kind(clipart.prefixed(), known), _text_kind(labels, tags)]
-    return Pool(name, candidates, [_some(kind, options.queries, options.seed) for kind in kinds])
+def _merged(vectors: Vectors, pool: Pool, policy: MergePolicy, found: Found) -> list[list[str]]:
+    """Return the first ten ids of each query, as the gateway merges the lists."""
+    calibration = vectors.calibration(pool.model, pool.query)
+    return [
+        [entry.hit.id for entry in merge(lists, policy, calibration, LIMIT, pool.query)]
+        for lists in _lists(found)
+    ]
 
 
-def _emoji(work: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the labels and the tags of all emoji by id; few tags say too little."""
-    names = emoji_names(work / "packages")
-    labels = {f"label:{concept}": label for concept, (label, _) in names.items()}
-    tags = {
-        f"label:{concept}": ", ".join(tags)
-        for concept, (label, tags) in names.items()
-        if len(set(tags) - {label}) >= LEAST_TAGS
+def _lists(found: Found) -> Iterable[dict[Modality, list[Scored]]]:
+    count = len(found.lists[TEXT].scores)
+    for query in range(count):
+        yield {
+            kind: [
+                Scored(_id(kind, place), kind, score, {})
+                for place, score in zip(
+                    one.places[query].tolist(), one.scores[query].tolist(), strict=True
+                )
+            ]
+            for kind, one in found.lists.items()
+        }
+
+
+def _id(kind: Modality, place: int) -> str:
+    return f"{kind.value}:{place:05}"
+
+
+def _kept(kinds: Sequence[Found], merged: Callable[[Found], list[list[str]]]) -> Kept:
+    """Return what merging keeps of the recall of a search in the right modality alone."""
+    return np.array([_recalls_of(found, merged(found)) / _ideal(found) for found in kinds])
+
+
+def _recalls_of(found: Found, merged: Sequence[Sequence[str]]) -> Scores:
+    wanted = found.lists[found.seeks]
+    ranks = [
+        _rank(ids, {_id(found.seeks, place) for place in places[right].tolist()})
+        for ids, places, right in zip(merged, wanted.places, wanted.right, strict=True)
+    ]
+    return np.array([np.mean(np.array(ranks) <= depth) for depth in DEPTHS])
+
+
+def _rank(ids: Sequence[str], right: set[str]) -> float:
+    return next((rank for rank, one in enumerate(ids, start=1) if one in right), math.inf)
+
+
+def _ideal(found: Found) -> Scores:
+    right = found.lists[found.seeks].right
+    shares = [right[:, :depth].any(axis=1).mean() for depth in DEPTHS]
+    return np.maximum(shares, 1e-9)
+
+
+# -- tables
+
+
+def _describe(report: Report, vectors: Vectors, chosen: Sequence[Pool]) -> None:
+    header = ["pool", "side", "model", "pictures", "texts", "seek a picture", "a text"]
+    rows: list[list[Cell]] = [
+        [
+            pool.name,
+            NAMES[pool.side],
+            pool.model,
+            len(pool.candidates[IMAGE]),
+            len(pool.candidates[TEXT]),
+            *(len(kind.queries) for kind in pool.kinds),
+        ]
+        for pool in chosen
+    ]
+    report.table("pools and their queries", header, rows)
+    for model, query in dict.fromkeys((pool.model, pool.query) for pool in chosen):
+        one = vectors.calibration(model, query)
+        usual = {kind.value: round(value, 3) for kind, value in one.usual.items()}
+        report.fact(f"usual of {model}, asked with {query.value}", usual | {"spread": one.spread})
+
+
+def _tables(
+    report: Report,
+    side: int,
+    chosen: Sequence[Pool],
+    found: Sequence[Sequence[Found]],
+    kept: Mapping[str, Sequence[Kept]],
+) -> None:
+    names = list(kept)
+    for place, depth in ((1, 10), (0, 1)):
+        header = ["pool", "ideal", *(f"{name}: pic/text/mean" for name in names)]
+        rows: list[list[Cell]] = []
+        for n, pool in enumerate(chosen):
+            ideal = " / ".join(percent(_ideal(one)[place]) for one in found[n])
+            cells = [_three(kept[name][n][:, place]) for name in names]
+            rows.append([f"{pool.name} ({pool.model})", ideal, *cells])
+        means = [np.mean([one[:, place] for one in kept[name]], axis=0) for name in names]
+        rows.append(["mean", "", *map(_three, means)])
+        report.table(f"{NAMES[side]} pools: kept of the ideal R@{depth}, in %", header, rows)
+
+
+def _three(values: Scores) -> str:
+    return " / ".join(percent(float(value)) for value in (*values, values.mean()))
+
+
+def _gates(
+    report: Report, side: int, chosen: Sequence[Pool], kept: Mapping[str, Sequence[Kept]]
+) -> None:
+    """Say where the goal is missed, and hold on to what was reached."""
+    name, default = NAMES[side], MergePolicy.CALIBRATED.value
+    means = {policy: np.array([one[:, 1].mean() for one in each]) for policy, each in kept.items()}
+    losses = (means[MergePolicy.SCORE.value] - means[default]).tolist()
+    lost = {
+        f"{pool.name} ({pool.model})": percent(loss)
+        for pool, loss in zip(chosen, losses, strict=True)
+        if loss > LOSS
     }
-    return labels, tags
+    report.fact(f"{name}: pools whose R@10 is over a point below raw scores", lost)
+    report.gate(f"{name}: such pools are at most {MOST_LOST}", len(lost), len(lost) <= MOST_LOST)
+    overall = {policy: float(values.mean()) for policy, values in means.items()}
+    others = max(value for policy, value in overall.items() if policy != default)
+    best = overall[default] - others
+    report.gate(f"{name}: R@10 over all pools above that of other policies", best, best > 0)
+    report.gate(f"{name}: R@10 over all pools", overall[default], overall[default] >= LEAST)
+    for policy, each in kept.items():
+        reached = [one[:, 1].mean() >= MEAN and one[:, 1].min() >= WORSE for one in each]
+        fact = (
+            f"{name}: pools in which {policy} keeps {MEAN:.0%}, and {WORSE:.0%} of the worse kind"
+        )
+        report.fact(fact, f"{sum(reached)} of {len(reached)}")
 
 
-def _picture_kind(chosen: PictureSet, known: set[str]) -> Kind:
-    pairs = zip(chosen.queries, chosen.relevant, strict=True)
-    kept = [(query, right) for query, right in pairs if normalised(query) not in known]
-    instruction = "Find an image that matches the title."
-    return Kind("seeks a picture", Modality.IMAGE, instruction, *map(list, zip(*kept, strict=True)))
+# -- what else was tried, on the pools to choose on
 
 
-def _text_kind(labels: dict[str, str], tags: dict[str, str]) -> Kind:
-    same: dict[str, set[str]] = {}
-    for name, label in labels.items():
-        same.setdefault(normalised(label), set()).add(name)
-    relevant = [frozenset(same[normalised(labels[name])]) for name in tags]
-    instruction = "Find a text that has these tags."
-    return Kind("seeks a text", Modality.TEXT, instruction, list(tags.values()), relevant)
+def _candidates(
+    report: Report,
+    vectors: Vectors,
+    chosen: Sequence[Pool],
+    found: Sequence[Sequence[Found]],
+) -> None:
+    """Show the neighbours of what was chosen, and what it took the place of."""
+    ways: dict[str, Callable[[Pool], Values]] = {
+        "collection's own scales (ADR 0008)": lambda pool: _by_tails(vectors.tails(pool))
+    }
+    ways["raw scores"] = partial(_by_gap, vectors, 0.0, 0.0)
+    for share in (0.5, 0.8, 1.0, 1.2):
+        for discount in (0.0, 0.15, RANK_DISCOUNT, 0.45):
+            ways[f"{share} of the model's gap, {discount} ln(rank)"] = partial(
+                _by_gap, vectors, share, discount
+            )
+    for share in (0.2, 0.5):
+        ways[f"model's gap, drawn by {share} to the collection's"] = partial(
+            _between, vectors, share
+        )
+    rows: list[list[Cell]] = []
+    for name, way in ways.items():
+        each = [
+            _kept(kinds, partial(_sorted, way(pool)))
+            for pool, kinds in zip(chosen, found, strict=True)
+        ]
+        rows.append([name, *_summary(each)])
+    best = [_best(kinds) for kinds in found]
+    rows.append(["best gap of each pool, in hindsight", *_summary(best)])
+    header = ["way", "R@10 mean", "worse kind", "R@1 mean", "worse kind", "reach the goal"]
+    report.table("fit pools: what else was weighed, kept in %", header, rows)
 
 
-def _some(kind: Kind, count: int, seed: int) -> Kind:
-    chosen = np.random.default_rng(seed).permutation(len(kind.queries))[:count]
-    queries = [kind.queries[i] for i in chosen]
-    relevant = [kind.relevant[i] for i in chosen]
-    return Kind(kind.name, kind.modality, kind.instruction, queries, relevant)
+def _summary(each: Sequence[Kept]) -> list[Cell]:
+    kept = np.array(each)
+    means, worse = kept.mean(axis=1), kept.min(axis=1)
+    reached = (means[:, 1] >= MEAN) & (worse[:, 1] >= WORSE)
+    shares = (means[:, 1], worse[:, 1], means[:, 0], worse[:, 0])
+    return [*(percent(float(one.mean())) for one in shares), f"{reached.sum()} of {len(each)}"]
 
 
-# -- searches
+def _sorted(values: Values, found: Found) -> list[list[str]]:
+    """Return the first ten ids of each query by what hits are worth."""
+    kinds = list(found.lists)
+    worth = values({kind: found.lists[kind].scores for kind in kinds})
+    order = np.argsort(-np.concatenate([worth[kind] for kind in kinds], axis=1), kind="stable")
+    ids = np.concatenate(
+        [
+            [[_id(kind, place) for place in row] for row in found.lists[kind].places.tolist()]
+            for kind in kinds
+        ],
+        axis=1,
+    )
+    return [row.tolist() for row in np.take_along_axis(ids, order[:, :LIMIT], axis=1)]
 
 
-async def _ask(report: Report, mesh: Mesh, pool: Pool, kind: Kind, token: str) -> dict[str, Row]:
-    """Return a row for each way of asking, the ideal first; check the instruction's."""
-    ask = partial(_search, mesh, pool.name, kind, token)
-    ways = {IDEAL: await ask(target=kind.modality)}
-    ways["instruction"] = await ask(instruction=kind.instruction)
-    ways |= {policy.value: await ask(merge=policy) for policy in MergePolicy}
-    title = f"{pool.name}, {kind.name}"
-    same = _same(ways[IDEAL], ways["instruction"])
+def _by_tails(tails: Mapping[Modality, Scores]) -> Values:
+    return lambda scores: {
+        kind: _discounted((rows - tails[kind].mean()) / tails[kind].std(), RANK_DISCOUNT)
+        for kind, rows in scores.items()
+    }
+
+
+def _by_gap(vectors: Vectors, share: float, discount: float, pool: Pool) -> Values:
+    one = vectors.calibration(pool.model, pool.query)
+    return lambda scores: {
+        kind: _discounted((rows - share * one.usual[kind]) / one.spread, discount)
+        for kind, rows in scores.items()
+    }
+
+
+def _between(vectors: Vectors, share: float, pool: Pool) -> Values:
+    """Shrink the gap that the collection shows towards that of the model."""
+    one, tails = vectors.calibration(pool.model, pool.query), vectors.tails(pool)
+    usual = {
+        kind: share * tails[kind][:, 0].mean() + (1 - share) * one.usual[kind] for kind in tails
+    }
+    return lambda scores: {
+        kind: _discounted((rows - usual[kind]) / one.spread, RANK_DISCOUNT)
+        for kind, rows in scores.items()
+    }
+
+
+def _discounted(values: Scores, discount: float) -> Scores:
+    return values - discount * np.log(np.arange(1, values.shape[1] + 1))
+
+
+def _best(kinds: Sequence[Found]) -> Kept:
+    """Return what the best constant gap keeps: no such merge can keep more."""
+    tried = [
+        _kept(kinds, partial(_sorted, partial(_shifted, gap)))
+        for gap in np.arange(-0.3, 0.31, 0.03)
+    ]
+    return max(tried, key=lambda kept: float(kept[:, 1].mean()))
+
+
+def _shifted(gap: float, scores: Mapping[Modality, Scores]) -> Mapping[Modality, Scores]:
+    moved = {TEXT: scores[TEXT], IMAGE: scores[IMAGE] + gap}
+    return {kind: _discounted(rows, 0.04) for kind, rows in moved.items()}
+
+
+# -- through a mesh
+
+
+async def _through_a_mesh(
+    options: argparse.Namespace, report: Report, vectors: Vectors, chosen: Sequence[Pool]
+) -> None:
+    """Ask the first pool of each side of a mesh; it must find what was found here."""
+    first = [next(pool for pool in chosen if pool.side == side) for side in (FIT, REPORT)]
+    async with running_mesh(options.shards, reranker="none") as mesh:
+        for pool in first:
+            name = NAMES[pool.side]
+            token = await mesh.store(name, list(_candidates_of(pool)))
+            for kind in pool.kinds:
+                await _confirm(report, mesh, vectors, pool, kind, token)
+
+
+def _candidates_of(pool: Pool) -> Iterable[Candidate]:
+    for modality, contents in pool.candidates.items():
+        for place, content in enumerate(contents):
+            yield Candidate(_id(modality, place), _content(content))
+
+
+def _content(content: str | Path) -> Content:
+    return Content.of(image_bytes(content) if isinstance(content, Path) else content)
+
+
+async def _confirm(
+    report: Report, mesh: Mesh, vectors: Vectors, pool: Pool, kind: Kind, token: str
+) -> None:
+    ask = partial(_search, mesh, NAMES[pool.side], kind, token)
+    ideal = await ask(target=kind.seeks)
+    named = await ask(instruction=INSTRUCTIONS[kind.seeks])
+    title = f"{pool.name}, seeks {kind.seeks.value}"
+    same = _same(map(_ids, ideal), map(_ids, named))
     report.gate(f"{title}: same hits by instruction as by target", same, same == 1)
-    same = _same(ways[MergePolicy.RRF.value], ways[MergePolicy.INTERLEAVE.value])
-    report.fact(f"{title}: share of searches that rrf and interleave answer alike", same)
-    degraded = sum(bool(result.degradations) for results in ways.values() for result in results)
+    found = vectors.search(pool, kind)
+    answers = {
+        policy: await ask(merge=policy) for policy in (MergePolicy.SCORE, MergePolicy.CALIBRATED)
+    }
+    for policy, results in answers.items():
+        here, there = _merged(vectors, pool, policy, found), [_ids(one) for one in results]
+        common = np.mean([len({*a} & {*b}) / len(a) for a, b in zip(here, there, strict=True)])
+        rule = f"{title}: the mesh finds by {policy.value} what is found here"
+        report.gate(rule, float(common), bool(common >= SAME))
+        far = float(abs(_recalls_of(found, here) - _recalls_of(found, there)).max())
+        report.gate(f"{rule}, recalls within a point", far, far <= NEAR)
+    results = [*ideal, *named, *(one for each in answers.values() for one in each)]
+    degraded = sum(bool(result.degradations) for result in results)
     report.gate(f"{title}: degraded searches = 0", degraded, not degraded)
-    return {way: _row(kind, results) for way, results in ways.items()}
 
 
-def _same(some: Sequence[SearchResult], others: Sequence[SearchResult]) -> float:
-    return float(np.mean([_ids(a) == _ids(b) for a, b in zip(some, others, strict=True)]))
+def _same(some: Iterable[Sequence[str]], others: Iterable[Sequence[str]]) -> float:
+    return float(np.mean([list(a) == list(b) for a, b in zip(some, others, strict=True)]))
+
+
+def _ids(result: SearchResult) -> list[str]:
+    return [hit.id for hit in result.hits]
 
 
 async def _search(
@@ -174,59 +371,15 @@ async def _search(
     merge: MergePolicy | None = None,
 ) -> list[SearchResult]:
     searches = [
-        Search(collection, Content.of(query), instruction, target, LIMIT,
+        Search(collection, _content(query), instruction, target, LIMIT,
                merge=merge, rerank=Rerank(0), token=token)
         for query in kind.queries
     ]  # fmt: skip
     return await search_batches(mesh.client, searches)
 
 
-def _ids(result: SearchResult) -> list[str]:
-    return [hit.id for hit in result.hits]
-
-
-def _row(kind: Kind, results: Sequence[SearchResult]) -> Row:
-    first = [result.hits[0].modality is not kind.modality for result in results]
-    pictures = [hit.modality is Modality.IMAGE for result in results for hit in result.hits]
-    ranks = first_ranks(results, kind.relevant)
-    return Row(recalls(ranks), float(np.mean(first)), float(np.mean(pictures)))
-
-
-# -- tables
-
-
-def _compare(report: Report, pool: Pool, found: dict[str, dict[str, Row]]) -> None:
-    header = ["way", "R@1", "R@5", "R@10", "of ideal R@1", "R@10", "wrong first", "pictures in 10"]
-    for kind, rows in found.items():
-        ideal, *_ = rows.values()
-        cells = [_cells(way, row, ideal) for way, row in rows.items()]
-        report.table(f"{pool.name}: a query {kind}, in %", header, cells)
-    kept = {policy.value: _kept(found, policy.value) for policy in MergePolicy}
-    header = ["policy", "mean R@10", "worse R@10", "mean R@1", "worse R@1"]
-    table = [[name, *map(percent, values)] for name, values in kept.items()]
-    report.table(f"{pool.name}: kept of the ideal over both kinds, in %", header, table)
-    best = max(kept, key=lambda name: (round(kept[name][0], 2), kept[name][2]))
-    report.fact(f"{pool.name}: most of R@10 kept on the mean, then of R@1", best)
-
-
-def _cells(way: str, row: Row, ideal: Row) -> list[Cell]:
-    kept = [row.recalls[depth] / ideal.recalls[depth] for depth in (0, 2)]
-    shares = [*row.recalls, *kept, row.wrong_first, row.pictures]
-    return [way, *map(percent, shares)]
-
-
-def _kept(found: dict[str, dict[str, Row]], way: str) -> list[float]:
-    """Return mean and least share of the ideal's recall at 10, then at 1."""
-    shares = []
-    for rows in found.values():
-        ideal, *_ = rows.values()
-        shares.append([rows[way].recalls[depth] / ideal.recalls[depth] for depth in (2, 0)])
-    at_10, at_1 = np.array(shares).T
-    return [float(f(values)) for values in (at_10, at_1) for f in (np.mean, np.min)]
-
-
 if __name__ == "__main__":
     parser = options_of(__doc__)
-    parser.add_argument("--distractors", type=int, default=2000, help="synopses among the texts")
-    parser.add_argument("--queries", type=int, default=1000, help="queries of each kind, at most")
+    parser.add_argument("--queries", type=int, default=300, help="queries of each kind, at most")
+    parser.add_argument("--threads", type=int, default=2)
     sys.exit(run("mixed_pool", parser, measure))

@@ -85,8 +85,9 @@ def _compare(
     report.table("gain in points, paired bootstrap", ["figure", "gain", "95 %"], rows)
     report.gate(f"gain in R@1 >= {GAIN}", float(gains.mean()), bool(gains.mean() >= GAIN))
     whole = sum(result.receipt.rerank_outcome is RerankOutcome.FULL for result in judged)
-    report.gate("share of searches that were fully judged = 1", whole / len(judged),
-                whole == len(judged))  # fmt: skip
+    report.gate(
+        "share of searches that were fully judged = 1", whole / len(judged), whole == len(judged)
+    )
 
 
 def _row(name: str, ranks: Values) -> list[str]:

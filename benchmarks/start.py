@@ -116,15 +116,23 @@ class Checkout:
     def _run(self, *arguments: str) -> None:
         command = [sys.executable, *arguments]
         subprocess.run(
-            command, cwd=self.place, env=self.environment, check=True, timeout=PATIENCE_S,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            command,
+            cwd=self.place,
+            env=self.environment,
+            check=True,
+            timeout=PATIENCE_S,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
 
     def _time(self, name: str, *arguments: str) -> None:
         process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=self.place, env=self.environment,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            [sys.executable, *arguments],
+            cwd=self.place,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         _, _, usage = os.wait4(process.pid, 0)
         process.returncode = 0  # waited for already
         self.commands[name].append(usage.ru_utime + usage.ru_stime)
@@ -142,9 +150,12 @@ class Checkout:
             begun = time.perf_counter()
             process = subprocess.Popen(
                 [sys.executable, "-c", MAIN, *arguments],
-                cwd=self.place, env=self.environment,
-                stdout=subprocess.PIPE, stderr=errors, text=True,
-            )  # fmt: skip
+                cwd=self.place,
+                env=self.environment,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -249,8 +260,11 @@ def _report_commands(report: Report, measured: dict[str, Checkout]) -> None:
     report.table("CPU of a command", header, sorted(rows, key=lambda row: str(row[0])))
     own = measured["this"].commands
     click = _median(own["import click"])
-    for command, limit in (("mmesh --help", 2), ("mmesh search, no mesh", 4),
-                           ("mmesh search --json", 4)):  # fmt: skip
+    for command, limit in (
+        ("mmesh --help", 2),
+        ("mmesh search, no mesh", 4),
+        ("mmesh search --json", 4),
+    ):
         ratio = _median(own[command]) / click
         report.gate(f"{command} <= {limit} x import click", ratio, ratio <= limit)
 

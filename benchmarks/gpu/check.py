@@ -12,6 +12,7 @@ weights, so nothing is downloaded:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -43,6 +44,7 @@ SECTIONS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
     "serving-clip": ("serving", "measure", {"name": "clip-vit-l-14", "gated": False}),
     "passes-minilm": ("passes", "measure", {"name": "minilm-l6"}),
     "serving-minilm": ("serving", "measure", {"name": "minilm-l6", "gated": False}),
+    "emulated": ("emulated", "measure", {}),
 }
 """Module, function and arguments by name, the most wanted first."""
 PACKAGES = (
@@ -50,10 +52,14 @@ PACKAGES = (
     "protobuf", "uvloop", "faiss-gpu", "faiss-cpu", "nvidia-cudnn-cu13",
 )  # fmt: skip
 PRELOADED = (
-    "torch", "sentence_transformers", "transformers.models.clip.modeling_clip",
-    "transformers.models.qwen3_vl.modeling_qwen3_vl", "transformers.models.bert.modeling_bert",
-    "transformers.models.mistral.modeling_mistral", "transformers.models.llava_next",
-)  # fmt: skip
+    "torch",
+    "sentence_transformers",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.qwen3_vl.modeling_qwen3_vl",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.mistral.modeling_mistral",
+    "transformers.models.llava_next",
+)
 FOLDER = Path(__file__).resolve().parent
 
 
@@ -188,6 +194,9 @@ def _print_summary(report: dict[str, Any], path: Path) -> int:
 def machine(device: str) -> dict[str, Any]:
     """Return what the figures depend on: card, driver, memory, cores."""
     about: dict[str, Any] = {"cores": os.cpu_count(), "system": platform.platform()}
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        about["cpu"] = next(one.split(": ")[1] for one in lines if one.startswith("model name"))
     if device.startswith("cuda"):
         command = [
             "nvidia-smi",

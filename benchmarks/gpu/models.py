@@ -74,11 +74,17 @@ _CLIP = {
 _MM_EMBED: dict[str, dict[str, Any]] = {
     "mm-embed-7b": {
         "retriever": "nvidia/NV-Embed-v1",
-        "vision": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-                   "num_attention_heads": 16, "image_size": 336, "patch_size": 14},
+        "vision": {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": 336,
+            "patch_size": 14,
+        },
     },
     TINY: {},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +175,16 @@ def _qwen(name: str, size: str, folder: Path, runtime: Runtime) -> Sized:
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_models.build_tiny_qwen3_vl(folder))
     config = transformers.AutoConfig.from_pretrained(folder).to_dict()
-    text, vision = (config[part] | _QWEN[size][part.split("_")[0]]
-                    for part in ("text_config", "vision_config"))  # fmt: skip
+    text, vision = (
+        config[part] | _QWEN[size][part.split("_")[0]] for part in ("text_config", "vision_config")
+    )
     rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_interleaved": True}
     rope["mrope_section"] = _MROPE.get(size, [24, 20, 20])
-    text |= {"vocab_size": 151_936 if size != TINY else text["vocab_size"],
-             "max_position_embeddings": 32_768, "rope_parameters": rope}  # fmt: skip
+    text |= {
+        "vocab_size": 151_936 if size != TINY else text["vocab_size"],
+        "max_position_embeddings": 32_768,
+        "rope_parameters": rope,
+    }
     vision |= {"num_position_embeddings": 2304}
     config |= {"text_config": text, "vision_config": vision}
     made = _made(
@@ -258,8 +268,9 @@ def _clip(name: str, size: str, folder: Path, runtime: Runtime) -> Sized:
 
     sizes = _CLIP[size]
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_models.build_tiny_clip(folder))
-    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id")
-           for role in ("bos", "eos", "pad")}  # fmt: skip
+    ids = {
+        f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")
+    }
     config = transformers.CLIPConfig(
         text_config=sizes["text"] | ids | {"max_position_embeddings": 77},
         vision_config=sizes["vision"],

@@ -41,8 +41,9 @@ def measure(
         with models.opened(name, small=options.small, device=options.device, dtype=dtype) as sized:
             shape = tuned(sized.model).shape
             found.row(f"{name} {dtype}", max_batch_cost=shape.max_cost, pass_cost=shape.pass_cost)
-            _utilisation(options, found, sized, shape, peak, f"{name} {dtype}",
-                         gated=dtype == "bfloat16")  # fmt: skip
+            _utilisation(
+                options, found, sized, shape, peak, f"{name} {dtype}", gated=dtype == "bfloat16"
+            )
             _queries(options, found, sized, f"{name} {dtype}")
             rows = _parity(options, found, sized, shape, f"{name} {dtype}")
         if exact is not None:
@@ -139,8 +140,9 @@ def _vectors(options: Options, name: str, dtype: str) -> FloatMatrix:
         name, small=options.small, device=options.device, dtype=dtype, compiling="off"
     ) as sized:
         inputs = prepared(sized.model, _contents(options)[:100])
-        return together(sized.model, inputs, BatchShape(16, 4096, 1, sized.model.info.packs),
-                        range(len(inputs)))  # fmt: skip
+        return together(
+            sized.model, inputs, BatchShape(16, 4096, 1, sized.model.info.packs), range(len(inputs))
+        )
 
 
 def _parity(

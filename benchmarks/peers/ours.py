@@ -188,9 +188,13 @@ class _Replica:
         with (folder.parent / f"service-{number}.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "services.index", *arguments],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT,
-                env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}, start_new_session=True,
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=ROOT,
+                env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
+                start_new_session=True,
+            )
         self._channel = grpc.insecure_channel(self.address, OPTIONS)
         self.index = IndexServiceStub(self._channel)
         self.collections = CollectionServiceStub(self._channel)

@@ -44,9 +44,13 @@ class Server:
         with (folder.parent / "postgres.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [_programs() / "postgres", "-D", folder, *flags],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, user=self._user, cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                user=self._user,
+                cwd=folder,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         self._wait()
 
     @property
@@ -58,9 +62,14 @@ class Server:
         """Return a new connection that commits each statement."""
         secret = self._secret.read_text()
         return psycopg.connect(
-            host=HOST, port=self._port, user=USER, password=secret, dbname="postgres",
-            autocommit=True, connect_timeout=10,
-        )  # fmt: skip
+            host=HOST,
+            port=self._port,
+            user=USER,
+            password=secret,
+            dbname="postgres",
+            autocommit=True,
+            connect_timeout=10,
+        )
 
     def close(self) -> None:
         """Stop the server, its clients first."""
