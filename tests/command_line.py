@@ -44,9 +44,14 @@ def run_program(
     """Run a command as people and scripts do."""
     done = subprocess.run(
         [sys.executable, "-c", "from mmesh.cli import main; main()", *map(str, arguments)],
-        input=answer, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200", **env},
-        timeout=patient(60), check=False, cwd=folder,
-    )  # fmt: skip
+        input=answer,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", **env},
+        timeout=patient(60),
+        check=False,
+        cwd=folder,
+    )
     return done.returncode, done.stdout, done.stderr
 
 

@@ -15,6 +15,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
+import pytest
 from hypothesis import settings
 
 PREFIX = "MMESH_TEST_"
@@ -32,6 +33,8 @@ class Effort:
     """Random orders of calls to a log on each engine that are compared with a dict."""
     crash_rounds: int
     """Rounds of load, kill and restart of three index processes, on each engine."""
+    history_steps: int
+    """Steps of a walk through writes, kills, rollbacks and restores, on each engine."""
     snapshot_kills: int
     """Kills of an index process while it stores a snapshot."""
     damages: int
@@ -50,11 +53,13 @@ class Effort:
 
 
 FAST = Effort(
-    examples=20, machine_examples=8, log_examples=6, crash_rounds=10, snapshot_kills=3, damages=1,
-    pause_s=0.03, hammer_s=1.5, broken_inputs=150, outage_s=6.0, freeze_s=7.0,
+    examples=10, machine_examples=4, log_examples=3, crash_rounds=3, history_steps=8,
+    snapshot_kills=2, damages=1,
+    pause_s=0.03, hammer_s=1.5, broken_inputs=100, outage_s=6.0, freeze_s=7.0,
 )  # fmt: skip
 FULL = Effort(
-    examples=100, machine_examples=30, log_examples=20, crash_rounds=100, snapshot_kills=12,
+    examples=100, machine_examples=30, log_examples=20, crash_rounds=100, history_steps=300,
+    snapshot_kills=12,
     damages=4, pause_s=0.0, hammer_s=5.0, broken_inputs=1000, outage_s=20.0, freeze_s=8.0,
 )  # fmt: skip
 
@@ -77,6 +82,11 @@ def chosen(environment: Mapping[str, str]) -> Effort:
 
 EFFORT = chosen(os.environ)
 PATIENCE = float(os.environ.get(f"{PREFIX}PATIENCE", "2"))
+
+
+needs_full_effort = pytest.mark.skipif(
+    os.environ.get(f"{PREFIX}EFFORT") != "full", reason="long: `make test-all` runs it"
+)
 
 
 def patient(seconds: float) -> float:

@@ -21,15 +21,20 @@ HERE = Path(__file__).parent
 SHARED = ("mesh", "s3", "postgres")
 """Fixtures of the whole run; a test belongs to the first one that it uses."""
 TIMED = {
-    "mesh/test_degradation.py", "mesh/test_log_outage.py",
-    "services/gateway/shards/test_hedging.py", "services/gateway/shards/test_shard_search.py",
-}  # fmt: skip
+    "mesh/test_autoscaling.py",
+    "mesh/test_degradation.py",
+    "mesh/test_log_outage.py",
+    "scenarios/test_alert_scenarios.py",
+    "services/gateway/shards/test_hedging.py",
+    "services/gateway/shards/test_shard_search.py",
+}
 """Modules that freeze things and look at how long others take: never two at a time."""
 STARTERS = {"start_mesh", "index_processes", "s3", "postgres"}
 PROGRAMS = (
-    "mesh/", "docs/", "node/", "benchmarks/", "packaging/test_wheel.py", "mmesh/cli/test_up.py",
-    "mmesh/local/test_fork_server.py", "mmesh/local/test_local_mesh.py",
+    "mesh/", "scenarios/", "docs/", "images/", "node/", "benchmarks/", "packaging/test_wheel.py",
+    "mmesh/cli/test_up.py", "mmesh/local/test_fork_server.py", "mmesh/local/test_local_mesh.py",
     "mmesh/local/test_readiness.py", "mmesh/models/test_hub.py",
+    "mmesh/training/test_train_command.py",
     "services/index/test_log_concurrency.py",
     "services/index/test_log_schema.py::test_several_processes",
     "services/index/test_verify.py::test_the_command",

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from services.index.config import IndexSettings
+from tools import plans
 from tools.figures import show
 from tools.marks import cited_figures, fill
 
@@ -34,6 +36,24 @@ def test_a_stale_figure_is_replaced_by_the_stored_one():
     assert cited_figures(page) == {"search-ms"}
 
 
+def test_a_table_that_nobody_makes_is_named():
+    assert fill("<!-- table failures -->\n<!-- end -->").count("\n| ") > 5
+    with pytest.raises(ValueError, match="'nothing'"):
+        fill("<!-- table nothing --><!-- end -->")
+
+
+def test_a_coefficient_and_a_table_of_plans_are_filled_in():
+    page = "<!-- coefficient build-million-s -->0<!-- end --> <!-- plans growth -->x<!-- end -->"
+    filled = fill(page)
+    assert "-->0<" not in filled
+    assert "| index pods |" in filled
+    assert fill(filled) == filled
+
+
+def test_plans_on_pages_assume_the_settings_that_are_the_default():
+    assert IndexSettings.model_fields["poll_s"].default == plans.POLL_S
+
+
 def test_a_source_is_shown_as_it_is():
     page = "<!-- source tests/node/client.mjs connect --><!-- end -->"
     source = Path("tests/node/client.mjs").read_text("utf-8")
@@ -45,6 +65,8 @@ def test_a_source_is_shown_as_it_is():
 @pytest.mark.parametrize(
     ("page", "problem"),
     [
+        ("<!-- coefficient no-such -->1<!-- end -->", "no-such"),
+        ("<!-- plans no-such -->1<!-- end -->", "no-such"),
         ("<!-- figure no-such -->1<!-- end -->", "no-such"),
         ("<!-- source tests/node/client.mjs no-such --><!-- end -->", "no-such"),
         ("<!-- figure a -->1 <!-- figure search-ms -->2<!-- end -->", "has no end"),

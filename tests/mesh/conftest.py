@@ -44,8 +44,12 @@ MODEL = "crash-model"
 MARK = "MMESH_TEST_RUN"
 """Variable by which processes that ours started can be told from those of others."""
 SMALL = {
-    "poll_s": 0.02, "seal_rows": 64, "quiet_s": 0.5, "drain_s": 0.0, "snapshot_s": 0.0,
-}  # fmt: skip
+    "poll_s": 0.02,
+    "seal_rows": 64,
+    "quiet_s": 0.5,
+    "drain_s": 0.0,
+    "snapshot_s": 0.0,
+}
 """Settings with which sealing, building and merging happen all the time."""
 TOLERANCE = 2e-3
 """Scores of segments in half precision differ by up to this."""
@@ -106,7 +110,8 @@ class Forker:
     """A process that has imported the index service and forks one whenever it is asked to.
 
     What it starts differs from `python -m services.index` only in that a second of imports is
-    spared, so that hundreds of restarts fit into a test.
+    spared, so that hundreds of restarts fit into a test. Each has the environment that the test has
+    when it starts it.
     """
 
     _PROGRAM = """
@@ -122,21 +127,31 @@ for line in sys.stdin:
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number, file in enumerate((os.open(os.devnull, os.O_RDONLY), log, log)):
         os.dup2(file, number)
+    os.environ.clear()
+    os.environ.update(order["environment"])
     sys.argv = ["index", *order["arguments"]]
     main()
     sys.exit()
 """
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self.environment = environment
+    def __init__(self) -> None:
+        self.mark = uuid.uuid4().hex
         self._process = subprocess.Popen(
             [sys.executable, "-c", self._PROGRAM],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=self.environment(),
+        )
         self.pid = self._process.pid
 
+    def environment(self) -> dict[str, str]:
+        """Return the environment of a process that starts now."""
+        return os.environ | {"OMP_WAIT_POLICY": "PASSIVE", MARK: self.mark}
+
     def start(self, arguments: Sequence[str], log: Path) -> int:
-        self._process.stdin.write(json.dumps({"arguments": arguments, "log": str(log)}) + "\n")
+        order = {"arguments": arguments, "log": str(log), "environment": self.environment()}
+        self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
 
@@ -152,8 +167,11 @@ def start_interpreter(
     with log.open("ab") as out:
         return subprocess.Popen(
             [sys.executable, "-m", "services.index", *arguments],
-            stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env=environment,
+        )
 
 
 class IndexProcess:
@@ -163,8 +181,9 @@ class IndexProcess:
         self,
         settings: Mapping[str, object],
         log: Path,
-        environment: Mapping[str, str],
-        forker: Forker | None,
+        forker: Forker,
+        *,
+        fork: bool,
     ) -> None:
         self._holder = socket.socket()  # bound, not listening: nobody else gets the port meanwhile
         self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -172,7 +191,7 @@ class IndexProcess:
         self.port = int(self._holder.getsockname()[1])
         self.settings, self.log = dict(settings), log
         self.slots = (int(settings["shard"]), int(settings["shard_count"]))
-        self._environment, self._forker = environment, forker
+        self._forker, self._fork = forker, fork
         self._child: subprocess.Popen[bytes] | None = None
         self._pidfd: int | None = None
         self.pid = self._said = 0
@@ -194,10 +213,10 @@ class IndexProcess:
             for text in (f"--{name.replace('_', '-')}", str(value))
         ]
         flags.append("--stop-with-parent")
-        if self._forker is not None:
+        if self._fork:
             self.pid = self._forker.start(flags, self.log)
         else:
-            self._child = start_interpreter(self._environment, flags, self.log)
+            self._child = start_interpreter(self._forker.environment(), flags, self.log)
             self.pid = self._child.pid
         self._pidfd = os.pidfd_open(self.pid)
 
@@ -277,9 +296,13 @@ class IndexProcess:
         return self.collections.GetCollection(request, timeout=CALL_S).collection
 
     def upsert(
-        self, collection: str, rows: Mapping[str, Row], request_id: str = "", *,
+        self,
+        collection: str,
+        rows: Mapping[str, Row],
+        request_id: str = "",
+        *,
         timeout: float = CALL_S,
-    ) -> str:  # fmt: skip
+    ) -> str:
         """Write rows by id and return the token."""
         request = index_pb2.UpsertCandidatesRequest(
             collection=collection,
@@ -363,22 +386,25 @@ class IndexProcesses:
         self._processes: list[IndexProcess] = []
 
     def start(
-        self, data: Path, *, shard: int = 0, shard_count: int = 1, fork: bool = False,
+        self,
+        data: Path,
+        *,
+        shard: int = 0,
+        shard_count: int = 1,
+        fork: bool = False,
         **settings: object,
-    ) -> IndexProcess:  # fmt: skip
+    ) -> IndexProcess:
         """Start a process; `fork` spares the imports. It is not ready yet."""
         where = {"shard": shard, "shard_count": shard_count, "data_dir": data}
         log = self._folder / f"index-{len(self._processes)}.log"
-        process = IndexProcess(
-            SMALL | where | settings, log, self._forker.environment, self._forker if fork else None
-        )
+        process = IndexProcess(SMALL | where | settings, log, self._forker, fork=fork)
         self._processes.append(process)
         process.start()
         return process
 
     def running(self) -> dict[int, str]:
         """Return the command lines, by pid, of all processes that come from ours."""
-        mark, found = f"{MARK}={self._forker.environment[MARK]}".encode(), {}
+        mark, found = f"{MARK}={self._forker.mark}".encode(), {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if mark in (folder / "environ").read_bytes().split(b"\0"):
@@ -404,15 +430,15 @@ class IndexProcesses:
 @pytest.fixture(scope="session")
 def forker() -> Iterator[Forker]:
     """The process that all forked index processes come from."""
-    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", MARK: uuid.uuid4().hex}
-    forker = Forker(environment)
+    forker = Forker()
     yield forker
     forker.close()
 
 
 @pytest.fixture
-def index_processes(tmp_path, forker) -> Iterator[IndexProcesses]:
+def index_processes(tmp_path, forker, loop_logs) -> Iterator[IndexProcesses]:
     """Index processes that a test may treat badly; all are ended afterwards."""
+    loop_logs.watch(tmp_path)
     processes = IndexProcesses(tmp_path, forker)
     try:
         yield processes

@@ -20,10 +20,12 @@ from mmesh.errors import (
     CollectionExists,
     CollectionFull,
     CollectionNotFound,
+    CollectionReadOnly,
     DimMismatch,
     InvalidField,
     InvalidFilter,
     InvalidVector,
+    MessageTooLarge,
     ModelMismatch,
 )
 from mmesh.filter_language import parse_filter
@@ -278,6 +280,58 @@ def test_names_and_aliases_do_not_meet(client, collection, alias):
     assert refused.value.field == "alias"
 
 
+# -- copies
+
+
+@pytest.fixture
+def copy(client):
+    name = f"copy-{uuid.uuid4().hex[:8]}"
+    yield name
+    if any(one.name == name for one in client.list_collections()):
+        client.delete_collection(name)
+
+
+def test_a_copy_stays_what_its_source_was_with_its_pictures(client, collection, copy, pictures):
+    picture = Candidate("picture", Content.of(pictures.png(7)))
+    client.upsert_candidates(collection, [*texts(3), picture])
+    made = client.copy_collection(collection, copy)
+    assert (made.name, made.settings.read_only) == (copy, True)
+    client.upsert_candidates(collection, texts(2, "more"))
+    client.delete_candidates(collection, ["t000", "picture"])
+    assert [one.id for one in listed(client, copy)] == ["picture", "t000", "t001", "t002"]
+    assert client.batch_get_candidates(copy, ["picture"])[0].content == picture.content
+    found = client.search(copy, "number 0", rerank=Rerank(0), token=made.token)
+    assert {hit.id for hit in found.hits} == {"picture", "t000", "t001", "t002"}
+    assert client.get_collection(copy, include_attributes=True).attributes[0].count == 3
+
+
+def test_a_copy_refuses_every_write_with_a_reason(client, collection, copy):
+    client.upsert_candidates(collection, texts(3))
+    made = client.copy_collection(collection, copy)
+    for write in (
+        lambda: client.upsert_candidates(copy, texts(1)),
+        lambda: client.delete_candidates(copy, ["t000"]),
+        lambda: client.delete_candidates_by_filter(copy, AllOf(())),
+        lambda: client.ingest(copy, texts(3)),
+    ):
+        with pytest.raises(CollectionReadOnly) as refused:
+            write()
+        assert refused.value.code == grpc.StatusCode.FAILED_PRECONDITION.value[0]
+    assert client.get_collection(copy).token == made.token
+    client.update_collection(copy, read_only=False)
+    assert client.delete_candidates(copy, ["t000"])[0] == 1
+
+
+def test_a_copy_needs_a_source_and_a_name_of_its_own(client, collection, copy):
+    with pytest.raises(CollectionNotFound):
+        client.copy_collection("not-there", copy)
+    with pytest.raises(CollectionExists):
+        client.copy_collection(collection, collection)
+    with pytest.raises(InvalidField) as refused:
+        client.copy_collection(collection, "Not A Name")
+    assert refused.value.field == "name"
+
+
 # -- deleting by filter
 
 
@@ -316,7 +370,7 @@ def test_given_vectors_are_what_is_searched(client, collection, data_type):
     other = ["a cat on a sofa", "a rocket on its pad", "a violin in its case"]
     token = client.upsert_candidates(
         collection, [Candidate(f"o{n}", Content.of(text)) for n, text in enumerate(other)]
-    )
+    ).token
     page = client.list_candidates(collection, include_vectors=True)
     assert page.model_fingerprint == made.model_fingerprint
     assert page.vectors.shape == (3, made.dim)
@@ -328,7 +382,7 @@ def test_given_vectors_are_what_is_searched(client, collection, data_type):
         vectors=page.vectors,
         model_fingerprint=page.model_fingerprint,
         data_type=data_type,
-    )
+    ).token
     for n, query in enumerate(other):
         found = client.search(collection, query, token=token, limit=1, rerank=Rerank(0))
         assert [hit.id for hit in found.hits] == [f"x{n:03}"]
@@ -433,9 +487,9 @@ def test_a_bad_vector_is_named_before_anything_is_sent(client, collection):
 
 
 def test_pages_with_pictures_fit_into_a_message(client, collection):
-    """140 MiB of pictures in candidates of very different sizes, in pages of up to 1000."""
+    """42 MiB of pictures in candidates of very different sizes, in pages of up to 1000."""
     made = client.get_collection(collection)
-    sizes = [(1, 1), (15, 2), (19, 3), (1, 2), (19, 1), (15, 2), (1, 1)]
+    sizes = [(1, 1), (5, 2), (17, 1), (1, 2), (5, 2), (1, 1), (1, 1)]
     given = [
         Candidate(f"p{n:02}", Content.of(f"{n}", *(bytes([n]) * (size * MIB),) * count))
         for n, (size, count) in enumerate(sizes)
@@ -452,6 +506,8 @@ def test_pages_with_pictures_fit_into_a_message(client, collection):
         )
         assert page.vectors is not None
         assert len(page.vectors) == len(page.candidates)
+        size = sum(len(image.data) for one in page.candidates for image in one.content.images)
+        assert len(page.candidates) == 1 or size <= 16 * MIB
         back += page.candidates
         pages += 1
         if not (token := page.next_token):
@@ -460,6 +516,36 @@ def test_pages_with_pictures_fit_into_a_message(client, collection):
     assert back == given
     without = client.list_candidates(collection, page_size=1000).candidates
     assert [c.content.images[0] for c in without] == [Image(b"")] * len(given)
+
+
+def test_pictures_that_fill_more_than_a_message_cost_a_search_those_that_do_not_fit(
+    client, collection, run
+):
+    """Six of 12 MiB, of which four fit. Costs 2 s."""
+    made = client.get_collection(collection)
+    rows = unit_vectors(6, made.dim)
+    given = [Candidate(f"p{n}", Content.of(f"{n}", bytes([n]) * (12 * MIB))) for n in range(6)]
+    for one, row in zip(given, rows, strict=True):
+        written = client.upsert_candidates(
+            collection, [one], vectors=row[None], model_fingerprint=made.model_fingerprint
+        )
+    found = client.search(
+        collection, "p", limit=6, include_content=True, rerank=Rerank(6), token=written.token
+    )
+    contents = [hit.content for hit in found.hits]
+    assert sum(content is not None for content in contents) == 4
+    by_reason = {one.reason: one.message for one in found.degradations}
+    assert by_reason["CONTENT_UNAVAILABLE"].startswith("2 of 6 hits are answered without content")
+    assert "; 2 do not fit into one message" in by_reason["RERANK_PARTIAL"]
+    ids = [one.id for one in given]
+    with pytest.raises(MessageTooLarge, match="ask for 4 at a time"):
+        client.batch_get_candidates(collection, ids)
+    assert client.batch_get_candidates(collection, ids[:4]) == given[:4]
+    without = client.batch_get_candidates(collection, ids, include_images=False)
+    assert [one.content.images for one in without] == [(Image(b""),)] * 6
+    code, shown, errors = run("show", collection, *ids)
+    assert (code, errors) == (0, "")
+    assert all(one in shown for one in ids)
 
 
 # -- files
@@ -500,10 +586,12 @@ def test_an_export_is_imported_as_the_same_collection(run, client, filled, secon
     code, output, errors = run("import", second, path)
     assert (code, output) == (0, "stored 302, rejected 0\n"), errors
     assert "encoding anew" not in errors
-    before = client.list_candidates(filled, page_size=1000, include_images=True,
-                                    include_vectors=True)  # fmt: skip
-    after = client.list_candidates(second, page_size=1000, include_images=True,
-                                   include_vectors=True)  # fmt: skip
+    before = client.list_candidates(
+        filled, page_size=1000, include_images=True, include_vectors=True
+    )
+    after = client.list_candidates(
+        second, page_size=1000, include_images=True, include_vectors=True
+    )
     assert after.candidates == before.candidates
     types = [{n: type(v) for n, v in one.attributes.items()} for one in after.candidates]
     assert types == [{n: type(v) for n, v in one.attributes.items()} for one in before.candidates]

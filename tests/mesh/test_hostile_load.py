@@ -404,7 +404,7 @@ async def test_an_engine_that_is_killed_at_work_costs_its_say_and_comes_back(rer
     async with AsyncClient(mesh.address) as client:
         await client.create_collection("attacked")
         candidates = [Candidate(f"text-{n}", Content.of(f"red square {n}")) for n in range(10)]
-        token = await client.upsert_candidates("attacked", candidates)
+        token = (await client.upsert_candidates("attacked", candidates)).token
 
         async def ask(number: int) -> Any:
             return await reranker.ask(content_pb2.Content(parts=[text(f"text {number}")]))
@@ -420,6 +420,9 @@ async def test_an_engine_that_is_killed_at_work_costs_its_say_and_comes_back(rer
             await load.goes_on(60)
             await asyncio.to_thread(mesh.wait_serving, "reranker")
             await load.goes_on()
+        async with asyncio.timeout(patient(20)):
+            while await search(-1):  # noqa: ASYNC110  # until the gateway has noticed
+                await asyncio.sleep(0.05)
         await client.delete_collection("attacked")
 
     assert not [one for one in load.outcomes if isinstance(one, MmeshError)]

@@ -298,9 +298,13 @@ class World:
         query = np.eye(1, DIM, dtype=np.float32)
         for bucket in range(BUCKETS):
             for hits in process.search(
-                COLLECTION, query, 1000, condition=Compare("bucket", Operator.EQUAL, bucket),
-                consistency=Consistency.STRONG, timeout=ANSWERED_S,
-            ):  # fmt: skip
+                COLLECTION,
+                query,
+                1000,
+                condition=Compare("bucket", Operator.EQUAL, bucket),
+                consistency=Consistency.STRONG,
+                timeout=ANSWERED_S,
+            ):
                 for candidate_id, score, attributes in zip(
                     hits.ids, hits.scores, hits.attributes, strict=True
                 ):

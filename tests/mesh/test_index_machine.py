@@ -52,7 +52,7 @@ _leaves = st.one_of(
     st.builds('word in ("{}", "{}")'.format, _words, _words),
     st.builds("n in ({}, {})".format, st.integers(0, 6), st.integers(0, 6)),
     st.just('nobody == "has this"'),
-)  # fmt: skip
+)
 filters = st.recursive(
     _leaves,
     lambda inner: st.one_of(
@@ -177,30 +177,44 @@ class Machine(RuleBasedStateMachine):
     # -- searches
 
     @rule(
-        seed=seeds, queries=st.integers(1, 3), limit=st.sampled_from([1, 3, 10, 100, 1000]),
+        seed=seeds,
+        queries=st.integers(1, 3),
+        limit=st.sampled_from([1, 3, 10, 100, 1000]),
         expression=st.one_of(st.none(), filters),
         consistency=st.sampled_from(["eventual", "session", "strong"]),
         wanted=st.lists(modalities, unique=True),
-    )  # fmt: skip
+    )
     @step
     def search(
-        self, seed: int, queries: int, limit: int, expression: str | None, consistency: str,
+        self,
+        seed: int,
+        queries: int,
+        limit: int,
+        expression: str | None,
+        consistency: str,
         wanted: list[str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._check_search(
-            [self._new_row((seed, n), DIM).vector for n in range(queries)], limit,
+            [self._new_row((seed, n), DIM).vector for n in range(queries)],
+            limit,
             parse_filter(expression) if expression else None,
-            Consistency(consistency), [Modality(value) for value in wanted],
-        )  # fmt: skip
+            Consistency(consistency),
+            [Modality(value) for value in wanted],
+        )
 
     def _check_search(self, queries, limit, condition, consistency, wanted) -> None:
         session = consistency is Consistency.SESSION
         if session and not self._token:
             return
         found = self._process.search(
-            self._called, np.stack(queries), limit, condition=condition, modalities=wanted,
-            consistency=consistency, token=self._token if session else "",
-        )  # fmt: skip
+            self._called,
+            np.stack(queries),
+            limit,
+            condition=condition,
+            modalities=wanted,
+            consistency=consistency,
+            token=self._token if session else "",
+        )
         seq = int(found.token.rpartition(":")[2])
         if consistency is Consistency.EVENTUAL and seq < self._seq:
             return
@@ -304,11 +318,14 @@ def test_an_index_process_answers_as_a_dict_would(new_machine):
         run_state_machine_as_test(
             new_machine,
             settings=settings(
-                max_examples=EFFORT.machine_examples, stateful_step_count=STEPS, deadline=None,
+                max_examples=EFFORT.machine_examples,
+                stateful_step_count=STEPS,
+                deadline=None,
                 print_blob=True,
-                database=None, suppress_health_check=list(HealthCheck),
+                database=None,
+                suppress_health_check=list(HealthCheck),
             ),
-        )  # fmt: skip
+        )
     except BaseException:
         print("The shortest run that failed, after `state = new_machine()`:")
         print("\n".join(min(traces, key=len, default=[])))

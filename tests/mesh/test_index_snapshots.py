@@ -20,7 +20,7 @@ from mmesh.api.index.v1 import index_pb2
 from mmesh.content import Modality
 from mmesh.local.ports import free_port
 from mmesh.search import Consistency
-from services.index import verify
+from services.index.commands import verify
 from tests.effort import EFFORT, patient
 
 DIM = 8
@@ -293,3 +293,45 @@ def test_verify_tells_a_sound_snapshot_from_a_damaged_one(filled, tmp_path):
     _, files = snapshot_files(tmp_path)
     flip(files[-1], files[-1])
     assert verify.main(["--data-dir", str(tmp_path)]) == 1
+
+
+@pytest.fixture
+def replicas(index_processes, tmp_path, new_row):
+    """Two replicas of one shard, with a collection that both hold."""
+    made = [index_processes.start(tmp_path / "data", fork=True) for _ in range(2)]
+    for process in made:
+        process.wait_ready()
+    made[0].create(COLLECTION, DIM)
+    token = made[0].upsert(COLLECTION, {"a": new_row((0, 0), DIM, Modality.TEXT)})
+    for process in made:
+        process.search(COLLECTION, np.eye(1, DIM, dtype=np.float32), token=token)
+    return made
+
+
+@pytest.fixture
+def snapshot_by(command_here, tmp_path):
+    """Run `mmesh index snapshot` at processes; return exit code, names that stored, and stderr."""
+
+    def run(*addresses):
+        given = [word for one in addresses for word in ("--index-address", one)]
+        command = ("index", "snapshot", COLLECTION, "--json", *given)
+        code, output, errors = command_here(*command, env={}, folder=tmp_path)
+        return code, set(json.loads(output)), errors
+
+    return run
+
+
+def test_the_command_has_one_replica_of_a_shard_store_its_snapshot(replicas, snapshot_by, tmp_path):
+    addresses = [f"127.0.0.1:{process.port}" for process in replicas]
+    code, stored, errors = snapshot_by(*addresses)
+    assert (code, len(stored), errors) == (0, 1, "")
+    assert len([*tmp_path.rglob("snapshots/**/*.json")]) == 1
+
+
+def test_a_replica_that_cannot_store_a_snapshot_is_followed_by_the_next(replicas, snapshot_by):
+    ended, running = (f"127.0.0.1:{process.port}" for process in replicas)
+    replicas[0].end()
+    code, stored, errors = snapshot_by(ended, running)
+    assert (code, stored) == (0, {running})
+    assert ended in errors  # its shard has a snapshot; that it does not answer is said
+    assert snapshot_by(ended)[:2] == (1, set())

@@ -6,9 +6,11 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -91,8 +93,10 @@ def test_an_ingest_survives_the_death_of_every_service(
         assert listed == sorted(candidate.id for candidate in candidates)
         by_modality = client.get_collection(name).candidates
         assert by_modality == {
-            Modality.TEXT: TEXTS, Modality.IMAGE: IMAGES, Modality.IMAGE_TEXT: 0,
-        }  # fmt: skip
+            Modality.TEXT: TEXTS,
+            Modality.IMAGE: IMAGES,
+            Modality.IMAGE_TEXT: 0,
+        }
         eventually(lambda: all(lag == 0 for _, lag in counts_by_shard(own_mesh)), "shards follow")
         counts = [count for count, _ in counts_by_shard(own_mesh)]
         assert sum(counts) == len(candidates)
@@ -113,7 +117,7 @@ def test_an_acknowledged_upsert_outlives_the_death_of_every_index_process(
 ):
     candidates = new_candidates(40, 5)
     with Client(own_mesh.address) as client, new_collection(client) as name:
-        token = client.upsert_candidates(name, candidates)
+        token = client.upsert_candidates(name, candidates).token
         for shard in ("index-0", "index-1"):
             own_mesh.kill(shard)
         own_mesh.wait_serving("index-0", "index-1")
@@ -139,9 +143,15 @@ def rows_file(tmp_path) -> Path:
 
 
 def settled_in(state: Path) -> int:
-    """Return how far the journal of the only ingest says it came; 0 without one."""
-    journals = list((state / "mmesh" / "ingests").glob("*.json"))
-    return json.loads(journals[0].read_text())["settled"] if journals else 0
+    """Return how many candidates are stored by the only journal; 0 without one."""
+    journals = list((state / "mmesh" / "ingests").glob("*.sqlite"))
+    if not journals:
+        return 0
+    with closing(sqlite3.connect(journals[0], timeout=30)) as journal:
+        if not journal.execute("SELECT 1 FROM sqlite_master WHERE name = 'items'").fetchone():
+            return 0
+        query = "SELECT count(*) FROM items WHERE digest IS NOT NULL"
+        return journal.execute(query).fetchone()[0]
 
 
 def test_the_command_line_killed_half_way_goes_on_where_it_was(
@@ -151,30 +161,43 @@ def test_the_command_line_killed_half_way_goes_on_where_it_was(
     environment = os.environ | {"XDG_STATE_HOME": str(state)}
     with Client(own_mesh.address) as client, new_collection(client) as name:
         command = [
-            MMESH, "ingest", name, str(rows_file), "--target-address", own_mesh.address,
-            "--batch-size", "32",
-        ]  # fmt: skip
+            MMESH,
+            "ingest",
+            name,
+            str(rows_file),
+            "--target-address",
+            own_mesh.address,
+            "--batch-size",
+            "32",
+        ]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, env=environment, **pipes) as first:
-            eventually(lambda: settled_in(state) > 0 or first.poll() is not None, "it is under way")
+            eventually(lambda: settled_in(state) > 1 or first.poll() is not None, "it is under way")
             assert first.poll() is None, first.communicate()
             os.kill(first.pid, signal.SIGKILL)
             first.communicate()
         settled = settled_in(state)
-        assert 0 < settled < ROWS
+        assert 1 < settled < ROWS
         stored = sum(client.get_collection(name).candidates.values())
         assert settled <= stored < ROWS
 
+        lines = rows_file.read_text().splitlines()  # what comes early is seen all the same
+        lines[0] = json.dumps({"id": "row-00000", "text": "changed since"})
+        early = json.dumps({"id": "early", "text": "came since"})
+        rows_file.write_text("\n".join([early, *lines]))
         second = subprocess.run(command, env=environment, timeout=60, check=False, **pipes)
         assert second.returncode == 0, second.stderr
         assert f"going on after {settled} candidates" in second.stderr
-        assert second.stdout.strip() == f"stored {ROWS - settled}, rejected 0"
-        assert ids_in(client, name, 1000) == [f"row-{n:05}" for n in range(ROWS)]
+        count = f"stored {ROWS - settled + 2}, rejected 0, unchanged {settled - 1}"
+        assert second.stdout.strip() == count
+        assert ids_in(client, name, 1000) == ["early", *(f"row-{n:05}" for n in range(ROWS))]
+        (changed,) = client.batch_get_candidates(name, ["row-00000"])
+        assert changed.content.text == "changed since"
         found = client.search(
             name, f"row {ROWS - 1} of a long file", consistency=Consistency.STRONG, limit=1
         )
         assert found.hits[0].retrieval_score == pytest.approx(1.0, abs=1e-3)
-        assert settled_in(state) == 0  # the journal of a finished ingest is gone
+        assert settled_in(state) == ROWS + 1
 
 
 @pytest.mark.parametrize("deaths", [1, 2])

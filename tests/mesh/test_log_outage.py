@@ -54,7 +54,7 @@ def own_mesh(start_mesh, database, tmp_path_factory):
 @pytest.fixture
 def filled(own_mesh, new_collection, new_candidates) -> Iterator[str]:
     with Client(own_mesh.address) as client, new_collection(client) as name:
-        token = client.upsert_candidates(name, new_candidates(TEXTS))
+        token = client.upsert_candidates(name, new_candidates(TEXTS)).token
         client.search(name, QUERY, token=token, require_all_shards=True)
         yield name
 
@@ -124,9 +124,10 @@ class Load:
     def _upsert(self, ids: list[str], request_id: str):
         candidates = [Candidate(i, Content.of(f"candidate {i}")) for i in ids]
         request = pb.UpsertCandidatesRequest(
-            collection=self.collection, request_id=request_id,
+            collection=self.collection,
+            request_id=request_id,
             candidates=[wire.candidate_to_pb(candidate) for candidate in candidates],
-        )  # fmt: skip
+        )
         return self.stub.UpsertCandidates(request, timeout=CALL_S)
 
     def _delete(self, ids: list[str], request_id: str):

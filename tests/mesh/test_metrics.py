@@ -1,8 +1,10 @@
 """What a scraper finds, beside what docs/reference/metrics.md promises."""
 
 import json
+import platform
 import re
 import urllib.request
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -39,7 +41,7 @@ def total(samples, name, **labels):
 def test_a_search_is_counted_by_every_service_it_passes(client, collection, scrape):
     services = ("gateway", "encoder", "index-0", "reranker")
     before = {service: scrape(service) for service in services}
-    token = client.upsert_candidates(collection, [Candidate("a", Content.of("a cat"))])
+    token = client.upsert_candidates(collection, [Candidate("a", Content.of("a cat"))]).token
     client.search(collection, "a kitten in the counted search", token=token)
     methods = {
         "gateway": "/mmesh.api.gateway.v1.RetrievalService/Search",
@@ -74,3 +76,11 @@ def test_every_metric_is_documented(scrape):
         families = {re.sub(r"_(bucket|count|sum|created)$", "", name) for name in ours}
         found = {f for f in families if f not in documented and f + "_total" not in documented}
         assert not found, service
+
+
+def test_every_process_tells_its_release(scrape):
+    for service in ("gateway", "encoder", "index-0", "reranker"):
+        (labels,) = (dict(labels) for name, labels in scrape(service) if name == "mmesh_build_info")
+        assert labels["version"] == version("mmesh")
+        assert labels["python"] == platform.python_version()
+        assert re.fullmatch("([0-9a-f]{40})?", labels["commit"])

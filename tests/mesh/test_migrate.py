@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -168,7 +169,7 @@ class Writer(Caller):
     def _upsert(self, client: Client) -> None:
         made = self._new(4)
         name = f"{self._name}-{self._revision}"
-        token = until_it_works(client.upsert_candidates, ALIAS, made, request_id=name)
+        token = until_it_works(client.upsert_candidates, ALIAS, made, request_id=name).token
         self.truth |= {one.id: self._revision for one in made}
         found = until_it_works(
             client.search, ALIAS, made[0].content.text, token=token, require_all_shards=True
@@ -273,6 +274,35 @@ def test_an_alias_moves_there_and_back_under_searches_and_writes(
     assert [one.name for one in filled.list_collections()] == [NEW]
     assert filled.get_collection(ALIAS).settings.mirror == ""
     assert filled.ingest(ALIAS, [candidate("kept-after")]).stored == 1
+
+
+def traced(call, *arguments: str) -> tuple[str, int]:
+    """Return what it returns, and the most bytes that it held."""
+    tracemalloc.start()
+    try:
+        return call(*arguments), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_pictures_are_compared_by_pictures_a_pair_at_a_time(
+    client, pictures, new_model, migrate, tmp_path
+):
+    made = [Candidate(f"{n:02}", Content.of(pictures.png(n, 256))) for n in range(24)]
+    client.create_collection(OLD)
+    client.set_alias(ALIAS, OLD)
+    command = ("--model", new_model, "--no-switch")
+    assert "nothing was compared: there is nothing to ask with" in migrate(ALIAS, *command)
+    client.ingest(ALIAS, made)
+    page = tmp_path / "report.html"
+    said, most = traced(migrate, ALIAS, *command, "--report", str(page))
+    assert "24 queries: " in said
+    assert page.read_text("utf-8").count("<section>") == 24
+    assert page.read_text("utf-8").count("<img") == 24 * (1 + 2 * 10)
+    assert most < page.stat().st_size / 4
+    said, most = traced(migrate, ALIAS, *command)
+    assert "24 queries: " in said
+    assert most < page.stat().st_size / 24  # one pair with its pictures
 
 
 def test_whoever_dies_on_the_way_the_same_command_goes_on(

@@ -35,7 +35,7 @@ def filled(judged_client, new_collection, pictures) -> Iterator[str]:
         candidates = [Candidate(f"text-{n}", Content.of(f"red square {n}")) for n in range(6)]
         candidates += [Candidate(f"image-{n}", Content.of(pictures.png(n))) for n in range(4)]
         candidates.append(Candidate("both", Content.of(pictures.png(9), "a green square")))
-        token = judged_client.upsert_candidates(name, candidates)
+        token = judged_client.upsert_candidates(name, candidates).token
         judged_client.search(name, QUERY, token=token)
         yield name
 

@@ -77,9 +77,13 @@ class Searcher(threading.Thread):
         start = time.monotonic()
         try:
             found = client.search(
-                self._collection, QUERY, limit=1000, rerank=Rerank(0), require_all_shards=True,
+                self._collection,
+                QUERY,
+                limit=1000,
+                rerank=Rerank(0),
+                require_all_shards=True,
                 timeout=TIMEOUT_S,
-            )  # fmt: skip
+            )
         except MmeshError as error:
             self.wrong.append(error)
             return
@@ -251,8 +255,10 @@ def mesh_up(data, *options: str):
     command = [*MMESH, "up", "--data", str(data), "--port", "0"]
     process = subprocess.Popen(
         [*command, "--reranker", "none", *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         words = process.stdout.readline().split()
         assert words[:1] == ["ready"], process.stderr.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -71,3 +72,13 @@ def test_rooms_say_what_lives_there() -> None:
             said = ast.get_docstring(ast.parse(room.read_text()))
             assert said is not None, room
             assert "What may enter" in " ".join(said.split()), room
+
+
+def test_no_interpreter_that_is_started_imports_from_the_current_folder() -> None:
+    starts = {
+        name: re.findall(r'sys\.executable,\s*"(-\w+)', path.read_text())
+        for name, path in modules().items()
+    }
+    assert sum(map(len, starts.values())) > 7
+    for name, flags in starts.items():
+        assert all(flag[1] in "PI" for flag in flags), name

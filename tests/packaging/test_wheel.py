@@ -35,6 +35,8 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
     assert "services/__init__.py" not in names
     assert "mmesh/py.typed" in names
     assert "mmesh/models/encoders/lite/data/lite0.onnx" in names
+    assert "mmesh/local/rules/symptoms.yaml" in names
+    assert "mmesh/capacity/coefficients.json" in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"mmesh", "services"}
 
 
