@@ -10,7 +10,7 @@ WORKERS ?= 2
 SPREAD  = -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all setup-models setup-vllm setup-extras setup-node setup-storage setup-k8s setup-training setup-peers setup-infinity demo up check fmt test test-unit test-all durations bench bench-peers protos docs k8s k8s-check protos-accept lite-model
+.PHONY: help setup setup-all setup-models setup-vllm setup-extras setup-node setup-storage setup-k8s setup-training setup-mteb setup-peers setup-infinity demo up check fmt test test-unit test-all durations bench bench-peers soak protos docs k8s k8s-check images images-test protos-accept lite-model
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -34,8 +34,8 @@ setup-vllm: setup  ## add the real vLLM engine on CPU (3 GB), for the MLLM reran
 setup-all: setup  ## add every extra that a test can use; says what could not be installed, and why
 	@$(BIN)/python -m tools.setup_all $(MAKE)
 
-setup-extras: setup  ## add tracing and OpenVINO
-	$(BIN)/pip install --quiet --editable '.[tracing,openvino]'
+setup-extras: setup  ## add tracing, OpenVINO, HEIC, and what draws dashboards
+	$(BIN)/pip install --quiet --editable '.[tracing,openvino,pictures]' --group panels
 
 setup-node: tests/node/node_modules/.package-lock.json  ## add the Node client that a test runs
 
@@ -51,8 +51,11 @@ $(VENV)/.setup-k8s: $(VENV)/.setup
 	$(BIN)/pip install --quiet --no-compile --group k8s
 	@touch $@
 
-setup-training: setup  ## add torch and the tools that rebuild the lite model
+setup-training: setup  ## add torch and what training needs
 	$(BIN)/pip install --quiet 'torch==2.13.0' && $(BIN)/pip install --quiet --editable '.[training]'
+
+setup-mteb: setup  ## add torch and mteb, whose tasks can be run on a mesh
+	$(BIN)/pip install --quiet 'torch==2.13.0' && $(BIN)/pip install --quiet --editable '.[mteb]'
 
 setup-peers: $(PEERS)/.setup  ## make .venv-peers with the vector stores that the index is compared with
 
@@ -93,14 +96,17 @@ test-all: setup  ## run the tests with the full number of repetitions, as .ci/ru
 durations: setup  ## run the tests and store what each costs in tests/durations.json
 	$(BIN)/python -m pytest $(SPREAD) -p tools.durations --store-durations tests/durations.json
 
-bench: setup  ## run the benchmarks and store their results in benchmarks/results
-	@for name in recall_lite rerank_lite overhead mixed_pool encoder_throughput overload large_messages rerank index_search index_ingest index_growth start; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+bench: setup setup-training  ## run the benchmarks and store their results in benchmarks/results
+	@for name in recall_lite rerank_lite overhead mixed_pool mining evaluation training_lite training_gains encoder_throughput overload hostile large_messages rerank index_search index_ingest index_growth capacity blobs start; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 bench-peers: setup setup-peers  ## compare the index with other vector stores on the same rows
 	$(BIN)/python benchmarks/index_peers.py
 
 protos: setup  ## generate mmesh/api from protos/
 	$(BIN)/python -m tools.generate_api .
+
+soak: setup  ## two hours of mixed load: does any process go on growing?
+	$(BIN)/python benchmarks/soak.py
 
 docs: setup  ## generate docs/reference, and the figures and sources that pages show
 	$(BIN)/python -m tools.generate_docs
@@ -110,6 +116,12 @@ k8s: setup-k8s  ## generate rules and dashboards of k8s/ from their sources
 
 k8s-check: setup-k8s  ## render every combination of k8s/ and check it
 	@$(BIN)/python -m tools.k8s.check && echo "k8s/ is sound"
+
+images: setup  ## build the images that run on a CPU, with docker, podman or buildah
+	@$(BIN)/python -m tools.container_images
+
+images-test: setup-k8s  ## build them without a registry and run a mesh of them (as root, with buildah)
+	MMESH_TEST_IMAGES=1 $(BIN)/python -m pytest tests/images
 
 protos-accept: setup  ## make today's protos the published API (with a CHANGELOG line)
 	$(BIN)/buf build --exclude-source-info -o tests/golden/api.txtpb

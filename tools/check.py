@@ -54,6 +54,14 @@ def check_k8s() -> bool:
     return k8s.check()
 
 
+def check_containerfile() -> bool:
+    """Lint the Containerfile; where hadolint is not installed, say so and go on."""
+    if not (BIN / "hadolint").exists():
+        print("skip containerfile: hadolint missing  -> make setup-k8s")
+        return True
+    return run("hadolint", "Containerfile")
+
+
 CHECKS: list[tuple[str, Callable[[], bool], str]] = [
     ("format", lambda: run("ruff", "format", "--check", "."), "make fmt"),
     ("lint", lambda: run("ruff", "check", "."), "make fmt"),
@@ -68,6 +76,7 @@ CHECKS: list[tuple[str, Callable[[], bool], str]] = [
     ),
     ("generated stubs", check_api, "make protos"),
     ("generated docs", generate_docs.check, "make docs"),
+    ("containerfile", check_containerfile, "see the lines above"),
     ("k8s", check_k8s, "see the lines above; generated files: make k8s"),
 ]
 

@@ -40,7 +40,12 @@ class Figure:
 
     @property
     def shown(self) -> str:
-        """The figure as pages show it.
+        """The figure as pages show it."""
+        return show(self.value * self.scale, self.digits)
+
+    @property
+    def value(self) -> float:
+        """The figure as it is stored.
 
         Raises:
             ValueError: the stored result has no such cell.
@@ -48,7 +53,7 @@ class Figure:
         for row in _rows_of(self.result, self.table):
             begins = list(row.values())[: len(self.row)]
             if begins == self.row and self.column in row:
-                return show(float(row[self.column]) * self.scale, self.digits)
+                return float(row[self.column])
         raise ValueError(f"{self.file}.json has no {self.column!r} in {self.table!r}, {self.row}")
 
 
@@ -72,7 +77,12 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _rows_of(result: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """Return the rows of a table, or of a section of a GPU's results and its gates, by column."""
+    """Return the rows of a table, or of a section of a GPU's results and its gates, by column.
+
+    The table `facts` has the facts, each a row with its name and its `value`.
+    """
+    if name == "facts":
+        return [{"fact": fact, "value": value} for fact, value in result["facts"].items()]
     for table in result.get("tables", []):
         if table["title"] == name:
             return [dict(zip(table["header"], row, strict=True)) for row in table["rows"]]
@@ -99,6 +109,12 @@ def _line(name: str, figure: Figure) -> str:
     cell = "; ".join(map(str, [figure.table, *figure.row, figure.column]))
     machine, versions = figure.result["machine"], figure.result["versions"]
     what = machine.get("card") or machine["cpu"]
-    cells = [name, figure.shown, f"`{script}`", cell, f"`{versions['commit']}`",
-             f"{machine['cores']} cores, {what}"]  # fmt: skip
+    cells = [
+        name,
+        figure.shown,
+        f"`{script}`",
+        cell,
+        f"`{versions['commit']}`",
+        f"{machine['cores']} cores, {what}",
+    ]
     return f"| {' | '.join(cells)} |\n"

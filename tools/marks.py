@@ -1,6 +1,9 @@
 """Marked places of pages that are filled in from elsewhere, so that they cannot go stale.
 
-`<!-- figure NAME -->6.8<!-- end -->` is a measured figure (see tools/figures.py), and
+`<!-- figure NAME -->6.8<!-- end -->` is a measured figure (see tools/figures.py),
+`<!-- table NAME -->...<!-- end -->` a table of what was measured,
+`<!-- coefficient NAME -->0.61<!-- end -->` one that plans are made of (tools/coefficients.py),
+`<!-- plans growth -->...<!-- end -->` a table of such plans (tools/plans.py), and
 `<!-- source PATH PART -->...<!-- end -->` a part of a source file, between the comments `[PART]`
 and `[end]`.
 """
@@ -8,10 +11,14 @@ and `[end]`.
 import pathlib
 import re
 
+from tools import coefficients, failures, plans
 from tools.figures import figures
 
-MARK = re.compile(r"(<!-- (figure|source) ([^>]+?) -->)(.*?)(<!-- end -->)", re.DOTALL)
-OPENING = re.compile(r"<!-- (?:figure|source) ")
+MARK = re.compile(
+    r"(<!-- (figure|coefficient|plans|source|table) ([^>]+?) -->)(.*?)(<!-- end -->)", re.DOTALL
+)
+OPENING = re.compile(r"<!-- (?:figure|coefficient|plans|source|table) ")
+TABLES = {"failures": failures.table}
 LANGUAGES = {".mjs": "js", ".py": "python", ".go": "go"}
 
 
@@ -35,6 +42,16 @@ def fill(text: str) -> str:
             raise ValueError(f"{opening} has no end")
         if kind == "source":
             return f"{opening}\n{_source(*what.split())}{end}"
+        if kind == "table":
+            if what not in TABLES:
+                raise ValueError(f"no table is named {what!r} in tools/marks.py")
+            return f"{opening}\n{TABLES[what]()}{end}"
+        if kind == "plans":
+            if what not in plans.TABLES:
+                raise ValueError(f"no table of plans is named {what!r} in tools/plans.py")
+            return f"{opening}\n\n{plans.TABLES[what]()}\n{end}"
+        if kind == "coefficient":
+            return f"{opening}{coefficients.shown(what)}{end}"
         if what not in known:
             raise ValueError(f"no figure is named {what!r} in docs/figures.toml")
         return f"{opening}{known[what].shown}{end}"

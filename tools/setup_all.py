@@ -29,6 +29,8 @@ class Step:
 STEPS = (
     Step("setup-vllm", required=HAS_VLLM),
     Step("setup-models", required=True),
+    Step("setup-training", required=True),
+    Step("setup-mteb", required=True),
     Step("setup-extras", required=True),
     Step("setup-storage", required=False),
     Step("setup-k8s", required=False),

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from examples.demo.pictures import cut, fetch_pictures
-from mmesh import AsyncClient, Candidate, Content, Image, Progress, Search, SearchResult
-from mmesh.cli.files.sources import candidate_of
+from examples.demo.contents import COLLECTION, LIMIT, demo_candidates, searches
+from examples.demo.pictures import fetch_pictures
+from mmesh import AsyncClient, Progress, Search, SearchResult
 from mmesh.cli.output.html import search_page
 from mmesh.cli.output.tables import console, footnotes, hits_table, table
-from mmesh.content import Modality, Part
+from mmesh.content import Modality
 from mmesh.local import LocalMesh, LocalSettings
 
-HERE = Path(__file__).parent
-COLLECTION = "demo"
-LIMIT = 5
 Searched = tuple[dict[str, Any], Search, SearchResult]
 
 
 @click.command()
-@click.option("--html", type=click.Path(path_type=Path), default=Path("demo.html"),
-              show_default=True, help="Page to write.")  # fmt: skip
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    default=Path("demo.html"),
+    show_default=True,
+    help="Page to write.",
+)
 def demo(html: Path) -> None:
     """Start a mesh with two index shards, ingest, and search in all eight task shapes."""
     searched = asyncio.run(_demo(fetch_pictures()))
@@ -43,11 +43,11 @@ async def _demo(pictures: Path) -> list[Searched]:
         async with LocalMesh(settings) as mesh, AsyncClient(mesh.address) as client:
             console().print(f"ready {mesh.address}")
             await _ingest(client, pictures)
-            return [await _search(client, row, pictures) for row in _rows("queries.jsonl")]
+            return [await _search(client, *asked) for asked in searches(pictures)]
 
 
 async def _ingest(client: AsyncClient, pictures: Path) -> None:
-    candidates = [_candidate(row, pictures) for row in _rows("collection.jsonl")]
+    candidates = demo_candidates(pictures)
     await client.create_collection(COLLECTION)
 
     def say(progress: Progress) -> None:
@@ -61,24 +61,7 @@ async def _ingest(client: AsyncClient, pictures: Path) -> None:
         raise SystemExit(f"the demo's collection was not stored whole: {report.rejected}")
 
 
-def _candidate(row: dict[str, Any], pictures: Path) -> Candidate:
-    return candidate_of(row, row["id"], pictures)
-
-
-def _rows(name: str) -> Iterator[dict[str, Any]]:
-    with (HERE / name).open(encoding="utf-8") as file:
-        yield from map(json.loads, file)
-
-
-async def _search(client: AsyncClient, row: dict[str, Any], pictures: Path) -> Searched:
-    """Search as `row` says; the target modality follows from the instruction alone."""
-    search = Search(
-        COLLECTION,
-        _query(row, pictures),
-        instruction=row["instruction"],
-        limit=LIMIT,
-        include_content=True,
-    )
+async def _search(client: AsyncClient, row: dict[str, Any], search: Search) -> Searched:
     (result,) = await client.search_batch([search])
     if not isinstance(result, SearchResult):
         raise result
@@ -92,16 +75,6 @@ async def _search(client: AsyncClient, row: dict[str, Any], pictures: Path) -> S
     for line in footnotes(result):
         console().print(line, style="dim", markup=False)
     return row, search, result
-
-
-def _query(row: dict[str, Any], pictures: Path) -> Content:
-    parts: list[Part] = []
-    if row["image"]:
-        box = tuple(row["crop"]) if "crop" in row else None
-        parts.append(Image(cut(pictures / row["image"], box, mirror=row.get("mirror", False))))
-    if row["text"]:
-        parts.append(row["text"])
-    return Content(tuple(parts))
 
 
 def _summarise(searched: list[Searched]) -> None:
