@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 from tests.effort import patient
 
@@ -115,17 +116,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class Workers:
-    """What the process that starts the workers does: hands out groups whole.
+    """What the process that starts the workers does: hands out groups whole, tells failures at once.
 
     xdist's own groups are of no use: it writes them into `Item._nodeid`, which pytest 9.1 and later
     does not read. So a worker tells them in a file, before it says which tests it has found.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, plugins: pytest.PytestPluginManager) -> None:
         self._path = folder / "groups.json"
+        self._plugins = plugins
 
     def pytest_configure_node(self, node: Any) -> None:
         node.workerinput["groups"] = str(self._path)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Name a failed test when it fails, for those who see no summary since a run was ended."""
+        terminal = self._plugins.getplugin("terminalreporter")
+        if report.failed and terminal is not None and terminal.verbosity <= 0:
+            terminal.ensure_newline()
+            terminal.write_line(f"FAILED {report.nodeid} ({report.when})", red=True)
 
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> LoadScopeScheduling:
         config.option.loadscopereorder = False
@@ -144,9 +153,20 @@ class Groups(LoadScopeScheduling):
         self._known = self._known or json.loads(self._path.read_text()) or {"": ""}
         return self._known.get(nodeid, nodeid)
 
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Take the groups of a worker that ended back, but those that it finished.
+
+        xdist hands these out again, and a worker that gets one has nothing to report and waits for
+        ever: a run whose worker crashed never came to its end.
+        """
+        assigned = self.assigned_work[node]
+        for name in [name for name, tests in assigned.items() if all(tests.values())]:
+            del assigned[name]
+        return super().remove_node(node)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("dist", "no") == "loadgroup":
         folder = tempfile.TemporaryDirectory(prefix="mmesh-groups-")
         config.add_cleanup(folder.cleanup)
-        config.pluginmanager.register(Workers(Path(folder.name)))
+        config.pluginmanager.register(Workers(Path(folder.name), config.pluginmanager))
