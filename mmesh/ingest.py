@@ -169,7 +169,7 @@ class Ingest:
             opening = pb.IngestOpen(
                 collection=self.collection, ingest_id=self.ingest_id, fill=self.fill
             )
-            await link.call.write(pb.IngestRequest(open=opening))
+            await link.open(opening)
             async for event in link.call:
                 self._take(event, link)
                 on_progress(self._progress())

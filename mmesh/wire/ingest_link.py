@@ -76,6 +76,21 @@ class Link:
     sender: asyncio.Task[None] | None = None
     draining: bool = False
 
+    async def open(self, opening: pb.IngestOpen) -> None:
+        """Send the first message, or find the call ended, as reading from it tells.
+
+        A first write waits until the call is under way, and gRPC wakes no write of one that is
+        cancelled before, by the close of its channel for one.
+        """
+        writing = asyncio.ensure_future(self.call.write(pb.IngestRequest(open=opening)))
+        self.call.add_done_callback(lambda _: writing.cancel())
+        try:
+            await asyncio.wait([writing])
+        finally:
+            writing.cancel()
+        if not writing.cancelled():
+            writing.result()
+
     def begin(self, opened: pb.IngestOpened, sending: Coroutine[Any, Any, None]) -> None:
         """Send, with up to a window of batches unacknowledged, or one of those sent again.
 

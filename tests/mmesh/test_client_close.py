@@ -16,6 +16,7 @@ from mmesh import AsyncClient, Candidate, Client, Content
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
 from mmesh.errors import FailedPrecondition
+from mmesh.ingest import Ingest
 from mmesh.threads import loop_thread
 from tests.effort import patient
 
@@ -193,6 +194,29 @@ async def test_an_ingest_between_two_connections_ends_when_the_client_is_closed(
     await one.close()
     with pytest.raises(FailedPrecondition, match="closed"):
         await asyncio.wait_for(task, patient(10))
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_an_ingest_whose_call_is_not_under_way_ends_when_the_client_is_closed(
+    monkeypatch, turns
+):
+    """gRPC wakes no write to a call that is cancelled before its first operation has ended."""
+    is_called = asyncio.Event()
+    open_call = Ingest._open_call
+
+    def opened(ingest):
+        is_called.set()
+        return open_call(ingest)
+
+    monkeypatch.setattr(Ingest, "_open_call", opened)
+    one = AsyncClient(AWAY)
+    task = asyncio.create_task(one.ingest("c", endless()))
+    await is_called.wait()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await one.close()
+    with pytest.raises(FailedPrecondition, match="closed"):
+        await asyncio.wait_for(task, patient(5))
 
 
 @pytest.mark.parametrize("name", CALLS)
