@@ -34,7 +34,8 @@ class Gateway(rpc.RetrievalServiceServicer):
 
     def Search(self, request, context):
         gone = threading.Event()
-        context.add_callback(gone.set)
+        if not context.add_callback(gone.set):
+            gone.set()  # it is over already
         self.is_asked.set()
         gone.wait()
         return pb.SearchResponse()

@@ -75,7 +75,8 @@ class Gateway(rpc.RetrievalServiceServicer):
 
     def Search(self, request, context):
         gone = threading.Event()
-        context.add_callback(gone.set)
+        if not context.add_callback(gone.set):
+            gone.set()  # it is over already
         gone.wait()
         return pb.SearchResponse()
 
