@@ -116,7 +116,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class Workers:
-    """What the process that starts the workers does: hands out groups whole, tells failures at once.
+    """What the process that starts the workers does: hands out groups, and names failures.
 
     xdist's own groups are of no use: it writes them into `Item._nodeid`, which pytest 9.1 and later
     does not read. So a worker tells them in a file, before it says which tests it has found.

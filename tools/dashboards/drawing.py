@@ -46,7 +46,8 @@ def draw(board: Board, find: Find, seconds: float, path: Path) -> None:
         top=1 - 0.95 / figure.get_figheight(),
         bottom=0.75 / figure.get_figheight(),
     )
-    for row, place in zip(board.rows, outer, strict=True):
+    for line, row in enumerate(board.rows):
+        place = outer[line, 0]
         columns = place.subgridspec(1, len(row.panels), wspace=0.28)
         for number, panel in enumerate(row.panels):
             axes = figure.add_subplot(columns[0, number])
