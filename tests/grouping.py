@@ -129,12 +129,22 @@ class Workers:
     def pytest_configure_node(self, node: Any) -> None:
         node.workerinput["groups"] = str(self._path)
 
+    def pytest_testnodedown(self, node: WorkerController, error: object) -> None:
+        """Say by which code or signal a worker that crashed has ended."""
+        if error:
+            code = node.gateway._io.popen.wait(patient(5))
+            self._say(f"worker {node.gateway.id} ended with code {code}")
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Name a failed test when it fails, for those who see no summary since a run was ended."""
+        if report.failed:
+            self._say(f"FAILED {report.nodeid} ({report.when})")
+
+    def _say(self, line: str) -> None:
         terminal = self._plugins.getplugin("terminalreporter")
-        if report.failed and terminal is not None and terminal.verbosity <= 0:
+        if terminal is not None and terminal.verbosity <= 0:
             terminal.ensure_newline()
-            terminal.write_line(f"FAILED {report.nodeid} ({report.when})", red=True)
+            terminal.write_line(line, red=True)
 
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> LoadScopeScheduling:
         config.option.loadscopereorder = False

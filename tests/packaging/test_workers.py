@@ -38,4 +38,5 @@ def test_a_run_whose_worker_crashes_comes_to_its_end(tmp_path):
     assert "1 failed, 40 passed" in ended.stdout, ended.stdout + ended.stderr
     told, _, summary = ended.stdout.partition("= FAILURES =")
     assert "FAILED tests/test_suite.py::test_free[20]" in told
+    assert "ended with code -9" in told
     assert "crashed while running" in summary
