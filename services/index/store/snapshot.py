@@ -17,17 +17,14 @@ import re
 import secrets
 import shutil
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import faiss
-from cachetools import LRUCache
 
 from mmesh.content import Modality
 from mmesh.errors import DataLoss, StorageFull, Unavailable
@@ -51,14 +48,10 @@ logger = logging.getLogger(__name__)
 ROOT = "snapshots"
 GRACE_S = 3600.0
 """Age below which no file is deleted: its snapshot may be about to be written."""
-REMEMBERED = 20_000
 _MANIFEST = re.compile(r"(\d{8})\.json")
 _MANIFEST_KEY = re.compile(rf"({ROOT}/[^/]+/\d{{3}}-\d{{3}})/\d{{8}}\.json")
 _VERSION = re.compile(r"(\d+)\.(\d+)")
 _ALIVE = "alive"
-
-Key = TypeVar("Key", bound=Hashable)
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +107,26 @@ class SnapshotInfo:
     """What is wrong with the manifest; empty where nothing is."""
 
 
+Identity = tuple[int, ...]
+"""Of a file that does not change: device, inode, size and time of the last change."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """What this process knows of the files of one shard: no more than its newest snapshot names."""
+
+    hashes: dict[Identity, str] = field(default_factory=dict)
+    """SHA-256 of files on this machine."""
+    sound: set[str] = field(default_factory=set)
+    """Stored files that it stored or checked, by hash."""
+
+    def keep(self, named: set[str]) -> None:
+        """Forget all files but these; segments that were merged away do not come back."""
+        hashes = list(self.hashes.items())  # another call may add to them
+        self.hashes = {identity: digest for identity, digest in hashes if digest in named}
+        self.sound &= named
+
+
 class Snapshots:
     """The snapshots in a store. May be used from several threads, and by several processes.
 
@@ -124,9 +137,8 @@ class Snapshots:
         self._objects = objects
         self._keep = keep
         self._grace_s = grace_s
-        self._hashes: _Memory[tuple[int, ...], str] = _Memory()
-        self._sound: _Memory[str, bool] = _Memory()
-        """Files that this process stored or checked, by hash."""
+        self._known: dict[str, _Known] = {}
+        """By the folder of a shard in the store."""
 
     # -- storing
 
@@ -141,12 +153,14 @@ class Snapshots:
         place = _place(content.epoch, content.slots)
         numbers = self._numbers(place)
         number = numbers[0] + 1 if numbers else 1
-        segments = [(segment, self._describe(segment)) for segment in content.segments]
+        known = self._known_of(place)
+        segments = [(segment, _describe(segment, known)) for segment in content.segments]
+        known.keep({file.sha256 for _, entry in segments for file in (entry.alive, *entry.files)})
         stored = self._stored_files(place, numbers)
         for segment, entry in segments:
             for file in entry.files:
-                self._store(place, file, segment.folder / file.name, stored)
-            self._store(place, entry.alive, segment.alive_bits, stored)
+                self._store(place, file, segment.folder / file.name, stored, known)
+            self._store(place, entry.alive, segment.alive_bits, stored, known)
         data = encode(_manifest(content, number, [entry for _, entry in segments]))
         key = f"{place}/{number:08d}.json"
         if self._objects.put_new(key, data) or self._is_ours(key, data):
@@ -160,24 +174,8 @@ class Snapshots:
         except DataLoss:
             return False
 
-    def _describe(self, segment: SnapshotSegment) -> SegmentEntry:
-        files = []
-        for path in sorted(segment.folder.iterdir()):
-            if not path.is_file() or not is_file_name(path.name):
-                raise ValueError(f"{path.name} cannot be in the folder of a segment")
-            files.append(FileEntry(path.name, self._hash_of(path), path.stat().st_size))
-        digest = hashlib.sha256(segment.alive_bits).hexdigest()
-        alive = FileEntry(_ALIVE, digest, len(segment.alive_bits))
-        return SegmentEntry(segment.modality, alive, tuple(files))
-
-    def _hash_of(self, path: Path) -> str:
-        """Return the SHA-256 of a file that does not change; links to a file are one file."""
-        identity = _identity(path)
-        if (known := self._hashes.get(identity)) is not None:
-            return known
-        digest = _sha256(path)
-        self._hashes.put(identity, digest)
-        return digest
+    def _known_of(self, place: str) -> _Known:
+        return self._known.setdefault(place, _Known())
 
     def _stored_files(self, place: str, numbers: Sequence[int]) -> dict[str, int]:
         """Return the sizes, by hash, of stored files that no other replica deletes soon.
@@ -194,13 +192,18 @@ class Snapshots:
         }
 
     def _store(
-        self, place: str, file: FileEntry, data: bytes | Path, stored: dict[str, int]
+        self,
+        place: str,
+        file: FileEntry,
+        data: bytes | Path,
+        stored: dict[str, int],
+        known: _Known,
     ) -> None:
-        if self._sound.get(file.sha256) and stored.get(file.sha256) == file.size:
+        if file.sha256 in known.sound and stored.get(file.sha256) == file.size:
             return
         self._objects.put(f"{place}/files/{file.sha256}", data)
         stored[file.sha256] = file.size
-        self._sound.put(file.sha256, True)
+        known.sound.add(file.sha256)
 
     # -- loading
 
@@ -279,8 +282,9 @@ class Snapshots:
                 self._objects.download(f"{place}/files/{file.sha256}", path, file.size)
             if path.stat().st_size != file.size or _sha256(path) != file.sha256:
                 raise SnapshotDamaged("checksum", file.sha256)
-            self._hashes.put(_identity(path), file.sha256)
-            self._sound.put(file.sha256, True)
+            known = self._known_of(place)
+            known.hashes[_identity(path)] = file.sha256
+            known.sound.add(file.sha256)
         return segment.modality, folder.name, self._load_alive(place, segment.alive)
 
     def _load_alive(self, place: str, file: FileEntry) -> bytes:
@@ -288,7 +292,7 @@ class Snapshots:
             data = self._objects.get(f"{place}/files/{file.sha256}")
         if hashlib.sha256(data).hexdigest() != file.sha256:
             raise SnapshotDamaged("checksum", file.sha256)
-        self._sound.put(file.sha256, True)
+        self._known_of(place).sound.add(file.sha256)
         return data
 
     # -- what is there
@@ -385,23 +389,28 @@ class Snapshots:
         entries = self._objects.list(f"{ROOT}/{epoch}")
         for entry in sorted(entries, key=lambda entry: not entry.key.endswith(".json")):
             self._objects.delete(entry.key)  # manifests first, so that none names what is gone
+        for place in [place for place in self._known if place.startswith(f"{ROOT}/{epoch}/")]:
+            del self._known[place]
         return len(entries)
 
 
-class _Memory(Generic[Key, Value]):
-    """An LRU cache for several threads."""
+def _describe(segment: SnapshotSegment, known: _Known) -> SegmentEntry:
+    files = []
+    for path in sorted(segment.folder.iterdir()):
+        if not path.is_file() or not is_file_name(path.name):
+            raise ValueError(f"{path.name} cannot be in the folder of a segment")
+        files.append(FileEntry(path.name, _hash_of(path, known), path.stat().st_size))
+    digest = hashlib.sha256(segment.alive_bits).hexdigest()
+    alive = FileEntry(_ALIVE, digest, len(segment.alive_bits))
+    return SegmentEntry(segment.modality, alive, tuple(files))
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._entries: LRUCache[Key, Value] = LRUCache(REMEMBERED)
 
-    def get(self, key: Key) -> Value | None:
-        with self._lock:
-            return self._entries.get(key)
-
-    def put(self, key: Key, value: Value) -> None:
-        with self._lock:
-            self._entries[key] = value
+def _hash_of(path: Path, known: _Known) -> str:
+    """Return the SHA-256 of a file that does not change; links to a file are one file."""
+    identity = _identity(path)
+    if identity not in known.hashes:
+        known.hashes[identity] = _sha256(path)
+    return known.hashes[identity]
 
 
 def _place(epoch: str, slots: range) -> str:
@@ -450,7 +459,7 @@ def _check_room(manifest: Manifest, folder: Path) -> None:
         raise StorageFull(f"the disk has no room for a snapshot of {manifest.size} bytes")
 
 
-def _identity(path: Path) -> tuple[int, ...]:
+def _identity(path: Path) -> Identity:
     """Tell a file by what stays when it is linked, and differs when it is written."""
     stat = path.stat()
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -220,6 +220,24 @@ def test_files_of_a_loaded_snapshot_are_not_stored_again(objects, segment, tmp_p
     assert store.keys("put") == []
 
 
+def test_no_more_is_remembered_than_the_newest_snapshot_names(local, segment):
+    """Segments are merged away for as long as a process runs: what it knows of them must go."""
+    store = Wrapped(local)
+    snapshots = Snapshots(store)
+    for number in range(4):
+        newest = segment(f"s{number}")
+        snapshots.save(content(newest, segment(f"t{number}"), seq=number))
+    snapshots.save(content(newest, seq=5))
+    (known,) = snapshots._known.values()
+    assert len(known.hashes) == 3
+    assert known.sound == {*known.hashes.values(), hashlib.sha256(newest.alive_bits).hexdigest()}
+    store.calls.clear()
+    snapshots.save(content(newest, seq=6))
+    assert store.keys("put") == []
+    snapshots.drop(EPOCH)
+    assert not snapshots._known
+
+
 def test_a_file_that_was_lost_is_stored_again(objects, segment, load):
     snapshots, one = Snapshots(objects), segment("a")
     snapshots.save(content(one))
