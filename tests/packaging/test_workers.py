@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.effort import patient
+from tests.effort import needs_full_effort, patient
 
 PYTEST = [sys.executable, "-m", "pytest", "-p", "tests.grouping"]
 ROOT = Path(__file__).parents[2]
@@ -24,6 +24,7 @@ def test_free(number, tmp_path_factory):
 """
 
 
+@needs_full_effort
 def test_a_run_whose_worker_crashes_comes_to_its_end(tmp_path):
     tests = tmp_path / "tests"
     tests.mkdir()
