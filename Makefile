@@ -10,7 +10,7 @@ WORKERS ?= 2
 SPREAD  = -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all setup-models setup-vllm setup-extras setup-node setup-storage setup-k8s setup-training setup-mteb setup-peers setup-infinity demo up check fmt test test-unit test-all test-again durations bench bench-peers soak protos docs k8s k8s-check images images-test protos-accept lite-model
+.PHONY: help setup setup-all setup-models setup-vllm setup-extras setup-node setup-storage setup-k8s setup-training setup-mteb setup-peers setup-infinity demo up check fmt test test-unit test-all durations bench bench-peers soak protos docs k8s k8s-check images images-test protos-accept lite-model
 
 help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -90,11 +90,8 @@ test: setup  ## run the tests; says what it skipped and how to install it
 test-unit: setup  ## run the tests that start no mesh, database or engine: while you write
 	$(BIN)/python -m pytest $(SPREAD) -m 'not processes and not models and not vllm'
 
-test-all: setup  ## run the tests with every repetition, as .ci/run does; what fails runs once more, alone
-	MMESH_TEST_EFFORT=full $(BIN)/python -m pytest $(SPREAD) || { [ $$? = 1 ] && $(MAKE) test-again; }
-
-test-again:  ## run the tests that failed last, one after the other: is it they, or the load beside them?
-	MMESH_TEST_EFFORT=full $(BIN)/python -m pytest -v --last-failed --last-failed-no-failures none
+test-all: setup  ## run the tests with the full number of repetitions, as .ci/run does
+	MMESH_TEST_EFFORT=full $(BIN)/python -m pytest $(SPREAD)
 
 durations: setup  ## run the tests and store what each costs in tests/durations.json
 	$(BIN)/python -m pytest $(SPREAD) -p tools.durations --store-durations tests/durations.json

@@ -37,7 +37,7 @@ from mmesh.testing.postgres import PostgresServer
 from mmesh.testing.s3 import S3Server, weed_path
 from mmesh.wire.errors import DETAILS_KEY
 from tests.effort import patient
-from tests.loop_watch import LoopLogs, of_no_code, set_limits
+from tests.loop_watch import LoopLogs, set_limits
 
 pytest_plugins = ["tests.command_line", "tests.grouping"]
 settings.load_profile("mmesh")
@@ -172,11 +172,10 @@ def loop_logs() -> LoopLogs:
 
 
 @pytest.fixture(autouse=True)
-def loops_turn(loop_logs, request) -> Iterator[None]:
-    """No test blocks the event loop of a service; gRPC's copies do, in a test of large messages."""
+def loops_turn(loop_logs) -> Iterator[None]:
+    """No test blocks the event loop of a service."""
     yield
-    is_large = request.node.get_closest_marker("large_messages") is not None
-    complaints = [one for one in loop_logs.complaints() if not (is_large and of_no_code(one))]
+    complaints = loop_logs.complaints()
     assert not complaints, "blocked an event loop: " + "\n".join(complaints)
 
 

@@ -53,7 +53,7 @@ class Effort:
 
 
 FAST = Effort(
-    examples=10, machine_examples=3, log_examples=3, crash_rounds=2, history_steps=8,
+    examples=10, machine_examples=4, log_examples=3, crash_rounds=3, history_steps=8,
     snapshot_kills=2, damages=1,
     pause_s=0.03, hammer_s=1.5, broken_inputs=100, outage_s=6.0, freeze_s=7.0,
 )  # fmt: skip

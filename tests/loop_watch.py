@@ -26,11 +26,6 @@ def set_limits() -> None:
         os.environ.setdefault(f"MMESH_{service}_LOOP_LIMIT_MS", f"{patient(LIMIT_MS):g}")
 
 
-def of_no_code(complaint: str) -> bool:
-    """Tell whether no Python code ran on the loop: what held it is in gRPC, which has no frames."""
-    return complaint.endswith("return self._loop.run_until_complete(task)")
-
-
 class LoopLogs:
     """The logs of services; each line is read once."""
 

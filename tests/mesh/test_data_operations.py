@@ -518,7 +518,6 @@ def test_pages_with_pictures_fit_into_a_message(client, collection):
     assert [c.content.images[0] for c in without] == [Image(b"")] * len(given)
 
 
-@pytest.mark.large_messages
 def test_pictures_that_fill_more_than_a_message_cost_a_search_those_that_do_not_fit(
     client, collection, run
 ):
