@@ -8,7 +8,9 @@ tests go out longest first, by tests/durations.json: no worker gets the longest 
 from __future__ import annotations
 
 import json
+import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +134,10 @@ class Workers:
     def pytest_testnodedown(self, node: WorkerController, error: object) -> None:
         """Say by which code or signal a worker that crashed has ended."""
         if error:
-            code = node.gateway._io.popen.wait(patient(5))
-            self._say(f"worker {node.gateway.id} ended with code {code}")
+            process = node.gateway._io.popen
+            with suppress(subprocess.TimeoutExpired):  # closed its pipe, and is still there
+                process.wait(patient(5))
+            self._say(f"worker {node.gateway.id} ended with code {process.returncode}")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Name a failed test when it fails, for those who see no summary since a run was ended."""

@@ -389,8 +389,9 @@ class Snapshots:
         entries = self._objects.list(f"{ROOT}/{epoch}")
         for entry in sorted(entries, key=lambda entry: not entry.key.endswith(".json")):
             self._objects.delete(entry.key)  # manifests first, so that none names what is gone
-        for place in [place for place in self._known if place.startswith(f"{ROOT}/{epoch}/")]:
-            del self._known[place]
+        for place in list(self._known):  # other threads store and load other shards
+            if place.startswith(f"{ROOT}/{epoch}/"):
+                self._known.pop(place, None)
         return len(entries)
 
 
