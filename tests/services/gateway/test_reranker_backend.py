@@ -28,6 +28,11 @@ class Judge(reranker_pb2_grpc.RerankerServiceServicer):
         self.calls = 0
         self.hangs = False
         self.refuses: grpc.StatusCode | None = None
+        self.asked: list[list[str]] = []
+        """The candidates of each call."""
+        self.fails_after: int | None = None
+        self.scored = 1000
+        """Of each call, those that have a score."""
         self.name, self.models = "reads texts", 0
         self.is_asked_again, self.knows = asyncio.Event(), asyncio.Event()
         """Cleared, nobody hears who judges."""
@@ -50,7 +55,11 @@ class Judge(reranker_pb2_grpc.RerankerServiceServicer):
             await asyncio.sleep(IN_TIME_S)
         if self.refuses:
             await context.abort(self.refuses, "full")
-        scores = [reranker_pb2.JudgedScore(score=0.5) for _ in request.candidates]
+        self.asked.append([candidate.parts[0].text for candidate in request.candidates])
+        if self.fails_after is not None and len(self.asked) > self.fails_after:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+        scores = [reranker_pb2.JudgedScore(score=len(c.parts[0].text)) for c in request.candidates]
+        scores[self.scored :] = [reranker_pb2.JudgedScore()] * len(scores[self.scored :])
         return reranker_pb2.RerankResponse(scores=scores, model_fingerprint=self.name)
 
 
@@ -80,6 +89,54 @@ async def backend(judge, monkeypatch):
 async def rerank(backend: RerankerBackend, seconds: float) -> None:
     content = Content.of("a lighthouse")
     await backend.rerank(content, "", [content], Deadline.after(seconds))
+
+
+LARGE = [Content.of("x" * size) for size in (4, 5, 3, 12, 1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("image_tokens", "fails_after", "asked", "scores"),
+    [
+        (0, None, [[4, 5], [3], [12], [1, 2]], [4, 5, 3, 12, 1, 2]),
+        (0, 2, [[4, 5], [3], [12]], [4, 5, 3, None, None, None]),
+        (9, None, [[4, 5, 3, 12, 1, 2]], [4, 5, 3, 12, 1, 2]),
+    ],
+)
+async def test_large_candidates_are_judged_by_several_calls(
+    backend, judge, monkeypatch, image_tokens, fails_after, asked, scores
+):
+    monkeypatch.setattr(reranker_backend, "CALL_BYTES", 10)
+    judge.asked, judge.fails_after = [], fails_after
+    verdict = await backend.rerank(
+        Content.of("q"), "", LARGE, Deadline.after(IN_TIME_S), image_tokens
+    )
+    assert [[len(text) for text in call] for call in judge.asked] == asked
+    assert verdict.scores == scores
+    assert verdict.fingerprint == judge.name
+
+
+async def test_a_judge_whose_time_was_too_short_is_not_asked_for_more(backend, judge, monkeypatch):
+    monkeypatch.setattr(reranker_backend, "CALL_BYTES", 10)
+    judge.asked, judge.scored = [], 1
+    verdict = await backend.rerank(Content.of("q"), "", LARGE, Deadline.after(IN_TIME_S))
+    assert len(judge.asked) == 1
+    assert verdict.scores == [4, None, None, None, None, None]
+
+
+async def test_scores_of_another_judge_are_left_out(backend, judge, monkeypatch):
+    """Models do not compare, and one may be replaced between two calls."""
+    monkeypatch.setattr(reranker_backend, "CALL_BYTES", 10)
+    ask = backend._ask
+
+    async def replaced(*given):
+        verdict = await ask(*given)
+        judge.name = "sees pictures"
+        return verdict
+
+    monkeypatch.setattr(backend, "_ask", replaced)
+    verdict = await backend.rerank(Content.of("q"), "", LARGE, Deadline.after(IN_TIME_S))
+    assert verdict.fingerprint == "reads texts"
+    assert verdict.scores == [4, 5, None, None, None, None]
 
 
 async def open_circuit(backend: RerankerBackend, judge: Judge) -> None:
