@@ -25,7 +25,7 @@ PAUSE_S, LEAST_S, FAILURES = 5.0, 0.5, 3
 must have had for its lateness to count."""
 RENEWED_S, LOOK_S = 10.0, 5.0
 """Seconds after which a judge that was not heard of is asked about again, and for how long."""
-CALL_BYTES = 16 << 20
+CALL_BYTES = 4 << 20
 """Of candidates in one call, unless one alone is larger. gRPC copies a message on the event loop of
 the reranker, which stands still meanwhile: 0.4 s of CPU for 48 MiB where its memory is new."""
 

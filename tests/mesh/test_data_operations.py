@@ -521,28 +521,28 @@ def test_pages_with_pictures_fit_into_a_message(client, collection):
 def test_pictures_that_fill_more_than_a_message_cost_a_search_those_that_do_not_fit(
     client, collection, run
 ):
-    """Six of 12 MiB, of which four fit. Costs 2 s."""
+    """17 of 4 MiB, of which 14 fit. Costs 2 s."""
     made = client.get_collection(collection)
-    rows = unit_vectors(6, made.dim)
-    given = [Candidate(f"p{n}", Content.of(f"{n}", bytes([n]) * (12 * MIB))) for n in range(6)]
+    rows = unit_vectors(17, made.dim)
+    given = [Candidate(f"p{n}", Content.of(f"{n}", bytes([n]) * (4 * MIB))) for n in range(17)]
     for one, row in zip(given, rows, strict=True):
         written = client.upsert_candidates(
             collection, [one], vectors=row[None], model_fingerprint=made.model_fingerprint
         )
     found = client.search(
-        collection, "p", limit=6, include_content=True, rerank=Rerank(6), token=written.token
+        collection, "p", limit=17, include_content=True, rerank=Rerank(17), token=written.token
     )
     contents = [hit.content for hit in found.hits]
-    assert sum(content is not None for content in contents) == 4
+    assert sum(content is not None for content in contents) == 14
     by_reason = {one.reason: one.message for one in found.degradations}
-    assert by_reason["CONTENT_UNAVAILABLE"].startswith("2 of 6 hits are answered without content")
-    assert "; 2 do not fit into one message" in by_reason["RERANK_PARTIAL"]
+    assert by_reason["CONTENT_UNAVAILABLE"].startswith("3 of 17 hits are answered without content")
+    assert "; 3 do not fit into one message" in by_reason["RERANK_PARTIAL"]
     ids = [one.id for one in given]
-    with pytest.raises(MessageTooLarge, match="ask for 4 at a time"):
+    with pytest.raises(MessageTooLarge, match="ask for 14 at a time"):
         client.batch_get_candidates(collection, ids)
-    assert client.batch_get_candidates(collection, ids[:4]) == given[:4]
+    assert client.batch_get_candidates(collection, ids[:14]) == given[:14]
     without = client.batch_get_candidates(collection, ids, include_images=False)
-    assert [one.content.images for one in without] == [(Image(b""),)] * 6
+    assert [one.content.images for one in without] == [(Image(b""),)] * 17
     code, shown, errors = run("show", collection, *ids)
     assert (code, errors) == (0, "")
     assert all(one in shown for one in ids)
