@@ -8,6 +8,9 @@ PROTOS  = $(shell find protos -name '*.proto' | sort)
 DATA   ?= .mmesh
 WORKERS ?= 2
 SPREAD  = -n $(WORKERS) --dist loadgroup
+# Nothing is compiled when it is installed, but kept when it is first imported; without that, each
+# of the hundreds of processes that tests start would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-all setup-models setup-vllm setup-extras setup-node setup-storage setup-k8s setup-training setup-mteb setup-peers setup-infinity demo up check fmt test test-unit test-all durations bench bench-peers soak protos docs k8s k8s-check images images-test protos-accept lite-model
