@@ -29,46 +29,44 @@ def lite():
     return load_lite(threads=1)
 
 
+@pytest.fixture(scope="module")
+def texts(lite):
+    """Answers few of the probes, and so is measured soon."""
+    return Wrapped(lite, replace(lite.info, modalities=frozenset({Modality.TEXT})))
+
+
 async def test_a_model_that_answers_alike_passes_and_is_measured(lite):
     await check_parity([lite, lite], None, 1e-4)
     assert 0 < metrics.parity_max_abs_diff._value.get() < 1e-5
 
 
-async def test_a_model_whose_vectors_depend_on_the_batch_never_serves(lite):
+async def test_a_model_whose_vectors_depend_on_the_batch_never_serves(texts):
     with pytest.raises(FailedPrecondition, match=r"differ by 0\.00\d+, more than 0\.0001"):
-        await check_parity([Leaking(lite, lite.info)], None, 1e-4)
+        await check_parity([Leaking(texts, texts.info)], None, 1e-4)
 
 
-async def test_devices_must_agree(lite):
+async def test_devices_must_agree(texts):
     class Other(Wrapped):
         def forward(self, collated):
             return -super().forward(collated)
 
     with pytest.raises(FailedPrecondition, match="differ by"):
-        await check_parity([lite, Other(lite, lite.info)], None, 1e-4)
+        await check_parity([texts, Other(texts, texts.info)], None, 1e-4)
 
 
-async def test_stored_vectors_must_be_met(lite, tmp_path):
-    answers = await ask_alone(encoder_groups(_encode(lite), lite.info.modalities))
+async def test_stored_vectors_must_be_met(texts, tmp_path):
+    answers = await ask_alone(encoder_groups(_encode(texts), texts.info.modalities))
     save_reference(tmp_path / "lite.npz", Reference("lite", answers))
-    await check_parity([lite], tmp_path / "lite.npz", 1e-4)
+    await check_parity([texts], tmp_path / "lite.npz", 1e-4)
     with pytest.raises(FailedPrecondition, match="no answer of 128 numbers"):
-        await check_parity([Truncated(lite, 128)], tmp_path / "lite.npz", 1e-4)
+        await check_parity([Truncated(texts, 128)], tmp_path / "lite.npz", 1e-4)
     changed = answers | {"query: text": answers["query: text"][::-1]}
     save_reference(tmp_path / "other.npz", Reference("another model", changed))
     with pytest.raises(FailedPrecondition, match="query: text"):
-        await check_parity([lite], tmp_path / "other.npz", 1e-4)
+        await check_parity([texts], tmp_path / "other.npz", 1e-4)
 
 
-@pytest.fixture(scope="module")
-def texts_only(lite):
-    """Answers few of the probes, and so is measured soon."""
-    return replace(lite.info, modalities=frozenset({Modality.TEXT}))
-
-
-async def test_what_has_passed_is_not_asked_again_until_something_changes(
-    lite, texts_only, tmp_path
-):
+async def test_what_has_passed_is_not_asked_again_until_something_changes(texts, tmp_path):
     class Counting(Wrapped):
         passes = 0
 
@@ -78,7 +76,7 @@ async def test_what_has_passed_is_not_asked_again_until_something_changes(
 
     async def check(**settings):
         chosen = EncoderSettings(canary_cache=tmp_path / "notes", **settings)
-        models = [Counting(lite, texts_only)]
+        models = [Counting(texts, texts.info)]
         Counting.passes = 0
         await check_parity(models, None, chosen.tolerance, parity_cache(chosen, models))
         return Counting.passes
@@ -94,9 +92,9 @@ async def test_what_has_passed_is_not_asked_again_until_something_changes(
     assert await check(trust_remote_code=True) == await check(trust_remote_code=True) == asked
 
 
-async def test_what_has_failed_fails_again(lite, texts_only, tmp_path):
+async def test_what_has_failed_fails_again(texts, tmp_path):
     chosen = EncoderSettings(canary_cache=tmp_path / "notes")
-    models = [Leaking(lite, texts_only)]
+    models = [Leaking(texts, texts.info)]
     for _ in range(2):
         with pytest.raises(FailedPrecondition, match="differ by"):
             await check_parity(models, None, 1e-4, parity_cache(chosen, models))
