@@ -39,6 +39,8 @@ class Effort:
     """Kills of an index process while it stores a snapshot."""
     damages: int
     """Ways of four in which each file of a snapshot is damaged."""
+    processes: int
+    """Processes that open, create or carry over one log at the same moment."""
     pause_s: float
     """Pause between two calls of those that make load beside a change of the mesh."""
     hammer_s: float
@@ -54,13 +56,13 @@ class Effort:
 
 FAST = Effort(
     examples=10, machine_examples=4, log_examples=3, crash_rounds=3, history_steps=8,
-    snapshot_kills=2, damages=1,
-    pause_s=0.03, hammer_s=1.5, broken_inputs=100, outage_s=6.0, freeze_s=7.0,
+    snapshot_kills=2, damages=1, processes=2,
+    pause_s=0.1, hammer_s=1.5, broken_inputs=100, outage_s=6.0, freeze_s=7.0,
 )  # fmt: skip
 FULL = Effort(
     examples=100, machine_examples=30, log_examples=20, crash_rounds=100, history_steps=300,
-    snapshot_kills=12,
-    damages=4, pause_s=0.0, hammer_s=5.0, broken_inputs=1000, outage_s=20.0, freeze_s=8.0,
+    snapshot_kills=12, damages=4, processes=4,
+    pause_s=0.0, hammer_s=5.0, broken_inputs=1000, outage_s=20.0, freeze_s=8.0,
 )  # fmt: skip
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.effort import needs_full_effort
+
 ROWS, DIM = 3000, 256
 SAME = 1.25
 
@@ -22,6 +24,7 @@ def capacity():
         yield capacity
 
 
+@needs_full_effort
 def test_memory_and_disk_of_a_process_are_within_the_plan(capacity):
     planned = capacity.planned_facts(ROWS, DIM)
     found = capacity.measured_facts(ROWS, Namespace(dim=DIM, seed=7, seconds=0.5, log="sqlite"))

@@ -20,6 +20,7 @@ from mmesh import Candidate, Client, Content, Progress
 from mmesh.api.index.v1 import index_pb2, index_pb2_grpc
 from mmesh.content import Modality
 from mmesh.search import Consistency
+from tests.effort import needs_full_effort
 
 TEXTS, IMAGES = 600, 40
 ROWS = 1500
@@ -200,7 +201,7 @@ def test_the_command_line_killed_half_way_goes_on_where_it_was(
         assert settled_in(state) == ROWS + 1
 
 
-@pytest.mark.parametrize("deaths", [1, 2])
+@pytest.mark.parametrize("deaths", [1, pytest.param(2, marks=needs_full_effort)])
 def test_a_mesh_that_is_stopped_while_a_service_restarts_leaves_no_process_behind(
     start_mesh, tmp_path, eventually, deaths
 ):

@@ -19,7 +19,7 @@ from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
 from mmesh.candidates import Candidate
 from mmesh.content import Content
 from mmesh.testing.postgres import PostgresServer, postgres_path
-from tests.effort import EFFORT, patient
+from tests.effort import EFFORT, needs_full_effort, patient
 
 BEFORE_S = 2.0
 BACK_S = patient(10.0)
@@ -265,6 +265,7 @@ def test_a_stopped_database_costs_no_search_and_no_acknowledged_write(
     assert own_mesh.restarts() == restarts
 
 
+@needs_full_effort
 @pytest.mark.timeout(180)
 def test_a_database_that_hangs_costs_no_search_and_no_acknowledged_write(
     database, own_client, load, ids_in

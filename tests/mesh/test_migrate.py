@@ -23,7 +23,7 @@ from mmesh.cli.main import cli
 from mmesh.errors import FailedPrecondition, MmeshError, ModelMismatch
 from mmesh.filter_language import parse_filter
 from mmesh.search import Consistency
-from tests.effort import EFFORT, patient
+from tests.effort import EFFORT, needs_full_effort, patient
 
 ALIAS, OLD, NEW = "pets", "pets-1", "pets-2"
 QUERY = "harbour glacier violin"
@@ -305,6 +305,7 @@ def test_pictures_are_compared_by_pictures_a_pair_at_a_time(
     assert most < page.stat().st_size / 24  # one pair with its pictures
 
 
+@needs_full_effort
 def test_whoever_dies_on_the_way_the_same_command_goes_on(
     two_models, filled, stubs, new_model, migrate, eventually
 ):

@@ -25,6 +25,7 @@ from mmesh.errors import DataLoss
 from mmesh.search import Consistency
 from mmesh.testing.postgres import postgres_path
 from services.index.store.objects import open_objects
+from tests.effort import needs_full_effort
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/back-up-and-restore.md"
 FENCE = re.compile(r"^```sh ([\w-]+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -140,7 +141,9 @@ def drill(request, tmp_path, index_processes, new_row):
     return Drill(tmp_path, url, index_processes, new_row)
 
 
-@pytest.mark.parametrize("more", [False, True], ids=["at once", "overtaken"])
+@pytest.mark.parametrize(
+    "more", [pytest.param(False, marks=needs_full_effort), True], ids=["at once", "overtaken"]
+)
 def test_a_log_that_is_older_than_the_pictures_is_put_back(drill, refusal, more):
     kept = drill.write("kept")
     drill.snapshot()

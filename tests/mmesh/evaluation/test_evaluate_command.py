@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from mmesh.cli.commands.evaluate import evaluate
 from mmesh.errors import CollectionNotFound
-from tests.effort import patient
+from tests.effort import needs_full_effort, patient
 
 CANDIDATES, QUERIES = 9, 4
 COMMAND = [sys.executable, "-c", "from mmesh.cli import main; main()", "evaluate"]
@@ -159,6 +159,7 @@ def test_the_report_can_be_mailed_and_names_the_pools_of_published_figures(whole
     assert "took the modality of" in text
 
 
+@needs_full_effort
 def test_killed_twice_and_resumed_it_reports_the_same(
     run, mbeir, whole, client, tmp_path, eventually
 ) -> None:

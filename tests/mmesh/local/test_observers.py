@@ -16,6 +16,7 @@ import yaml
 from mmesh.cli.commands.top.alerts import firing
 from mmesh.cli.commands.top.targets import prometheus_of
 from mmesh.local.observers import Observers, rules_folder
+from tests.effort import needs_full_effort
 
 needs_programs = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("prometheus-alertmanager")),
@@ -44,6 +45,7 @@ def is_running_on(folder):
     return False
 
 
+@needs_full_effort
 @needs_programs
 async def test_a_mesh_is_scraped_with_the_rules_of_a_cluster_and_so_is_what_scaling_adds(
     start_mesh, tmp_path, eventually

@@ -9,6 +9,7 @@ import pytest
 
 from mmesh.errors import CollectionExists
 from services.index.log.ledger import Delete, Written
+from tests.effort import EFFORT
 
 PROCESS = """
 import sys
@@ -43,7 +44,7 @@ def processes(empty_url):
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        for name in "abcd"
+        for name in "abcd"[: EFFORT.processes]
     ]
     yield started
     for process in started:
@@ -81,11 +82,12 @@ def test_processes_may_open_an_empty_database_at_once_and_leave_no_gap(
     log = open_log(empty_url).log
     head = log.collection("c")
     rows, through = log.read_after("c", head.epoch, 0, range(256), 10_000, 1)
-    # 4 writers, 15 rounds, 6 rows and one deletion each; 45 rows are shared by all writers.
-    assert through == head.seq == 4 * 15 * 7
-    assert len(rows) == 4 * 15 * 3 + 45
+    # Each writer has 15 rounds of 6 rows and one deletion; 45 rows are shared by all writers.
+    writers = len(processes)
+    assert through == head.seq == writers * 15 * 7
+    assert len(rows) == writers * 15 * 3 + 45
     assert len(set(rows.seqs.tolist())) == len(rows)
-    assert sum(head.counts.values()) == 4 * 15 * 2 + 45
+    assert sum(head.counts.values()) == writers * 15 * 2 + 45
 
 
 def test_a_reader_that_follows_writers_misses_nothing(writer, row, upsert, open_log, log_url):

@@ -21,6 +21,7 @@ from services.index.log.ledger import Upsert, Written
 from services.index.log.tables import metadata
 from services.index.point import Point
 from services.index.slots import slot_of
+from tests.effort import EFFORT
 
 FIRST_RELEASE = """
     CREATE TABLE collections (
@@ -116,7 +117,7 @@ def test_a_log_without_stamps_gets_one_for_the_state_that_it_is_in(empty_url, op
 def test_several_processes_may_carry_it_over_at_once(old_file):
     code = "import sys; from services.index.log.log import Log; Log(sys.argv[1]).close()"
     command = [sys.executable, "-c", code, f"sqlite:///{old_file}"]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(EFFORT.processes)]
     for process in processes:
         _, said = process.communicate(timeout=60)
         assert process.returncode == 0, said.decode()
