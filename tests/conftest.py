@@ -180,13 +180,17 @@ def loops_turn(loop_logs) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def start_mesh(loop_logs) -> Iterator[Callable[..., RunningMesh]]:
-    """Start meshes that a test may treat badly; all that still run at the end are stopped."""
+def start_mesh(loop_logs, tmp_path_factory) -> Iterator[Callable[..., RunningMesh]]:
+    """Start meshes that a test may treat badly; all that still run at the end are stopped.
+
+    Only the first one asks its models the probes of their canaries.
+    """
     running: list[RunningMesh] = []
+    canary_cache = tmp_path_factory.mktemp("canary")
 
     def start(data: Path, shards: int = 2, **settings: object) -> RunningMesh:
         loop_logs.watch(data / "logs")
-        chosen = {"metrics": False} | settings
+        chosen = {"metrics": False, "canary_cache": canary_cache} | settings
         running.append(RunningMesh(LocalSettings(data, shards, 0, **chosen)))
         return running[-1]
 
