@@ -160,13 +160,23 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
+    """Return the commit, marked when what was measured is not what it holds.
+
+    The results themselves do not count: each benchmark but the first one of a run finds new ones.
+    """
+    changes = ["status", "--porcelain", "--untracked-files=no"]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent
-        )
+        commit = _git("rev-parse", "--short=10", "HEAD")
+        is_dirty = _git(*changes, "--", ":/", ":(top,exclude)benchmarks/results")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return f"{commit}-dirty" if is_dirty else commit
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+    )
     return done.stdout.strip()
 
 
