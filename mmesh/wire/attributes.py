@@ -61,6 +61,8 @@ def attributes_from_pb(messages: Mapping[str, Any], path: str = "attributes") ->
     Raises:
         InvalidField: they are too many to look at, or one has no value.
     """
+    if not messages:
+        return {}  # soon: to go through an empty map costs a third of what a hit does
     check_count(messages, path)
     return {
         name: attribute_from_pb(value, f"{path}[{name[:LONGEST_SHOWN]!r}]")
