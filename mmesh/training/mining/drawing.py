@@ -16,6 +16,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from mmesh.content import Modality
 from mmesh.search import MAX_RERANK
@@ -65,8 +66,7 @@ class Rules:
             raise ValueError(f"below is {self.below}; 0 to {self.top - 1} leave ranks up to top")
 
 
-@dataclass(frozen=True, slots=True)
-class Ranked:
+class Ranked(NamedTuple):
     """A candidate of a ranking."""
 
     id: str
@@ -109,6 +109,8 @@ class Eligible:
 
     def without(self, reasons: Mapping[str, Drop]) -> Eligible:
         """Return what is left of C2 without these ids."""
+        if not reasons:
+            return self
         kept = tuple(one for one in self.low_rank if one.id not in reasons)
         dropped = Counter(self.dropped)
         dropped.update(reasons[one.id] for one in self.low_rank if one.id in reasons)
