@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
+from mmesh.local import rotation
 from mmesh.local.observers import ADDRESSES, TARGETS, scrape_targets
 from mmesh.local.plan import (
     LocalSettings,
@@ -71,6 +72,7 @@ class LocalMesh:
         self.show_waiting = _unfailing(self.show_waiting)
         self.services: list[Service] = []
         self._watchers: dict[str, asyncio.Task[None]] = {}
+        self._rotating: asyncio.Task[None] | None = None
         self._scaling = asyncio.Lock()
         self._lock: IO[str] | None = None
         self._launcher = Launcher(self.settings.data / "logs", self.say)
@@ -250,6 +252,7 @@ class LocalMesh:
     def _watch(self, services: Sequence[Service]) -> None:
         for service in services:
             self._watchers[service.name] = asyncio.create_task(self._watch_over(service))
+        self._rotating = self._rotating or asyncio.create_task(self._keep_logs_small())
 
     async def _watch_over(self, service: Service) -> None:
         """Keep a service up, whatever goes wrong with that."""
@@ -259,6 +262,20 @@ class LocalMesh:
             except Exception as error:  # nobody would see that this task has ended
                 self.say(f"{service.name} is not watched at present ({_words_of(error)})")
                 await asyncio.sleep(_LONGEST_PAUSE_S)
+
+    async def _keep_logs_small(self) -> None:
+        told: set[str] = set()
+        while True:
+            await asyncio.sleep(rotation.LOOK_S)
+            for service in list(self.services):
+                log = self._launcher.log_of(service.name)
+                try:
+                    if await asyncio.to_thread(rotation.rotate, log, self.settings.log_bytes):
+                        service.log_start = 0
+                except OSError as error:
+                    if service.name not in told:
+                        self.say(f"the log of {service.name} goes on growing ({_words_of(error)})")
+                    told.add(service.name)
 
     async def _keep_up(self, service: Service) -> None:
         """Restart a service whenever it dies, with pauses that grow while it keeps dying."""
@@ -294,6 +311,7 @@ class LocalMesh:
     async def _stop_all(self, grace_s: float) -> None:
         """Drain in the order of the calls: the gateway first, what it calls afterwards."""
         await _cancel(self._watchers.values())  # first, or one of them starts a service again
+        await _cancel([self._rotating] if self._rotating else [])
         await self._stop(self.services[-1:], grace_s)
         await self._stop(self.services[:-1], grace_s)
         await self._launcher.close()

@@ -42,6 +42,8 @@ class LocalSettings:
     """Where pictures and snapshots are; empty: in the data folder."""
     start_timeout_s: float = 120.0
     """How long a service may show no progress (log, CPU time) before its start has failed."""
+    log_bytes: int = 64 << 20
+    """Size from which on a service's log begins anew; the one before is kept beside it."""
     canary_cache: Path | None = None
     """Where models that passed their parity canary are noted; None: in the data folder."""
 

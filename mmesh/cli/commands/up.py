@@ -92,6 +92,14 @@ DEFAULT_DATA = Path(".mmesh")
     "start counts as failed.",
 )
 @click.option(
+    "--log-mib",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    metavar="MIB",
+    help="Size from which on the log of a service begins anew; the one before is kept.",
+)
+@click.option(
     "--observe",
     is_flag=True,
     help="Start Prometheus and Alertmanager, too, where they are installed, with the "
@@ -107,6 +115,7 @@ def up(
     log_url: str,
     blobs_url: str,
     start_timeout: float,
+    log_mib: int,
     observe: bool,
 ) -> None:
     """Start encoders, index, reranker and gateway, and keep them running.
@@ -129,6 +138,7 @@ def up(
             log_url=log_url,
             blobs_url=blobs_url,
             start_timeout_s=start_timeout,
+            log_bytes=log_mib << 20,
         )
         asyncio.run(_run(settings, observe=observe))
     except MeshFailed as failure:
