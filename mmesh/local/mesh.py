@@ -303,9 +303,14 @@ class LocalMesh:
             await self._start(service)
         except Exception as error:  # no file descriptor, a full disk: the next try may do
             return f"cannot be started ({_words_of(error)})"
-        with contextlib.suppress(MeshFailed, OSError):  # when it dies, that is seen soon enough
-            await self._waiting.wait_ready(service)
-            self.say(f"{service.name} is back")
+        try:
+            with contextlib.suppress(OSError):
+                await self._waiting.wait_ready(service)
+                self.say(f"{service.name} is back")
+        except MeshFailed as failure:  # when it has died, that is seen soon enough
+            if service.process is not None and service.process.returncode is None:
+                self.say(f"{failure}\nkilling it")
+                await _kill(service.process)
         return ""
 
     async def _stop_all(self, grace_s: float) -> None:

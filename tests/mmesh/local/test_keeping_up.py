@@ -32,8 +32,8 @@ async def watched(make_service, tmp_path):
     """Watch over a service that never serves; return it and its mesh."""
     meshes = []
 
-    async def watch(say: Callable[[str], None]):
-        mesh = LocalMesh(LocalSettings(tmp_path), say=say, show_waiting=say)
+    async def watch(say: Callable[[str], None], **settings: float):
+        mesh = LocalMesh(LocalSettings(tmp_path, **settings), say=say, show_waiting=say)
         meshes.append(mesh)
         (tmp_path / "logs").mkdir()
         mesh.services = [make_service("sleeper", "time.sleep(600)")]
@@ -77,3 +77,14 @@ async def test_a_watcher_that_fails_goes_on(watched, monkeypatch):
     service.process.send_signal(signal.SIGKILL)
     await restarted(service)
     assert "RuntimeError: a defect" in said.heard[0]
+
+
+async def test_a_service_that_hangs_while_it_is_restarted_is_killed_and_restarted(watched):
+    said = Listener(OSError(), 0)
+    _, service = await watched(said, start_timeout_s=0.5)
+    service.process.send_signal(signal.SIGKILL)
+    for _ in range(2):
+        await restarted(service)
+    assert "sleeper does not start: no progress for 0 s" in said.heard[1]
+    assert said.heard[1].endswith("killing it")
+    assert said.heard[2].startswith("sleeper died (signal SIGKILL); restarting it in")
