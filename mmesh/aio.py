@@ -14,7 +14,7 @@ from mmesh import arguments, wire
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
 from mmesh.content import Content, Part
-from mmesh.errors import MmeshError
+from mmesh.errors import FailedPrecondition, MmeshError
 from mmesh.search import Search, SearchResult, check_search
 from mmesh.vectors import DataType
 from mmesh.wire.errors import error_of
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 DEFAULT_ADDRESS = "127.0.0.1:50550"
 DEFAULT_TIMEOUT_S = 30.0
 MAX_PAGE = 1000
+_OTHER_LOOP = (
+    "this AsyncClient belongs to another event loop: make one in each `asyncio.run`, or use "
+    "Client, which has its own"
+)
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
 Given = Part | bytes | os.PathLike[str]
@@ -65,9 +69,9 @@ class AsyncClient:
     something carry an idempotency key, so that a repetition has no effect and returns the first
     answer: one of their own, or the `request_id` that is given, which spans several calls.
 
-    It connects with the first call, and is used on one event loop. After a `fork` the child may use
-    it, and others, unless its parent has connected one before: then calls raise
-    `FailedPrecondition` at once.
+    It connects with the first call, and belongs to the event loop of that one: calls on another
+    raise `FailedPrecondition` at once. So do calls after a `fork` in the child, if its parent has
+    connected a client before; else the child may use this one, and others.
 
     Example:
         async with AsyncClient() as client:
@@ -79,6 +83,7 @@ class AsyncClient:
         check_target(self._address)
         self._channel: grpc.aio.Channel | None = None
         self._known_stub: rpc.RetrievalServiceAsyncStub | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = False
 
     async def __aenter__(self) -> Self:
@@ -101,8 +106,11 @@ class AsyncClient:
         if self._is_closed:
             raise closed()
         if self._known_stub is None:
+            self._loop = asyncio.get_running_loop()
             self._channel = open_channel(self._address)
             self._known_stub = rpc.RetrievalServiceStub(self._channel)
+        elif self._loop is not asyncio.get_running_loop():
+            raise FailedPrecondition(_OTHER_LOOP)
         return self._known_stub
 
     # -- searches

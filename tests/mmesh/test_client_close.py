@@ -394,3 +394,11 @@ def test_a_call_in_a_callback_of_the_same_client_is_refused(gateway):
         outcome = Calling(lambda: one.ingest("c", candidates, on_progress=callback)).end()
         assert isinstance(outcome, FailedPrecondition)
         assert "use another client" in outcome.message
+
+
+def test_calls_on_another_event_loop_are_refused_at_once_and_it_can_be_closed_there(gateway):
+    client = AsyncClient(gateway.address)
+    assert asyncio.run(client.get_status()).version == "of the test"
+    with pytest.raises(FailedPrecondition, match="make one in each `asyncio"):
+        asyncio.run(client.get_status())
+    asyncio.run(asyncio.wait_for(client.close(), patient(5)))
