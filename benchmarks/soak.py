@@ -9,7 +9,8 @@ the floor, which is the lowest sample of every five minutes: what is held betwee
 work. A leak raises the floor; work in flight does not.
 
 `--tight` tells the two apart: caches and the delta of the index get bounds that are reached within
-minutes, so that what still grows afterwards is a leak.
+minutes, and a burst at the start brings pools of threads and connections to theirs, so that what
+still grows afterwards is a leak.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ SLOPE = 0.05
 """Most MB that a process may grow by in a minute after that."""
 FLOOR_MINUTES = 5.0
 IN_FLIGHT = 8
+BURSTS = 2
 TIGHT = {
     "MMESH_RERANKER_TOKEN_CACHE_MIB": "8",
     "MMESH_RERANKER_SCORE_CACHE": "2048",
@@ -106,6 +108,20 @@ class Load:
             await self._client.upsert_candidates(
                 COLLECTION, [self._candidate(number) for number in ids], timeout=PATIENCE_S
             )
+
+    async def burst(self) -> None:
+        """Read, replace and search as much at once as pools have threads and connections for."""
+        pictures = range(0, IDS, IDS // PICTURES)
+        for _ in range(BURSTS):
+            async with asyncio.TaskGroup() as group:
+                for start in range(0, PICTURES // 2, 25):
+                    some = [self._candidate(number) for number in pictures[start : start + 25]]
+                    group.create_task(
+                        self._client.upsert_candidates(COLLECTION, some, timeout=PATIENCE_S)
+                    )
+                for _ in range(50):
+                    group.create_task(self.read())
+                    group.create_task(self.search_text())
 
     def _candidate(self, number: int) -> Candidate:
         content = self._texts.lognormal(1)[0]
@@ -179,6 +195,8 @@ async def measure(options: argparse.Namespace, report: Report) -> None:
         async with LocalMesh(settings) as mesh, AsyncClient(mesh.address) as client:
             load = Load(client, options.seed)
             await load.fill()
+            if options.tight:
+                await load.burst()
             until = time.monotonic() + 60 * options.minutes
             watching = asyncio.create_task(_watch(mesh, until, options.minutes))
             async with asyncio.TaskGroup() as group:
