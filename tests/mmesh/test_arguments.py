@@ -181,6 +181,7 @@ async def test_the_other_searches_of_a_batch_are_asked():
 
     client = AsyncClient(NOWHERE)
     client._known_stub = SimpleNamespace(SearchBatch=answer)
+    client._loop = asyncio.get_running_loop()
     bad = [search for search, _ in WRONG_SEARCHES]
     good = [Search("c", Content.of(f"{n}")) for n in range(3)]
     outcomes = await client.search_batch([good[0], *bad, good[1], good[2]])
