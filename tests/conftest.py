@@ -56,10 +56,10 @@ VLLM_SETTINGS = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give each worker of pytest-xdist ports that no other worker draws."""
+    """Give each worker of pytest-xdist ports that no other worker draws, nor who replaces one."""
     if (worker := getattr(config, "workerinput", None)) is not None:
-        number, count = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
-        ports._PORTS = PORTS[number::count]
+        number, shares = int(worker["workerid"].removeprefix("gw")), 2 * worker["workercount"]
+        ports._PORTS = PORTS[number % shares :: shares]
 
 
 def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
