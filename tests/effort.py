@@ -39,6 +39,8 @@ class Effort:
     """Kills of an index process while it stores a snapshot."""
     damages: int
     """Ways of four in which each file of a snapshot is damaged."""
+    moves: int
+    """Moves of an alias between two collections under load, an odd number."""
     processes: int
     """Processes that open, create or carry over one log at the same moment."""
     pause_s: float
@@ -55,13 +57,13 @@ class Effort:
 
 
 FAST = Effort(
-    examples=10, machine_examples=4, log_examples=3, crash_rounds=3, history_steps=8,
-    snapshot_kills=2, damages=1, processes=2,
-    pause_s=0.1, hammer_s=1.5, broken_inputs=100, outage_s=6.0, freeze_s=7.0,
+    examples=10, machine_examples=4, log_examples=3, crash_rounds=2, history_steps=8,
+    snapshot_kills=2, damages=1, moves=1, processes=2,
+    pause_s=0.1, hammer_s=1.5, broken_inputs=100, outage_s=4.0, freeze_s=7.0,
 )  # fmt: skip
 FULL = Effort(
     examples=100, machine_examples=30, log_examples=20, crash_rounds=100, history_steps=300,
-    snapshot_kills=12, damages=4, processes=4,
+    snapshot_kills=12, damages=4, moves=3, processes=4,
     pause_s=0.0, hammer_s=5.0, broken_inputs=1000, outage_s=20.0, freeze_s=8.0,
 )  # fmt: skip
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mmesh import Candidate, Client, Content
+from tests.effort import needs_full_effort
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc shows who is left")
 
@@ -104,7 +105,9 @@ def test_nothing_is_left_of_a_mesh_whose_first_process_was_killed(up, eventually
     eventually(lambda: not any(map(is_running, begun)), "all are gone")
 
 
-@pytest.mark.parametrize("state", ["loading", "stuck"])  # 1 and 6 s of waiting
+@pytest.mark.parametrize(  # 1 and 6 s of waiting
+    "state", ["loading", pytest.param("stuck", marks=needs_full_effort)]
+)
 def test_a_service_that_loads_or_is_stuck_ends_with_its_parent(state, eventually):
     command = [sys.executable, "-c", PARENT, SERVICE, state]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
