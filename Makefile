@@ -104,7 +104,7 @@ BENCHMARKS = recall_lite rerank_lite overhead mixed_pool mining evaluation train
 	capacity blobs start
 
 bench: setup setup-training  ## run the benchmarks (2 hours) and store their results in benchmarks/results
-	@for name in $(BENCHMARKS); do \
+	@failed=; for name in $(BENCHMARKS); do \
 	  echo "== $$name"; $(BIN)/python benchmarks/$$name.py || failed="$$failed $$name"; \
 	done; test -z "$$failed" || { echo "these failed:$$failed"; exit 1; }
 

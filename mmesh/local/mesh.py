@@ -264,6 +264,7 @@ class LocalMesh:
                 await asyncio.sleep(_LONGEST_PAUSE_S)
 
     async def _keep_logs_small(self) -> None:
+        """Rotate the logs of all services; what goes wrong with one is told once."""
         told: set[str] = set()
         while True:
             await asyncio.sleep(rotation.LOOK_S)
@@ -272,7 +273,7 @@ class LocalMesh:
                 try:
                     if await asyncio.to_thread(rotation.rotate, log, self.settings.log_bytes):
                         service.log_start = 0
-                except OSError as error:
+                except Exception as error:  # nobody would see that this task has ended
                     if service.name not in told:
                         self.say(f"the log of {service.name} goes on growing ({_words_of(error)})")
                     told.add(service.name)
