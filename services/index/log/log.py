@@ -367,11 +367,12 @@ class Log:
     ) -> tuple[Rows, int]:
         """Return rows of `slots` written after `seq`, in order, and how far that reaches.
 
-        The second value is the sequence that a view reflects once it has applied the rows. Both
-        come from one snapshot: the head without the rows would tell a view that it reflects what
-        it has never seen.
+        The second value is the sequence that a view reflects once it has applied the rows; after
+        `limit` rows it lacks those candidates that were written again later. Both come from one
+        snapshot: the head without the rows would tell a view that it reflects what it has never
+        seen.
 
-        `purged` is the collection's `purged` when the view was begun from nothing (it misses no
+        `purged` is the collection's sequence when the view was begun from nothing (it misses no
         deletion up to there), 0 when it was begun from a snapshot; None leaves it to the caller to
         see that no deletion after `seq` was purged. `stamp` is that of the commit that made write
         `seq`, as far as the view knows: so the rows go on from the very writes that it reflects.

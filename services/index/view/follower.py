@@ -71,14 +71,14 @@ class _Followed:
     @property
     def is_behind(self) -> bool:
         """Whether the view lacks something that the log has, or may have what the log lacks."""
-        if self.view is None or self.view.applied < self.row.seq:
+        if self.view is None or self.view.whole < self.row.seq:
             return True
         return self.checked_at < self.noted_at
 
     @property
     def is_loaded(self) -> bool:
         """Whether searches can use the view: it has come from the log, or was compared with it."""
-        if self.view is None or self.view.applied < self.head:
+        if self.view is None or self.view.whole < self.head:
             return False
         return self.checked_at > -math.inf
 
@@ -194,6 +194,7 @@ class Follower:
 
         Raises:
             StaleReplica: it does not in time.
+            CollectionNotFound: it was deleted meanwhile.
             MemoryFull: this shard refused to load the collection.
         """
         find = partial(self._fresh, row, seq, since)
@@ -210,7 +211,7 @@ class Follower:
 
     def _fresh(self, row: CollectionRow, seq: int, since: float) -> View | None:
         view, one = self.views.get(row.name), self._followed.get(row.name)
-        if view is None or one is None or view.epoch != row.epoch or view.applied < seq:
+        if view is None or one is None or view.epoch != row.epoch or view.whole < seq:
             return None
         return view if one.checked_at >= since else None
 
@@ -270,8 +271,10 @@ class Follower:
         self._version, self._next_look_at = version, now + self._poll_s
         self._look_anyway_at = now + LOOK_ANYWAY_S
         self.collections = {}
-        for one in [one for name, one in self._followed.items() if name not in rows]:
-            self._drop(one)
+        for name, one in list(self._followed.items()):
+            if name not in rows:
+                self._drop(one)
+                self._waiters.fail(name, CollectionNotFound(name))
         for row in rows.values():
             self._note(row, now)
         self._has_looked = True
@@ -290,7 +293,7 @@ class Follower:
             return
         followed.row, followed.noted_at = row, begun_at
         if followed.view is not None and followed.view.at == row.head:
-            followed.checked_at = begun_at
+            followed.view.whole, followed.checked_at = row.seq, begun_at
             self._waiters.wake(row.name)
 
     def _drop(self, one: _Followed) -> None:
@@ -368,6 +371,8 @@ class Follower:
             self._forget_view(one)
             one.head = one.row.seq
             raise
+        if len(rows) < TAIL_ROWS:  # that was all of the log
+            view.whole = through
         view.history.passed(rows.commits)
         if len(rows):
             for on_change in self._subscribers:

@@ -75,7 +75,7 @@ class Loader:
             restored = await self._source.restore(row)
         if restored is not None:
             return restored
-        return View(row.name, row.epoch, row.dim, self._delta_rows, purged=row.purged)
+        return View(row.name, row.epoch, row.dim, self._delta_rows, purged=row.seq)
 
     async def read_some(self, view: View, row: CollectionRow) -> tuple[Rows, int]:
         """Return the next rows of the log for a view, and how far that reaches.

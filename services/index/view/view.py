@@ -240,8 +240,11 @@ class View:
     """What it reflects: all writes of its history up to here."""
     segments: Mapping[Modality, Sequence[Segment]] = field(default_factory=dict)
     """What a snapshot brought, if the view began with one."""
+    whole: int = 0
+    """All writes up to here are reflected, or later ones in their place. Of those between here and
+    `at`, a candidate is missing that a write after `at` has replaced: the log has only the last."""
     purged: int = 0
-    """Deletions up to here were gone from the log when the view began with nothing."""
+    """Deletions up to here are none of a view that began with nothing when the log was there."""
     stored: int = 0
     """The sequence that its newest snapshot reflects; 0 without one."""
     partitions: dict[Modality, Partition] = field(init=False)

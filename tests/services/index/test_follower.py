@@ -20,7 +20,9 @@ from mmesh.errors import (
 )
 from mmesh.serving.backoff import Pauses
 from mmesh.serving.deadline import Deadline
+from mmesh.values.tokens import Token
 from services.index.view import follower as module
+from services.index.view import loader
 from services.index.view.loader import TAIL_ROWS, LogAlone
 from services.index.view.memory import MemoryBudget
 
@@ -235,6 +237,17 @@ async def test_who_waits_goes_on_as_soon_as_its_own_collection_is_there(follow, 
         assert (await slow).name == "slow"
 
 
+async def test_who_waits_for_a_collection_that_is_deleted_is_told_at_once(follow, writer):
+    async with follow() as follower:
+        await follower.loaded()
+        row = writer.log.collection("c")
+        waiting = asyncio.create_task(follower.wait_for(row, 99, Deadline.after(60)))
+        await asyncio.sleep(0)
+        writer.log.delete_collection("c")
+        with pytest.raises(CollectionNotFound):
+            await waiting
+
+
 async def test_who_gives_up_waiting_leaves_the_others(follow, writer):
     async with follow() as follower:
         await follower.loaded()
@@ -293,6 +306,65 @@ async def test_more_than_a_batch_is_loaded_before_searches_see_the_view(
         await follower.loaded()
         assert follower.views["c"].counts()[Modality.TEXT] == len(rows)
     assert seen == [(TAIL_ROWS, False), (len(rows), False)]
+
+
+@pytest.fixture
+def small_pages(monkeypatch):
+    """The log is read five rows at a time."""
+    for one in (module, loader):
+        monkeypatch.setattr(one, "TAIL_ROWS", 5)
+
+
+async def test_a_write_that_was_written_again_is_seen_by_who_waits_for_it(
+    follow, writer, small_pages
+):
+    others = [f"other-{number}" for number in range(7)]
+    async with follow(poll_s=60) as follower:
+        await follower.loaded()
+        seq = Token.parse(writer.put("new").token).seq
+        writer.put(*others)
+        writer.put("new")
+        row = writer.log.collection("c")
+        view = await follower.wait_for(row, seq, Deadline.after(10))
+        assert view.counts()[Modality.TEXT] == 8
+
+
+async def test_a_view_that_is_loaded_beside_writes_lacks_nothing(follow, writer, small_pages):
+    first = [f"first-{number}" for number in range(8)]
+    writer.put(*first)
+    pages = []
+
+    def write_beside_the_first_page(view):
+        if not pages:
+            writer.put(*(f"beside-{number}" for number in range(7)))
+            writer.put(first[6])
+        pages.append(view.applied)
+
+    async with follow(poll_s=60) as follower:
+        follower.subscribe(write_beside_the_first_page)
+        await follower.loaded()
+        assert follower.views["c"].counts()[Modality.TEXT] == 15
+    assert pages == [5, 11, 16]
+
+
+async def test_a_purge_does_not_send_a_view_that_is_loaded_back_to_its_beginning(
+    follow, writer, small_pages
+):
+    writer.put(*(f"id-{number}" for number in range(12)))
+    writer.delete("id-11")
+    pages = []
+
+    def purge_beside_the_first_page(view):
+        if not pages:
+            writer.log.purge(-1)
+        pages.append(view.applied)
+
+    async with follow() as follower:
+        follower.subscribe(purge_beside_the_first_page)
+        await follower.loaded()
+        assert follower.views["c"].counts()[Modality.TEXT] == 11
+    assert pages[:2] == [5, 10]
+    assert pages == sorted(pages)
 
 
 @pytest.mark.parametrize("call", ["read_after", "collections"])
