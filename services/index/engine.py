@@ -8,11 +8,13 @@ import sys
 import threading
 import time
 import uuid
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from operator import attrgetter
 from typing import NamedTuple, Self, TypeVar
 
@@ -42,6 +44,7 @@ from services.index.log.ledger import Delete, Fill, Mirrored, Upsert
 from services.index.log.rows import (
     CollectionRow,
     NewCandidate,
+    Page,
     StoredCandidate,
     candidate_of,
     pictures_of,
@@ -58,6 +61,8 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 FRESH_SHARE = 0.9
 """Share of a search's time that may go by in waiting for a write."""
+FEW_IDS = 16
+"""Candidates that are read without asking first how long their texts are."""
 
 
 class MirrorVectors(NamedTuple):
@@ -75,6 +80,8 @@ class IndexEngine:
         self.replica = uuid.uuid4().hex[:12]
         self.is_ready = False
         self._reader = ThreadPoolExecutor(2, "log-reader")
+        self._content_reader = ThreadPoolExecutor(2, "content-reader")
+        """Of its own: these may wait for an object store, and what only asks the log must not."""
         self._preparer = ThreadPoolExecutor(2, "prepare")
         self._storing = ThreadPoolExecutor(AT_A_TIME, "store-pictures")
         self._pictures = ThreadPoolExecutor(AT_A_TIME, "read-pictures")
@@ -112,7 +119,8 @@ class IndexEngine:
         if self._parts is not None:
             await self._parts.searcher.close()
         await asyncio.gather(*self._dropping, return_exceptions=True)
-        for pool in (self._preparer, self._reader, self._storing, self._pictures, self._copier):
+        readers = self._reader, self._content_reader, self._pictures
+        for pool in (self._preparer, *readers, self._storing, self._copier):
             await asyncio.to_thread(pool.shutdown)
         await self._stack.aclose()
 
@@ -297,8 +305,9 @@ class IndexEngine:
         """
 
         def read() -> tuple[list[Candidate], list[str]]:
-            rows = {stored.id: stored for stored in self._open.log.get(collection, ids)}
-            wanted = [rows[i] for i in ids if i in rows]
+            ids_that_fit, left = self._that_fit(collection, ids, most_bytes)
+            rows = {stored.id: stored for stored in self._open.log.get(collection, ids_that_fit)}
+            wanted = [rows[i] for i in ids_that_fit if i in rows]
             whole = (
                 partial(self._whole, collection) if images else partial(candidate_of, blobs=None)
             )
@@ -306,9 +315,21 @@ class IndexEngine:
                 together, self._pictures, whole, waits=_has_picture if images else _never
             )
             found = filling(read_some, wanted, attrgetter("size"), most_bytes or sys.maxsize)
-            return found, [one.id for one in wanted[len(found) :]]
+            return found, [one.id for one in wanted[len(found) :]] + left
 
-        return await self._read(read)
+        return await self._run(self._content_reader if images else self._reader, read)
+
+    def _that_fit(
+        self, collection: str, ids: Sequence[str], most_bytes: int
+    ) -> tuple[Sequence[str], list[str]]:
+        """Divide ids into the first ones, whose texts fit into memory, and those that are left."""
+        if len(ids) <= FEW_IDS or not most_bytes:
+            return ids, []
+        sizes = self._open.log.sizes(collection, ids)
+        known = [candidate_id for candidate_id in ids if candidate_id in sizes]
+        filled = list(accumulate(sizes[candidate_id] for candidate_id in known))
+        count = max(1, bisect_right(filled, most_bytes))
+        return known[:count], known[count:]
 
     def _whole(self, collection: str, stored: StoredCandidate) -> Candidate:
         """Return a candidate with its pictures.
@@ -326,13 +347,19 @@ class IndexEngine:
         return found
 
     async def page(
-        self, collection: str, after: str, limit: int, *, vectors: bool = False
-    ) -> tuple[CollectionRow, list[StoredCandidate]]:
-        """Return `limit` candidates with ids after `after`, as they are stored."""
+        self,
+        collection: str,
+        after: str,
+        limit: int,
+        most_bytes: int = sys.maxsize,
+        *,
+        vectors: bool = False,
+    ) -> tuple[CollectionRow, Page]:
+        """Return candidates with ids after `after`, as they are stored: as many as `Log.page`."""
         row = await self._read(self._open.log.collection, collection)
 
-        def read() -> list[StoredCandidate]:
-            return self._open.log.page(row.name, after, limit, vectors=vectors)
+        def read() -> Page:
+            return self._open.log.page(row.name, after, limit, most_bytes, vectors=vectors)
 
         return row, await self._read(read)
 
@@ -341,7 +368,7 @@ class IndexEngine:
     ) -> Candidate:
         """Return a stored candidate as users know it, with or without the bytes of pictures."""
         if images:
-            return await self._read(self._whole, collection, stored)
+            return await self._run(self._content_reader, self._whole, collection, stored)
         return candidate_of(stored, None)
 
     # -- search

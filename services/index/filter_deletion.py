@@ -15,10 +15,10 @@ from services.index.log.attributes import typed
 from services.index.log.committer import Committer
 from services.index.log.ledger import DeleteUnchanged
 from services.index.log.log import Log
-from services.index.log.rows import CollectionRow, StoredCandidate
+from services.index.log.rows import CollectionRow, Page, StoredCandidate
 from services.index.segments.columns import Columns
 
-PAGE_ROWS = 1000
+PAGE_ROWS, PAGE_BYTES = 1000, 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,8 @@ class FilterDeletion:
         until_seq = row.seq if answer is None else answer.until_seq or 0
         after, is_last = "", False
         while not is_last:
-            page = await self.read(self.log.page, row.name, after, PAGE_ROWS)
+            page, is_last = await self.read(self._page_after, row.name, after)
             seqs = await asyncio.to_thread(_held, page, wanted, until_seq)
-            is_last = len(page) < PAGE_ROWS
             if seqs or is_last:
                 now = await self.read(self.log.collection, row.name)
                 if now.epoch != row.epoch:
@@ -71,6 +70,9 @@ class FilterDeletion:
         if answer is None:  # the steps went to another collection of this name
             raise CollectionNotFound(row.name)
         return answer
+
+    def _page_after(self, name: str, after: str) -> Page:
+        return self.log.page(name, after, PAGE_ROWS, PAGE_BYTES, parts=False)
 
 
 def _held(page: Sequence[StoredCandidate], condition: Filter, until_seq: int) -> dict[str, int]:

@@ -202,23 +202,25 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
         self, request: index_pb2.ListCandidatesRequest, context: Context
     ) -> index_pb2.ListCandidatesResponse:
         size = page_size_of(request.page_size)
-        row, stored = await self._engine.page(
-            request.collection, request.page_token, size + 1, vectors=request.include_vectors
+        most = min(PAGE_BYTES, self._settings.max_message_bytes // 2)
+        row, page = await self._engine.page(
+            request.collection, request.page_token, size, most, vectors=request.include_vectors
         )
-        most, filled = min(PAGE_BYTES, self._settings.max_message_bytes // 2), 0
         found: list[Candidate] = []
-        for one in stored[:size]:
+        filled = 0
+        for one in page.rows:
             candidate = await self._engine.candidate(row.name, one, images=request.include_images)
             filled += candidate.size + len(one.vector)
             if filled > most and found:  # one alone always fits
                 break
             found.append(candidate)
-        shown = stored[: len(found)]
+        shown = page.rows[: len(found)]
+        is_last = page.is_last and len(shown) == len(page.rows)
         return await built(
             filled,
             lambda: index_pb2.ListCandidatesResponse(
                 candidates=map(wire.candidate_to_pb, found),
-                next_page_token=shown[-1].id if len(shown) < len(stored) else "",
+                next_page_token="" if is_last else shown[-1].id,
                 vectors=_vectors_to_pb(shown, row.dim) if request.include_vectors else None,
                 model_fingerprint=row.model_fingerprint,
             ),

@@ -55,6 +55,8 @@ class Committer:
             MmeshError: the write was refused.
         """
         if len(self._queue) >= self._max_waiting:
+            self._queue = deque(one for one in self._queue if not one.outcome.done())
+        if len(self._queue) >= self._max_waiting:
             raise Overloaded(f"{len(self._queue)} writes wait already")
         outcome: asyncio.Future[Written] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(write, rows, outcome, time.perf_counter()))

@@ -7,8 +7,9 @@ order of sequences is the order of commits: who has seen sequence s has seen all
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -35,7 +36,7 @@ from services.index.log.ledger import (
 )
 from services.index.log.purge import pictures, purge
 from services.index.log.requests import Once, Requests, find
-from services.index.log.rows import CollectionRow, Rows, StoredCandidate
+from services.index.log.rows import CollectionRow, Page, Rows, StoredCandidate
 from services.index.log.tables import aliases as alias_table
 from services.index.log.tables import candidates, collections
 from services.index.log.tables import identity as identity_table
@@ -171,6 +172,7 @@ class Log:
 
     def collections(self, after: str = "", limit: int | None = None) -> list[CollectionRow]:
         """Return collections with names after `after`, by name."""
+        _check_text("page_token", after)
         query = _COLLECTIONS
         if after or limit is not None:
             query = query.where(collections.c.name > after).limit(limit)
@@ -408,29 +410,59 @@ class Log:
         Raises:
             CollectionNotFound: there is no collection of this name or alias.
         """
-        known = [candidate_id for candidate_id in ids if "\0" not in candidate_id]
-        query = _select_stored(vectors).where(self._by_ids)
-        return self._stored(name, query, {"ids": self._database.many(known)})
+        query = sa.select(*_stored_columns(vectors=vectors)).where(self._by_ids)
+        query = query.execution_options(binary=vectors)
+        return [StoredCandidate(*one) for one in self._of_ids(name, query, ids)]
 
-    def page(
-        self, name: str, after: str, limit: int, *, vectors: bool = False
-    ) -> list[StoredCandidate]:
-        """Return `limit` candidates with ids after `after`, by the bytes of their ids.
+    def sizes(self, name: str, ids: Sequence[str]) -> dict[str, int]:
+        """Return how many bytes `get` would read of those of `ids` that exist.
 
         Raises:
             CollectionNotFound: there is no collection of this name or alias.
         """
-        _check_text("after", after)
-        query = _select_stored(vectors).where(self._living, candidates.c.id > after)
-        return self._stored(name, query.order_by(candidates.c.id).limit(limit), {})
+        query = self._select_sizes(_stored_columns()).where(self._by_ids)
+        return {candidate_id: size for candidate_id, size in self._of_ids(name, query, ids)}
 
-    def _stored(
-        self, name: str, query: sa.Select[Any], values: dict[str, Any]
-    ) -> list[StoredCandidate]:
+    def _of_ids(self, name: str, query: sa.Select[Any], ids: Sequence[str]) -> Sequence[Any]:
+        known = [candidate_id for candidate_id in ids if "\0" not in candidate_id]
         with self._database.snapshot() as connection:
-            row = catalog.must_find(connection, name)
-            found = connection.execute(query, {"key": row.key} | values)
-            return [StoredCandidate(*one) for one in found]
+            values = {"key": catalog.must_find(connection, name).key}
+            return connection.execute(query, values | {"ids": self._database.many(known)}).all()
+
+    def page(
+        self,
+        name: str,
+        after: str,
+        limit: int,
+        most_bytes: int = sys.maxsize,
+        *,
+        parts: bool = True,
+        vectors: bool = False,
+    ) -> Page:
+        """Return up to `limit` candidates with ids after `after`, by the bytes of their ids.
+
+        They have up to `most_bytes` in the log, or it is one that has more: who asks for pages of
+        long texts fills no memory.
+
+        Raises:
+            CollectionNotFound: there is no collection of this name or alias.
+        """
+        _check_text("page_token", after)
+        columns, by_id = _stored_columns(parts=parts, vectors=vectors), candidates.c.id
+        rest = self._living & (by_id > after)
+        sizes = self._select_sizes(columns).where(rest).order_by(by_id).limit(limit + 1)
+        with self._database.snapshot() as connection:
+            key = {"key": catalog.must_find(connection, name).key}
+            with connection.execute(sizes, key) as found:  # SQLite reads no further than is asked
+                last, is_last = _fitting(found, limit, most_bytes)
+            query = sa.select(*columns).where(rest, by_id <= last).order_by(by_id)
+            rows = connection.execute(query.execution_options(binary=vectors), key)
+            return Page([StoredCandidate(*one) for one in rows], is_last)
+
+    def _select_sizes(self, columns: Sequence[sa.ColumnElement[Any]]) -> sa.Select[Any]:
+        small = "id", "seq"
+        sized = [one for one in columns if isinstance(one, sa.Column) and one.name not in small]
+        return sa.select(columns[0], sum(map(self._database.octets, sized), sa.literal(0)))
 
     # -- upkeep
 
@@ -473,12 +505,24 @@ def _lost(
 _COLLECTIONS = catalog.ROWS.order_by(collections.c.name)
 
 
-def _select_stored(vectors: bool) -> sa.Select[Any]:
+def _stored_columns(
+    *, parts: bool = True, vectors: bool = False
+) -> Sequence[sa.ColumnElement[Any]]:
+    """Return the columns of a `StoredCandidate` in their order."""
     columns = candidates.c
-    query = sa.select(columns.id, columns.parts, columns.attributes, columns.seq)
-    if not vectors:
-        return query
-    return query.add_columns(columns.vector).execution_options(binary=True)
+    read = columns.id, columns.parts if parts else sa.literal(""), columns.attributes, columns.seq
+    return (*read, columns.vector) if vectors else read
+
+
+def _fitting(sizes: Iterable[Any], limit: int, most_bytes: int) -> tuple[str, bool]:
+    """Return the last of the first ids that fit, one at least, and whether that is all."""
+    last, count = "", 0
+    for candidate_id, size in sizes:
+        most_bytes -= size
+        if count == limit or (count and most_bytes < 0):
+            return last, False
+        last, count = candidate_id, count + 1
+    return last, True
 
 
 def _check_text(field: str, text: str) -> None:

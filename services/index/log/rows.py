@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +108,14 @@ class StoredCandidate:
     seq: int
     vector: bytes = field(repr=False, default=b"")
     """As in `NewCandidate`; empty unless asked for."""
+
+
+class Page(NamedTuple):
+    """Candidates that follow each other by id."""
+
+    rows: list[StoredCandidate]
+    is_last: bool
+    """Whether no more follow."""
 
 
 def parts_to_json(content: Content, blobs: Blobs) -> str:

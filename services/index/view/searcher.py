@@ -125,6 +125,8 @@ class Searcher:
             Overloaded: too many searches wait already.
         """
         if len(self._waiting) >= self._max_waiting:
+            self._waiting = _not_done(self._waiting)
+        if len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"{len(self._waiting)} searches wait already")
         loop = asyncio.get_running_loop()
         watch = None if self.watcher is None else self.watcher(work)
@@ -163,7 +165,7 @@ class Searcher:
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start as much of what waits as there is room for."""
         self._is_due = False
-        self._waiting = [w for w in self._waiting if not w.outcome.done()]
+        self._waiting = _not_done(self._waiting)
         while len(self._running) < self._threads and (batch := self._take()):
             try:
                 if not self._running and self._is_short(batch) and self._run_here(loop, batch):
@@ -247,6 +249,10 @@ class Searcher:
         if work.filter is not None or work.is_reproducible:
             return False
         return 0 < work.view.cost_s * _queries_in(batch) <= self._inline_s
+
+
+def _not_done(waiting: list[_Waiting]) -> list[_Waiting]:
+    return [one for one in waiting if not one.outcome.done()]
 
 
 def _begin(batch: list[_Waiting]) -> None:

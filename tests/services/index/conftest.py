@@ -90,7 +90,7 @@ class Writer:
         return self.log.read_after(collection, epoch, seq, slots, limit, DIM)
 
     def ids(self, collection: str = "c") -> list[str]:
-        return [row.id for row in self.log.page(collection, "", 10_000)]
+        return [row.id for row in self.log.page(collection, "", 10_000).rows]
 
 
 ENGINES = ["sqlite", "postgresql"]

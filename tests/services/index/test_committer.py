@@ -88,7 +88,7 @@ async def test_a_log_that_fails_fails_every_caller_with_an_error_of_its_own(held
         assert (await committer.write(upsert("b"), 1)).count == 1
 
 
-async def test_a_full_queue_is_refused_and_groups_are_bounded(held):
+async def test_a_queue_that_is_full_of_living_writes_is_refused_and_groups_are_bounded(held):
     async with Committer(held, 3) as committer:
         running = asyncio.create_task(committer.write(upsert("a"), 1))
         await asyncio.sleep(0.05)
@@ -97,6 +97,10 @@ async def test_a_full_queue_is_refused_and_groups_are_bounded(held):
         await asyncio.sleep(0)
         with pytest.raises(Overloaded, match="3 writes wait"):
             await committer.write(upsert("c"), 1)
+        waiting.pop().cancel()
+        await asyncio.sleep(0)
+        waiting.append(asyncio.create_task(committer.write(upsert("d"), rows)))
+        await asyncio.sleep(0)
         held.go.set()
         await asyncio.gather(running, *waiting)
     assert held.groups == [1, 1, 1, 1]

@@ -36,7 +36,7 @@ from mmesh.values.tokens import Token
 from mmesh.vector_search import VectorSearch
 from services.index import metrics
 from services.index.config import IndexSettings
-from services.index.engine import IndexEngine, MirrorVectors
+from services.index.engine import FEW_IDS, IndexEngine, MirrorVectors
 from services.index.log import copying
 from services.index.log.log import Log
 
@@ -302,7 +302,22 @@ async def test_candidates_come_back_as_they_were_written(engine):
         ("a", {"name": "a"}),
     ]
     row, page = await engine.page("c", "a", 10)
-    assert (row.name, [one.id for one in page]) == ("c", ["b"])
+    assert (row.name, [one.id for one in page.rows], page.is_last) == ("c", ["b"], True)
+
+
+async def test_of_many_candidates_as_many_are_read_as_fit(engine, monkeypatch):
+    ids = [f"id{number:02}" for number in range(FEW_IDS + 1)]
+    for start in range(0, len(ids), DIM):
+        await put(engine, *ids[start : start + DIM])
+    read = []
+    get = engine._open.log.get
+    monkeypatch.setattr(
+        engine._open.log, "get", lambda name, ids: read.extend(ids) or get(name, ids)
+    )
+    one = engine._open.log.sizes("c", ["id00"])["id00"]
+    found, left = await engine.get("c", ["unknown", *ids], 3 * one)
+    assert read == ids[:3]
+    assert [one.id for one in found] + left == ids
 
 
 async def test_a_search_that_cannot_be_fresh_in_time_says_so(start):

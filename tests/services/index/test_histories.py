@@ -84,7 +84,7 @@ async def found(engine, consistency=Consistency.STRONG, token="", collection="c"
 
 
 def logged(engine, collection="c"):
-    return [row.id for row in engine._open.log.page(collection, "", 10_000)]
+    return [row.id for row in engine._open.log.page(collection, "", 10_000).rows]
 
 
 async def test_a_view_ahead_of_its_log_is_left_at_once(engine, copies):

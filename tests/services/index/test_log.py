@@ -1,6 +1,8 @@
 """What every log promises to one caller, on both engines."""
 
+import json
 import sqlite3
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,15 +129,32 @@ def test_pages_go_by_the_bytes_of_ids_and_leave_out_what_was_deleted(writer):
     writer.put(*reversed(ids))
     assert writer.ids() == sorted(ids)
     writer.delete("ab")
-    assert [row.id for row in writer.log.page("c", "a-b", 2)] == ["a_b", "ä"]
-    assert [row.vector for row in writer.log.page("c", "", 1)] == [b""]
-    assert len(writer.log.page("c", "", 1, vectors=True)[0].vector) == 8
+    rows, is_last = writer.log.page("c", "a-b", 2)
+    assert ([row.id for row in rows], is_last) == (["a_b", "ä"], False)
+    rows, is_last = writer.log.page("c", "a_b", 2)
+    assert ([row.id for row in rows], is_last) == (["ä", "\u4e2d"], True)
+    assert writer.log.page("c", "\u4e2d", 2) == ([], True)
+    assert [row.vector for row in writer.log.page("c", "", 1).rows] == [b""]
+    assert len(writer.log.page("c", "", 1, vectors=True).rows[0].vector) == 8
     assert [row.id for row in writer.log.get("c", ["ab", "ä", "unknown", "nul\0"])] == ["ä"]
+
+
+def test_pages_hold_as_many_bytes_as_are_asked_for_and_one_candidate_at_least(writer, upsert, row):
+    texts = [replace(row(f"id{n}"), parts=json.dumps([{"text": "\u00e4" * 500}])) for n in range(5)]
+    writer.write(upsert(texts))
+    sizes = writer.log.sizes("c", ["id0", "id1", "unknown", "nul\0"])
+    one = len(texts[0].parts.encode())
+    assert sizes == {"id0": one, "id1": one}
+    for most, vectors, fit in [(1, False, 1), (2 * one, False, 2), (2 * one, True, 1)]:
+        rows, is_last = writer.log.page("c", "id0", 9, most, vectors=vectors)
+        assert ([one.id for one in rows], is_last) == (["id1", "id2"][:fit], False)
+    rows, is_last = writer.log.page("c", "", 9, 1, parts=False)
+    assert ([one.parts for one in rows], is_last) == ([""] * 5, True)
 
 
 def test_unchanged_candidates_are_deleted_and_changed_ones_stay(writer):
     writer.put("a", "b", "c")
-    seqs = {row.id: row.seq for row in writer.log.page("c", "", 10)}
+    seqs = {row.id: row.seq for row in writer.log.page("c", "", 10).rows}
     writer.put("b")
     written = writer.write(DeleteUnchanged("c", {**seqs, "unknown": 9}, "once"))
     assert written.count == 2
@@ -171,8 +190,9 @@ def test_what_no_text_column_takes_is_refused_or_not_found(writer, row):
         with pytest.raises(CollectionNotFound):
             call()
     assert writer.delete("a\0").count == 0
-    with pytest.raises(InvalidField, match="after"):
-        writer.log.page("c", "\0", 1)
+    for page in (lambda: writer.log.page("c", "\0", 1), lambda: writer.log.collections("\0", 1)):
+        with pytest.raises(InvalidField, match="page_token"):
+            page()
 
 
 def test_writes_to_a_collection_that_is_gone_are_refused(writer):

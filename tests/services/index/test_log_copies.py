@@ -77,7 +77,7 @@ def test_what_is_written_while_it_is_copied_is_not_in_it(filled, row, monkeypatc
     copy = filled.log.copy_collection("c", "copy", check=write)
     assert next(written) == 4
     assert filled.log.page("copy", "", 99, vectors=True) == before
-    assert sum(copy.counts.values()) == len(before) == 5
+    assert sum(copy.counts.values()) == len(before.rows) == 5
 
 
 def test_no_page_of_a_copy_is_larger_than_it_may_be(filled, row, monkeypatch):

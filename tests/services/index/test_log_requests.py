@@ -12,7 +12,7 @@ NONE = CollectionSettings()
 
 
 def seqs_of(writer, collection="c"):
-    return {row.id: row.seq for row in writer.log.page(collection, "", 100)}
+    return {row.id: row.seq for row in writer.log.page(collection, "", 100).rows}
 
 
 def test_a_deletion_that_is_repeated_gets_its_first_answer_and_spares_a_namesake(writer):

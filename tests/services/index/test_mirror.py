@@ -187,7 +187,7 @@ class MirrorMachine(RuleBasedStateMachine):
         self.linked = False
 
     def vectors(self, name):
-        found = self.writer.log.page(name, "", 100, vectors=True)
+        found = self.writer.log.page(name, "", 100, vectors=True).rows
         return {one.id: one.vector for one in found}
 
     @rule()

@@ -69,8 +69,8 @@ def lose(settings, engine, candidate_id):
 async def test_a_lost_picture_is_named_and_the_rest_is_given(engine, settings):
     await put(engine, picture("a"), picture("b"), picture("c"))
     lose(settings, engine, "b")
-    row, stored = await engine.page("c", "", 10)
-    listed = [await engine.candidate(row.name, one, images=True) for one in stored]
+    row, page = await engine.page("c", "", 10)
+    listed = [await engine.candidate(row.name, one, images=True) for one in page.rows]
     for found in ((await engine.get("c", ["a", "b", "c"]))[0], listed):
         assert [one.id for one in found] == ["a", "b", "c"]
         assert [one.problem is None for one in found] == [True, False, True]
@@ -78,7 +78,7 @@ async def test_a_lost_picture_is_named_and_the_rest_is_given(engine, settings):
         assert found[0] == picture("a")
         assert found[1].attributes == {"name": "b"}
         assert found[1].content == Content(("text of b", Image(b"", "image/png")))
-    without = await engine.candidate(row.name, stored[1], images=False)
+    without = await engine.candidate(row.name, page.rows[1], images=False)
     assert without.problem is None
 
 
@@ -169,6 +169,30 @@ async def test_who_reads_a_picture_does_not_wait_for_those_that_are_stored(engin
     finally:
         go.set()
         await writing
+
+
+async def test_the_log_is_read_beside_pictures_that_do_not_come(engine, monkeypatch):
+    await put(engine, picture("a"))
+    (stored,) = (await engine.page("c", "", 1))[1].rows
+    began, go, get = threading.Semaphore(0), threading.Event(), engine._open.blobs.get
+
+    def held(name):
+        began.release()
+        assert go.wait(patient(10))
+        return get(name)
+
+    monkeypatch.setattr(engine._open.blobs, "get", held)
+    reading = [asyncio.create_task(engine.get("c", ["a"])) for _ in range(2)]
+    reading += [asyncio.create_task(engine.candidate("c", stored, images=True)) for _ in range(2)]
+    try:
+        await asyncio.to_thread(began.acquire)
+        async with asyncio.timeout(patient(5)):
+            await engine.get_collection("c")
+            await engine.get("c", ["a"], images=False)
+        assert not any(task.done() for task in reading)
+    finally:
+        go.set()
+        await asyncio.gather(*reading)
 
 
 async def test_a_request_that_is_repeated_an_hour_later_is_the_same_request(engine):
