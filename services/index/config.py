@@ -17,6 +17,12 @@ class IndexSettings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="MMESH_INDEX_")
 
+    max_message_bytes: int = Field(
+        96 << 20,
+        gt=0,
+        description="Bytes of one message; larger ones are RESOURCE_EXHAUSTED. Above the gateway's, "
+        "which adds the vectors of a batch, those for a mirror too.",
+    )
     shard: int = Field(0, ge=0, description="Number of the shard that this process holds, from 0.")
     shard_count: int = Field(1, ge=1, le=256, description="Shards of the deployment.")
     data_dir: Path = Field(

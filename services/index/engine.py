@@ -35,7 +35,7 @@ from services.index import metrics
 from services.index.build.trial import Trials
 from services.index.config import IndexSettings
 from services.index.description import ShardState, describe
-from services.index.filter_deletion import FilterDeletion
+from services.index.filter_deletion import FilterDeletion, remembered_places
 from services.index.filter_reading import Reading, read_filter
 from services.index.freshness import Freshness
 from services.index.limits import check_candidates, check_depth, check_limit
@@ -90,6 +90,7 @@ class IndexEngine:
         self._copies: set[threading.Event] = set()
         """Of each copy that is made or waits for its turn: set, nobody wants it any more."""
         self._trials = Trials()
+        self._deletions = remembered_places()
         self._stack = AsyncExitStack()
         self._parts: Parts | None = None
         self._why_closed: MmeshError = Unavailable(
@@ -292,7 +293,7 @@ class IndexEngine:
         row = await self._read(parts.log.collection, collection)
         _check_filter(condition, row)
         look = partial(parts.follower.look, row.name)
-        deletion = FilterDeletion(parts.log, parts.committer, self._read, look)
+        deletion = FilterDeletion(parts.log, parts.committer, self._read, look, self._deletions)
         answer = await deletion.run(row, condition, request_id)
         return answer.count, answer.text
 

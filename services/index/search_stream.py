@@ -12,7 +12,7 @@ from functools import partial
 
 from mmesh import wire
 from mmesh.api.index.v1 import index_pb2
-from mmesh.errors import InternalError, InvalidField, MmeshError
+from mmesh.errors import InternalError, InvalidField, MessageTooLarge, MmeshError
 from mmesh.serving.deadline import Deadline
 from mmesh.serving.handlers import as_call
 
@@ -24,19 +24,26 @@ DEFAULT_S, LONGEST_S = 30.0, 86_400.0
 MOST_UNSENT = 1024
 """Searches that run, or have answers that the caller did not take: no more are read meanwhile."""
 
-ENOUGH_BYTES = 1 << 16
-"""A message takes no more answers once it has so many bytes."""
+ENOUGH_BYTES, MOST_BYTES = 1 << 16, 32 << 20
+"""A message takes no more answers once it has so many bytes; and the most of one answer."""
 
 Search = Callable[[index_pb2.SearchRequest, index_pb2.SearchResponse, Deadline], Awaitable[None]]
 """Fills a response."""
 
 
 class SearchStream:
-    """The searches of one call."""
+    """The searches of one call.
 
-    def __init__(self, search: Search, stopping: asyncio.Event) -> None:
-        """Take what answers a search, and what is set when no more are to be read."""
-        self._search, self._stopping = search, stopping
+    Args:
+        search: answers one.
+        stopping: is set when no more are to be read.
+        most_bytes: of an answer; a larger one would end the call, and so the other searches.
+    """
+
+    def __init__(
+        self, search: Search, stopping: asyncio.Event, most_bytes: int = MOST_BYTES
+    ) -> None:
+        self._search, self._stopping, self._most_bytes = search, stopping, most_bytes
         self._running: dict[int, asyncio.Task[index_pb2.StreamedAnswer]] = {}
         self._answers: asyncio.Queue[index_pb2.StreamedAnswer | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(MOST_UNSENT)
@@ -71,8 +78,12 @@ class SearchStream:
             if answer is None:
                 self._answers.put_nowait(None)  # for the next time
                 break
+            own = answer.ByteSize()
+            if own > self._most_bytes:
+                answer = _without_hits(answer, own, self._most_bytes)
+                own = answer.ByteSize()
             ready.append(answer)
-            size += answer.ByteSize()
+            size += own
         return ready
 
     async def _read(self, requests: AsyncIterator[index_pb2.SearchStreamRequest]) -> None:
@@ -130,3 +141,10 @@ class SearchStream:
         except MmeshError as error:
             answer.problem.CopyFrom(wire.problem_to_pb(error))
         return answer
+
+
+def _without_hits(
+    answer: index_pb2.StreamedAnswer, size: int, most: int
+) -> index_pb2.StreamedAnswer:
+    error = MessageTooLarge(f"the hits are {size} bytes; at most {most} go out: ask for fewer")
+    return index_pb2.StreamedAnswer(id=answer.id, problem=wire.problem_to_pb(error))

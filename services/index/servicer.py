@@ -36,7 +36,7 @@ from services.index.view.view import Found
 
 DEFAULT_DEADLINE_S, LONG_DEADLINE_S = 30.0, 3600.0
 MAX_CANDIDATES = 1000
-MAX_QUERIES = 1024
+MAX_QUERIES, MOST_HITS_AT_ONCE = 1024, 2000
 PAGE_BYTES = 16 << 20
 """Bytes of a page: gRPC copies a message on the event loop, a millisecond for each of its MiB."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -236,7 +236,10 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
     async def SearchStream(
         self, request_iterator: AsyncIterator[index_pb2.SearchStreamRequest], context: Context
     ) -> AsyncIterator[index_pb2.SearchStreamResponse]:
-        async for answer in SearchStream(self._search, self._stopping).answers(request_iterator):
+        most = self._settings.max_message_bytes // 2
+        async for answer in SearchStream(self._search, self._stopping, most).answers(
+            request_iterator
+        ):
             yield answer
 
     async def _search(
@@ -248,9 +251,14 @@ class IndexServicer(index_pb2_grpc.IndexServiceServicer):
         search = vector_search_from_pb(request)
         _check_count("queries", len(search.queries), MAX_QUERIES)
         result = await self._engine.search(search, deadline)
+        filled = 0
         for lists in result.lists:
             for modality, found in zip(search.modalities, lists, strict=True):
                 _fill_list(response.lists.add(), modality, found, self._attributes)
+                filled += len(found.ids)
+            if filled >= MOST_HITS_AT_ONCE:  # some milliseconds: others have their turn
+                filled = 0
+                await asyncio.sleep(0)
         for name, meant in result.unknown.items():
             response.unknown_attributes.add(name=name, nearest=meant)
         response.token = result.token

@@ -29,7 +29,7 @@ from mmesh.serving.deadline import Deadline
 from mmesh.serving.supervision import Supervised
 from services.gateway.encoders.encoder_backend import EncoderBackend
 from services.gateway.interfaces import EncodedBatch, ServedModel
-from services.gateway.rpc import first_answer
+from services.gateway.rpc import MOST_PARTS, first_answer
 
 logger = logging.getLogger(__name__)
 
@@ -198,12 +198,17 @@ async def _encode(
     role: Role,
     deadline: Deadline,
 ) -> EncodedBatch:
-    """Return the answer of the first encoder that has one."""
+    """Return the answer of the first encoder that has one.
+
+    A batch of candidates may take all the time that there is: another would have to begin anew.
+    """
 
     def ask(backend: EncoderBackend, part: Deadline) -> Awaitable[EncodedBatch]:
         return backend.encode(fingerprint, inputs, role, part)
 
-    return await first_answer(order, ask, deadline, lambda _, e: isinstance(e, _OF_THE_ENCODER))
+    parts = 1 if role is Role.CANDIDATE else MOST_PARTS
+    goes_on = lambda _, error: isinstance(error, _OF_THE_ENCODER)  # noqa: E731
+    return await first_answer(order, ask, deadline, goes_on, parts)
 
 
 def _joined(answers: Sequence[EncodedBatch], shares: Sequence[Sequence[int]]) -> EncodedBatch:

@@ -13,7 +13,10 @@ from functools import partial
 
 from mmesh.content import Modality
 from mmesh.errors import (
+    DataLoss,
     DeadlineExceeded,
+    InternalError,
+    MessageTooLarge,
     MmeshError,
     ResourceExhausted,
     ShardUnavailable,
@@ -34,6 +37,8 @@ from services.gateway.search.ranking import join_shards
 
 MORE_ATTEMPTS, PAUSE_S = 2, 0.05
 """Further searches when shards disagree, and the pause after each, in which they read the log."""
+_OF_THE_SHARD = (*PASSING, DataLoss, InternalError)
+"""Errors of one shard, for which the others make up."""
 Answers = Mapping[int, ShardAnswer]
 Missing = Mapping[int, MmeshError]
 
@@ -67,7 +72,8 @@ async def search_shards(index: Index, order: VectorSearch, deadline: Deadline) -
     if not answers:
         raise _worst(missing)
     join = partial(_gather, order, answers, missing, search.shard_count)
-    is_large = order.limit * len(order.queries) * len(order.modalities) > MOST_HITS_HERE
+    lists = len(order.queries) * len(order.modalities) * len(answers)
+    is_large = order.limit * lists > MOST_HITS_HERE
     return await asyncio.to_thread(join) if is_large else join()
 
 
@@ -79,7 +85,7 @@ async def _ask_all(search: ShardSearch, deadline: Deadline) -> tuple[Answers, Mi
     for shard, outcome in enumerate(outcomes):
         if isinstance(outcome, ShardAnswer):
             answers[shard] = outcome
-        elif isinstance(outcome, PASSING):  # the other shards make up for it
+        elif isinstance(outcome, _OF_THE_SHARD) and not isinstance(outcome, MessageTooLarge):
             missing[shard] = outcome
         else:
             raise outcome
@@ -116,7 +122,8 @@ def _worst(missing: Missing) -> MmeshError:
     if not missing:
         return ShardUnavailable("no index process answers")
     first = next(iter(missing.values()))
-    if isinstance(first, StaleReplica | ResourceExhausted | DeadlineExceeded):
+    told = StaleReplica, ResourceExhausted, DeadlineExceeded, DataLoss, InternalError
+    if isinstance(first, told):
         return first
     return ShardUnavailable(f"no shard answered: {first.message}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -57,6 +57,10 @@ JUDGED_AT_A_TIME = 4
 """Rerank calls of this gateway at a time; a batch must not fill the reranker's queue by itself."""
 WORKING_S = 1.0
 """Searches that take longer wait for shards or for a token; see `FairGate`."""
+MOST_HITS_AN_ORDER = 16_384
+"""Hits that one shard may find for runs that are searched together: some megabytes of answer."""
+WIDE_HITS, WIDE_AT_A_TIME = MOST_HITS_AN_ORDER // 2, 2
+"""Hits from which on few such searches run at a time: each shard's answer takes memory here."""
 SHARDS_SHARE, CALIBRATE_SHARE = 0.8, 0.3
 JUDGE_SHARE, JUDGE_SHARE_UNASKED = 0.9, 0.5
 CONTENT_SHARE = 0.8
@@ -89,6 +93,7 @@ class Pipeline:
         self._admission = Admission(settings.max_running)
         self._searching = FairGate(settings.max_searching, WORKING_S)
         self._judging = FairGate(JUDGED_AT_A_TIME)
+        self._wide = asyncio.Semaphore(WIDE_AT_A_TIME)
 
     async def search(
         self, search: Search, deadline: Deadline, caller: Caller = NOBODY
@@ -138,8 +143,8 @@ class Pipeline:
         found = [run for run in runs if run.error is None]
         await guarded(found, self._encode(found, deadline))
         encoded = [run for run in found if run.error is None]
-        groups = _alike(encoded)
-        await asyncio.gather(*(guarded(alike, self._search_alike(alike)) for alike in groups))
+        orders = [some for alike in _alike(encoded) for some in _parts_of(alike)]
+        await asyncio.gather(*(guarded(alike, self._search_alike(alike)) for alike in orders))
 
     async def _look_up(self, run: Run) -> None:
         """Find out which collection is meant, and of which model; no shard sees an alias."""
@@ -167,7 +172,8 @@ class Pipeline:
 
     async def _search_alike(self, runs: Sequence[Run]) -> None:
         """Search the shards once for runs that differ in their query only."""
-        found = await self._search_shards(runs)
+        async with self._wide if _hits(runs) > WIDE_HITS else nullcontext():
+            found = await self._search_shards(runs)
         for run, lists in zip(runs, found.lists, strict=True):
             run.lists, run.token = lists, found.token
             run.coverage = Coverage(found.answered, found.total)
@@ -363,6 +369,17 @@ def _alike(runs: Sequence[Run]) -> list[list[Run]]:
     for run in runs:
         groups.setdefault(key(run), []).append(run)
     return list(groups.values())
+
+
+def _hits(runs: Sequence[Run]) -> int:
+    """Return the most hits that a shard can find for runs that are alike."""
+    return len(runs) * len(runs[0].plan.modalities) * runs[0].list_limit
+
+
+def _parts_of(alike: Sequence[Run]) -> list[Sequence[Run]]:
+    """Divide runs so that the answers of the shards to each part have a bounded size."""
+    size = max(1, MOST_HITS_AN_ORDER * len(alike) // max(1, _hits(alike)))
+    return [alike[start : start + size] for start in range(0, len(alike), size)]
 
 
 def _order_for(runs: Sequence[Run]) -> VectorSearch:

@@ -229,7 +229,9 @@ class IndexBackend:
             filter=wire.filter_to_pb(condition),
             request_id=request_id or _new_id(),
         )
-        reply = await self._any(_INDEX, "DeleteCandidatesByFilter", request, deadline)
+        reply = await self._any(
+            _INDEX, "DeleteCandidatesByFilter", request, deadline, takes_long=True
+        )
         return int(reply.deleted), str(reply.token)
 
     async def get(

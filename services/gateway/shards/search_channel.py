@@ -17,7 +17,14 @@ import grpc
 
 from mmesh import wire
 from mmesh.api.index.v1 import index_pb2, index_pb2_grpc
-from mmesh.errors import DeadlineExceeded, InternalError, InvalidVector, MmeshError, Unavailable
+from mmesh.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidVector,
+    MessageTooLarge,
+    MmeshError,
+    Unavailable,
+)
 from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
 
@@ -169,7 +176,7 @@ class _Link:
             start = end
 
     def _fail(self, together: Sequence[_Asked], error: MmeshError) -> None:
-        if isinstance(error, InvalidVector) and len(together) > 1:  # whose is it?
+        if isinstance(error, InvalidVector | MessageTooLarge) and len(together) > 1:  # whose is it?
             for asked in together:
                 asked.goes_alone = True
             self._unsent += together

@@ -18,6 +18,7 @@ from mmesh.errors import (
     DeadlineExceeded,
     InternalError,
     LogUnavailable,
+    MessageTooLarge,
     ResourceExhausted,
     StaleReplica,
     Unavailable,
@@ -126,7 +127,7 @@ class ReplicatedSearch:
             if answer := await race.first(_left(until)):
                 return answer
         except _OF_THE_REPLICA as error:
-            if isinstance(error, LogUnavailable):
+            if isinstance(error, LogUnavailable | MessageTooLarge):  # as another's would be
                 raise
         metrics.replica_retries_total.inc()
         return None
@@ -140,7 +141,8 @@ class ReplicatedSearch:
             replica.blame(DeadlineExceeded("it is slow"), time.monotonic() - begun)
             raise
         except _OF_THE_REPLICA as error:
-            replica.blame(error, given_s)
+            if not isinstance(error, MessageTooLarge):
+                replica.blame(error, given_s)
             raise
         self._delay.note(time.monotonic() - begun)
         return answer
@@ -149,7 +151,7 @@ class ReplicatedSearch:
         self, response: index_pb2.SearchResponse, hits: Sequence[index_pb2.HitList]
     ) -> ShardAnswer:
         """Read a reply; one of many hits in a thread, beside other work of the event loop."""
-        if sum(len(one.ids) for one in hits) <= MOST_HITS_HERE:
+        if sum(map(_effort, hits)) <= MOST_HITS_HERE:
             return self._answer_of(response, hits)
         return await asyncio.to_thread(self._answer_of, response, hits)
 
@@ -170,6 +172,12 @@ class ReplicatedSearch:
 
 def _left(until: float) -> float:
     return max(0.0, until - time.monotonic())
+
+
+def _effort(hits: index_pb2.HitList) -> int:
+    """Return about how many hits with few attributes take as long to read as these."""
+    attributes = len(hits.attributes[0].values) if hits.attributes else 0
+    return len(hits.ids) * (1 + attributes // 4)
 
 
 def _scored(message: index_pb2.HitList, modality: Modality) -> list[Scored]:

@@ -211,7 +211,11 @@ class Draft:
         for one in self.refused:
             raise one.error
         places = self._last_of_ids(range(len(self._wanted.candidates)))
-        return await self._upsert(places, self._wanted.request_id, deadline)
+        try:
+            return await self._upsert(places, self._wanted.request_id, deadline)
+        except InvalidField as error:
+            place = self._note_culprit(places, error)
+            raise self._culprits[place].error from None
 
     async def _try_good(self, deadline: Deadline) -> str:
         bad = self._problems.keys() | self._culprits.keys()

@@ -18,7 +18,8 @@ from services.gateway.writes.byte_window import ByteWindow
 from services.gateway.writes.draft import Draft, Noticed, Refused, Upsert
 
 Value = TypeVar("Value")
-ATTEMPT_S = 30.0
+ATTEMPT_S, LONGEST_ATTEMPT_S = 30.0, 120.0
+"""Time of an attempt, which doubles when it was too short, as it is for a slow encoder."""
 PAUSE_S = 0.25
 CALM_BATCHES = 16
 """Batches in a row without an overload after which it is over."""
@@ -202,14 +203,17 @@ class _Attempts:
 
     def __init__(self, patience_s: float) -> None:
         self._patience = Patience(patience_s)
+        self._attempt_s = ATTEMPT_S
         self.was_overloaded = False
 
     async def keep_trying(self, attempt: Callable[[Deadline], Awaitable[Value]]) -> Value:
         while True:
             try:
-                answer = await attempt(Deadline.after(ATTEMPT_S))
+                answer = await attempt(Deadline.after(self._attempt_s))
             except (Unavailable, Overloaded, DeadlineExceeded) as error:
-                self.was_overloaded |= isinstance(error, Overloaded)
+                self.was_overloaded |= isinstance(error, Overloaded | DeadlineExceeded)
+                if isinstance(error, DeadlineExceeded):
+                    self._attempt_s = min(2 * self._attempt_s, LONGEST_ATTEMPT_S)
                 pause = error.retry_after_s or PAUSE_S
                 if self._patience.is_over_after_failure(pause):
                     raise

@@ -5,10 +5,16 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from mmesh.errors import CollectionNotFound, HistoryLost, LogUnavailable, RequestIdReused
+from mmesh.errors import (
+    CollectionNotFound,
+    DeadlineExceeded,
+    HistoryLost,
+    LogUnavailable,
+    RequestIdReused,
+)
 from mmesh.filters import Compare, Operator
 from services.index import filter_deletion
-from services.index.filter_deletion import FilterDeletion
+from services.index.filter_deletion import FilterDeletion, remembered_places
 from services.index.log.committer import Committer
 
 EVEN = Compare("kind", Operator.EQUAL, "even")
@@ -46,10 +52,11 @@ class Failing(Committer):
         return await super().write(write, rows)
 
 
-async def deleted(log, condition, request_id, committer=None):
+async def deleted(log, condition, request_id, committer=None, places=None):
     async with AsyncExitStack() as stack:
         committer = await stack.enter_async_context(committer or Committer(log, 10))
-        deletion = FilterDeletion(log, committer, asyncio.to_thread, lambda: None)
+        places = remembered_places() if places is None else places
+        deletion = FilterDeletion(log, committer, asyncio.to_thread, lambda: None, places)
         return await deletion.run(log.collection("c"), condition, request_id)
 
 
@@ -96,6 +103,48 @@ async def test_a_repetition_goes_on_after_an_interruption_and_counts_all(writer,
     assert await deleted(writer.log, EVEN, "once") == answer
 
 
+class Cut:
+    """A log that is read a few pages at a time, as by calls whose deadlines are short."""
+
+    def __init__(self, log, pages):
+        self._log, self.left, self.read = log, pages, []
+
+    def __getattr__(self, name):
+        return getattr(self._log, name)
+
+    def page(self, name, after, *arguments, **options):
+        if not self.left:
+            raise DeadlineExceeded("cut")
+        self.left -= 1
+        self.read.append(after)
+        return self._log.page(name, after, *arguments, **options)
+
+
+async def test_calls_that_are_cut_go_on_where_they_were_and_end(writer, put):
+    put(range(20))
+    places, read = remembered_places(), []
+    while True:
+        log = Cut(writer.log, pages=2)
+        try:
+            answer = await deleted(log, EVEN, "once", places=places)
+            break
+        except DeadlineExceeded:
+            read += log.read
+    assert answer.count == 10
+    assert read == sorted(set(read))
+    assert not places
+
+
+async def test_a_place_in_a_history_that_was_lost_is_forgotten(writer, put, copies):
+    put(range(20))
+    copy, places = copies.take(), remembered_places()
+    with pytest.raises(DeadlineExceeded):
+        await deleted(Cut(writer.log, pages=3), EVEN, "once", places=places)
+    copies.put_back(copy)
+    assert (await deleted(writer.log, EVEN, "once", places=places)).count == 10
+    assert writer.ids() == [f"{n:02}" for n in range(1, 20, 2)]
+
+
 async def test_two_processes_that_do_the_same_at_once_count_each_candidate_once(
     writer, put, open_log, log_url
 ):
@@ -121,6 +170,6 @@ async def test_a_collection_that_is_replaced_meanwhile_ends_it(writer, put):
     writer.log.delete_collection("c")
     writer.create("c")
     async with Committer(writer.log, 10) as committer:
-        deletion = FilterDeletion(writer.log, committer, asyncio.to_thread, lambda: None)
+        deletion = FilterDeletion(writer.log, committer, asyncio.to_thread, lambda: None, {})
         with pytest.raises(CollectionNotFound):
             await deletion.run(row, EVEN, "once")

@@ -29,7 +29,8 @@ class Index(rpc.IndexServiceServicer):
         self.begun, self.cancelled = [], []
 
     async def SearchStream(self, request_iterator, context):  # gRPC names it
-        async for answer in SearchStream(self._search, self.stopping).answers(request_iterator):
+        stream = SearchStream(self._search, self.stopping, most_bytes=1000)
+        async for answer in stream.answers(request_iterator):
             yield answer
 
     async def _search(self, request, response, deadline):
@@ -45,6 +46,8 @@ class Index(rpc.IndexServiceServicer):
                 self.cancelled.append(request.collection)
                 raise
         response.token = request.collection
+        if request.collection == "large":
+            response.lists.add(ids=["a" * 1000])
 
 
 def streamed(number, collection, condition=None, **options):
@@ -116,6 +119,13 @@ def index():
 async def caller(index):
     async with stream_to(index) as caller:
         yield caller
+
+
+async def test_an_answer_that_is_too_large_is_a_problem_of_its_search_alone(caller):
+    await caller.ask(1, "large")
+    await caller.ask(2, "small")
+    answers = sorted([await caller.answer(), await caller.answer()])
+    assert answers == [(1, "MESSAGE_TOO_LARGE"), (2, "small")]
 
 
 async def soon(holds):

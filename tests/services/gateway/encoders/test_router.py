@@ -140,6 +140,22 @@ async def test_an_encoder_that_hangs_costs_a_part_of_the_time():
         hanging.gate.set()
 
 
+async def test_a_batch_of_candidates_may_take_all_the_time_that_there_is():
+    encoders_alike = FakeEncoder(1), FakeEncoder(2)
+    async with serving(*encoders_alike) as encoders:
+        await encoders.status(soon())
+        for one in encoders_alike:
+            one.gate.clear()
+            one.asked.clear()
+        call = encoders.encode("m", [(A_TEXT, "")], Role.CANDIDATE, Deadline.after(2))
+        running = asyncio.create_task(call)
+        await asyncio.sleep(1.2)
+        for one in encoders_alike:
+            one.gate.set()
+        await running
+        assert sum(len(one.asked) for one in encoders_alike) == 1
+
+
 async def test_a_text_encoder_that_is_gone_is_replaced_by_one_that_reads_more():
     texts, all_kinds = FakeEncoder(1, modalities=(TEXT,)), FakeEncoder(2)
     async with serving(texts, all_kinds) as encoders:

@@ -56,6 +56,29 @@ async def test_a_limit_that_is_too_high_is_the_fault_of_its_search_alone():
     assert isinstance(refused, InvalidField)
 
 
+async def test_searches_that_may_find_very_many_hits_are_ordered_in_parts(monkeypatch):
+    class Counting(FakeIndex):
+        running = most = 0
+
+        async def prepare(self, order, deadline):
+            self.running += 1
+            self.most = max(self.most, self.running)
+            await asyncio.sleep(0.001)
+            self.running -= 1
+            return await super().prepare(order, deadline)
+
+    monkeypatch.setattr(pipelines, "MOST_HITS_AN_ORDER", 40)
+    monkeypatch.setattr(pipelines, "WIDE_HITS", 20)
+    index = Counting()
+    index.hold(text={f"c{n}": 0.9 - n / 100 for n in range(9)})
+    pipeline = Pipeline(FakeEncoder(), index, Catalog(index), None, GatewaySettings())
+    searches = [text_search(Content.of(f"cat {n}"), limit=10) for n in range(14)]
+    found = await pipeline.search_batch(searches, soon())
+    assert [len(one.hits) for one in found] == [9] * 14
+    assert sorted(len(order.queries) for order in index.orders) == [2, 4, 4, 4]
+    assert index.most <= pipelines.WIDE_AT_A_TIME + 1  # the last one is not wide
+
+
 class MadeAnew(FakeIndex):
     """Its one collection has had another model since `live` was looked up."""
 

@@ -13,7 +13,10 @@ from mmesh.collections import Collection
 from mmesh.content import Modality
 from mmesh.errors import (
     CollectionNotFound,
+    DataLoss,
     DeadlineExceeded,
+    InternalError,
+    MessageTooLarge,
     ModelMismatch,
     Overloaded,
     ShardUnavailable,
@@ -112,10 +115,16 @@ async def test_when_no_shard_has_the_collection_of_the_log_nothing_is_merged():
         await search_shards(Index(["e1", "e2"], newest="e3"), order_for(), SOON)
 
 
-async def test_shards_that_fail_do_not_count_as_disagreeing():
-    index = Index(["e1", Unavailable("gone")])
+@pytest.mark.parametrize("error", [Unavailable, DataLoss, InternalError, Overloaded])
+async def test_shards_that_fail_do_not_count_as_disagreeing(error):
+    index = Index(["e1", error("gone")])
     found = await search_shards(index, order_for(), SOON)
     assert (ids_of(found), set(found.missing), index.prepared) == (["e1/0"], {1}, 1)
+
+
+async def test_an_answer_that_is_too_large_is_the_fault_of_the_search():
+    with pytest.raises(MessageTooLarge):
+        await search_shards(Index(["e1", MessageTooLarge("ask for fewer")]), order_for(), SOON)
 
 
 async def test_an_alias_that_is_deleted_meanwhile_is_an_error():

@@ -12,7 +12,13 @@ import pytest
 from mmesh import wire
 from mmesh.api.index.v1 import index_pb2 as pb
 from mmesh.api.index.v1 import index_pb2_grpc as rpc
-from mmesh.errors import CollectionNotFound, DeadlineExceeded, InvalidVector, Unavailable
+from mmesh.errors import (
+    CollectionNotFound,
+    DeadlineExceeded,
+    InvalidVector,
+    MessageTooLarge,
+    Unavailable,
+)
 from mmesh.serving import logs
 from mmesh.serving.deadline import Deadline
 from mmesh.wire.transport import open_channel
@@ -58,6 +64,9 @@ def _answer_to(streamed):
         problem = wire.problem_to_pb(CollectionNotFound("missing"))
         return pb.StreamedAnswer(id=streamed.id, problem=problem)
     queries = wire.vectors_from_pb(search.queries)
+    if search.collection == "large" and len(queries) > 1:
+        problem = wire.problem_to_pb(MessageTooLarge("ask for fewer"))
+        return pb.StreamedAnswer(id=streamed.id, problem=problem)
     if np.isnan(queries).any():
         problem = wire.problem_to_pb(InvalidVector("vectors[0]", "is not finite"))
         return pb.StreamedAnswer(id=streamed.id, problem=problem)
@@ -99,6 +108,14 @@ async def search(stream, collection, *numbers, seconds=10.0, **options):
 
 def hits_of(*numbers):
     return [f"{number} {modality}" for number in numbers for modality in MODALITIES]
+
+
+async def test_searches_whose_answers_are_too_large_together_are_answered_one_by_one(stream, index):
+    found = await asyncio.gather(*(search(stream, "large", number) for number in range(4)))
+    assert found == [hits_of(number) for number in range(4)]
+    assert index.calls == 1
+    with pytest.raises(MessageTooLarge):
+        await search(stream, "large", 1, 2)
 
 
 async def test_all_share_a_call_and_get_their_own_answers(stream, index):

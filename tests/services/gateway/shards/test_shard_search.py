@@ -17,6 +17,7 @@ from mmesh.errors import (
     DeadlineExceeded,
     InternalError,
     LogUnavailable,
+    MessageTooLarge,
     Overloaded,
     ShardUnavailable,
     StaleReplica,
@@ -115,12 +116,13 @@ async def test_an_error_of_the_log_is_not_taken_to_other_replicas(start_index, b
         assert all(one.is_serving for one in await backend.status(Deadline.after(1)))
 
 
-async def test_an_error_of_the_request_is_not_tried_elsewhere(start_index, backend_of):
+@pytest.mark.parametrize("error", [CollectionNotFound("c"), MessageTooLarge("many hits")])
+async def test_an_error_of_the_request_is_not_tried_elsewhere(start_index, backend_of, error):
     processes = await start_index((0, 1), (0, 1))
     for process in processes:
-        process.error = CollectionNotFound("c")
+        process.error = error
     async with backend_of(*processes) as backend:
-        with pytest.raises(CollectionNotFound):
+        with pytest.raises(type(error)):
             await backend.found()
         assert sum(process.calls["Search"] for process in processes) == 1
 

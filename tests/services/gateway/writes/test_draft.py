@@ -11,7 +11,7 @@ import pytest
 from mmesh.candidates import Candidate
 from mmesh.collections import Collection, CollectionSettings
 from mmesh.content import Content
-from mmesh.errors import CollectionNotFound, InvalidField, ModelMismatch
+from mmesh.errors import CollectionNotFound, InvalidField, InvalidVector, ModelMismatch
 from mmesh.serving.deadline import Deadline
 from services.gateway.catalog import Catalog
 from services.gateway.interfaces import Embeddings, EncodedBatch
@@ -79,6 +79,21 @@ class Encoder:
 
 def draft_of(index, encoder, upsert=UPSERT):
     return Draft(encoder, index, Catalog(index), upsert)
+
+
+async def test_what_the_index_refuses_is_named_by_its_number_in_the_call():
+    """Of an id that comes twice only the last is sent, so the index counts otherwise."""
+
+    class Refusing(Index):
+        async def upsert(self, collection, candidates, *_, **__):
+            raise InvalidVector(f"vectors[{len(candidates) - 1}]", "is zero")
+
+    names = ["a", "a", "b", "bad"]
+    candidates = [(n, Candidate(name, Content.of("text"))) for n, name in enumerate(names)]
+    draft = draft_of(Refusing(), Encoder(), Upsert("live", candidates, "request"))
+    with pytest.raises(InvalidVector) as refused:
+        await draft.store_all(SOON)
+    assert refused.value.field == "vectors[3]"
 
 
 async def test_a_mirror_gets_vectors_of_its_own_model():

@@ -13,10 +13,11 @@ import pytest
 from mmesh.candidates import Candidate
 from mmesh.collections import Collection
 from mmesh.content import Content
-from mmesh.errors import DimMismatch, InvalidField, Overloaded, Unavailable
+from mmesh.errors import DeadlineExceeded, DimMismatch, InvalidField, Overloaded, Unavailable
 from mmesh.vectors import unit_rows
 from services.gateway.catalog import Catalog
 from services.gateway.interfaces import Embeddings
+from services.gateway.writes import ingest
 from services.gateway.writes.draft import Draft, Refused
 from services.gateway.writes.ingest import (
     CALM_BATCHES,
@@ -122,6 +123,26 @@ async def test_the_time_that_a_batch_waits_for_its_turn_takes_none_of_its_patien
     batches = [Batch(n, candidates(DIM, n * DIM), Embeddings(rows, "m")) for n in (1, 2)]
     stored = await run(BusyStore(), *batches, patience_s=0.2)
     assert [one.stored for one in stored] == [DIM, DIM]
+
+
+class SlowStore(Store):
+    """Needs more time than the first attempts have."""
+
+    async def upsert(self, collection, candidates, vectors, request_id, deadline, **options):
+        if deadline.remaining() < 0.07:
+            await asyncio.sleep(deadline.remaining())
+            raise DeadlineExceeded("late")
+        return await super().upsert(
+            collection, candidates, vectors, request_id, deadline, **options
+        )
+
+
+async def test_a_batch_that_is_late_gets_more_time_and_slows_its_client_down(monkeypatch):
+    monkeypatch.setattr(ingest, "ATTEMPT_S", 0.02)
+    monkeypatch.setattr(ingest, "PAUSE_S", 0.001)
+    rows = np.eye(DIM, dtype=np.float32)
+    (stored,) = await run(SlowStore(), Batch(1, candidates(DIM), Embeddings(rows, "m")))
+    assert (stored.stored, stored.was_overloaded) == (DIM, True)
 
 
 # -- the window
