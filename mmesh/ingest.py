@@ -29,6 +29,7 @@ from mmesh.candidates import (
 )
 from mmesh.errors import (
     CollectionFull,
+    DeadlineExceeded,
     InvalidField,
     InvalidVector,
     MessageTooLarge,
@@ -139,7 +140,7 @@ class Ingest:
             try:
                 await self._stream(on_progress)
             except MmeshError as error:
-                passing = isinstance(error, Unavailable | ResourceExhausted)
+                passing = isinstance(error, Unavailable | ResourceExhausted | DeadlineExceeded)
                 if not passing or isinstance(error, _LASTING):
                     raise
                 if self._patience.is_over_after_failure():

@@ -20,8 +20,8 @@ class IndexSettings(ServiceSettings):
     max_message_bytes: int = Field(
         96 << 20,
         gt=0,
-        description="Bytes of one message; larger ones are RESOURCE_EXHAUSTED. Above the gateway's, "
-        "which adds the vectors of a batch, those for a mirror too.",
+        description="Bytes of one message; larger ones are RESOURCE_EXHAUSTED. Above what "
+        "gateways take, which add the vectors of a batch, those for a mirror too.",
     )
     shard: int = Field(0, ge=0, description="Number of the shard that this process holds, from 0.")
     shard_count: int = Field(1, ge=1, le=256, description="Shards of the deployment.")

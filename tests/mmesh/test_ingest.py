@@ -14,7 +14,14 @@ import pytest
 from mmesh import AsyncClient, Candidate, Content, Rejected, ingest
 from mmesh.api.gateway.v1 import gateway_pb2 as pb
 from mmesh.api.gateway.v1 import gateway_pb2_grpc as rpc
-from mmesh.errors import CollectionFull, InvalidRequest, MessageTooLarge, MmeshError, Unavailable
+from mmesh.errors import (
+    CollectionFull,
+    DeadlineExceeded,
+    InvalidRequest,
+    MessageTooLarge,
+    MmeshError,
+    Unavailable,
+)
 from mmesh.ingest import Ingest
 from mmesh.wire.errors import DETAILS_KEY, status_of
 from mmesh.wire.ingest_link import Batch
@@ -186,12 +193,15 @@ class FailingGateway(rpc.RetrievalServiceServicer):
 
     streams = 0
 
+    def __init__(self, code: grpc.StatusCode) -> None:
+        self.code = code
+
     async def Ingest(self, requests, context):
         self.streams += 1
         yield pb.IngestResponse(opened=OPENED)
         async for request in requests:
             if request.HasField("batch"):
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "the index is away")
+                await context.abort(self.code, "the index is away")
 
 
 @asynccontextmanager
@@ -220,10 +230,11 @@ async def test_a_source_that_takes_its_time_outlives_restarts_of_the_mesh(restar
     assert (report.stored, gateway.streams) == (2, restarts + 1)
 
 
-async def test_patience_ends_where_the_mesh_stores_nothing():
-    gateway = FailingGateway()
+@pytest.mark.parametrize("error", [Unavailable, DeadlineExceeded])
+async def test_patience_ends_where_the_mesh_stores_nothing(error):
+    gateway = FailingGateway(grpc.StatusCode[error.code.name])
     async with serving(gateway) as address, AsyncClient(address) as client:
-        with pytest.raises(Unavailable):
+        with pytest.raises(error):
             await client.ingest("c", slow_source(), batch_size=1, patience_s=PATIENCE_S)
     assert gateway.streams > 1
 

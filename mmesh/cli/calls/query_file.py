@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import zlib
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -91,7 +92,7 @@ def _lines(path: Path, template: Search) -> Iterator[Line]:
 def _rows(path: Path) -> Iterator[dict[str, Any] | Unreadable]:
     try:
         yield from json_rows(path)
-    except FileEnded as error:
+    except (FileEnded, EOFError, zlib.error) as error:
         yield Unreadable(path.name, str(error))
 
 

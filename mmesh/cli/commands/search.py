@@ -170,11 +170,12 @@ def _query(text: str | None, image: Path | None) -> Content:
 
 
 def _image_of(path: Path) -> Image:
+    from mmesh.cli.files.sources.items import bytes_of
     from mmesh.cli.files.sources.notes import Notes
-    from mmesh.cli.files.sources.pictures import image_of
+    from mmesh.cli.files.sources.pictures import MAX_FILE_BYTES, image_of
 
     try:
-        return image_of(path.read_bytes(), path.name, Notes())
+        return image_of(bytes_of(path, MAX_FILE_BYTES), path.name, Notes())
     except ValueError as error:
         raise click.BadParameter(f"{path} {error}", param_hint="--image") from None
 

@@ -23,7 +23,7 @@ from mmesh.cli.options import (
     restart_option,
 )
 from mmesh.cli.output.tables import errors, table
-from mmesh.errors import Unavailable
+from mmesh.errors import DeadlineExceeded, Unavailable
 
 if TYPE_CHECKING:
     from mmesh.candidates import Page
@@ -85,6 +85,7 @@ def _write(
     """Write the file, note what is lost, and return how many candidates are in it."""
     from mmesh.cli.files.archive import Header, write_archive
     from mmesh.cli.output.progress import progress_bar
+    from mmesh.content import WITH_IMAGE
 
     total = sum(collection.candidates.values())
     header = Header(
@@ -98,6 +99,7 @@ def _write(
             _noting_lost(_pages(client, collection.name, images, vectors), lost),
             images=images,
             on_rows=lambda count: bar.update(task, completed=count),
+            pictures=sum(collection.candidates.get(one, 0) for one in WITH_IMAGE),
         )
 
 
@@ -128,7 +130,7 @@ def _page(client: Client, collection: str, token: str, images: bool, vectors: bo
                 include_images=images,
                 include_vectors=vectors,
             )
-        except Unavailable:
+        except (Unavailable, DeadlineExceeded):
             if time.monotonic() > until:
                 raise
             time.sleep(PAUSE_S)

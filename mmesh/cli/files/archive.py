@@ -32,6 +32,8 @@ _MOMENT = "timestamp"
 _READ_ROWS = 8
 _GROUP_ROWS, _GROUP_BYTES = 8192, 32 << 20
 """Most rows of a row group, which is held in memory until it is written, and about its size."""
+_PICTURE_ROWS = 64
+"""Of a collection with pictures, whose first page may have none."""
 _ROWS_AT_ONCE = 8
 """Rows after which the writer sees whether a page, which readers hold as a whole, is full."""
 
@@ -57,15 +59,17 @@ def write_archive(
     *,
     images: bool,
     on_rows: Callable[[int], None],
+    pictures: int = 0,
 ) -> int:
     """Write candidates page by page; return how many. The pages say whether there are vectors.
 
+    `pictures` says how many candidates have one, wherever they come: row groups are small then.
     What `pages` raises is raised again.
     """
     core, io = import_arro3()
     first = next(pages, None) or Page((), "")
     schema = _schema(core, images, header.dim if first.vectors is not None else None)
-    group_rows = _group_rows(first)
+    group_rows = min(_group_rows(first), _PICTURE_ROWS if images and pictures else _GROUP_ROWS)
     rows = _Rows(core, schema, chain([first], pages), on_rows)
     del first  # a page with pictures takes tens of megabytes
     metadata = {_KEY + name: str(value) for name, value in asdict(header).items()}

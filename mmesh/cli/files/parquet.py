@@ -59,6 +59,9 @@ def vectors_of(batch: Any, path: Path) -> NDArray[Any]:
     core, _ = import_arro3()
     column = batch.column("vector")
     flat = core.list_flatten(column)
-    if column.null_count or flat.null_count or len(flat) % batch.num_rows:
+    is_even = core.DataType.is_fixed_size_list(column.type) or not np.ptp(
+        np.diff(core.list_offsets(column).to_numpy())
+    )
+    if column.null_count or flat.null_count or not is_even:
         raise click.ClickException(f"{path} has rows without a vector, or of different widths")
     return np.asarray(flat.to_numpy()).reshape(batch.num_rows, -1)

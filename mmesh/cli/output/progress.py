@@ -27,7 +27,7 @@ class _RateColumn(ProgressColumn):
 def progress_bar() -> Progress:
     """Return a bar on stderr, with count, rate and the time that is left."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _RateColumn(),

@@ -84,6 +84,8 @@ def shown_output() -> Iterator[None]:
 def open_console(*, stderr: bool = False) -> Console:
     """Return a console of rich's, whose own control sequences are the only ones that it writes.
 
+    Nor is anything that it is given taken for markup.
+
     A pipe or a file is as wide as what is written, unless COLUMNS says how wide it is.
     """
     from rich.console import Console
@@ -105,7 +107,7 @@ def open_console(*, stderr: bool = False) -> Console:
                 text, style, control = segment
                 yield segment if control else type(segment)(shown(text), style, control)
 
-    made = ShownConsole(stderr=stderr, highlight=False)
+    made = ShownConsole(stderr=stderr, highlight=False, markup=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = _PIPE_WIDTH
     return made

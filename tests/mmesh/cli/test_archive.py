@@ -105,6 +105,20 @@ def test_large_pictures_are_written_and_read_a_few_at_a_time(tmp_path):
     assert max(sizes) <= 8
 
 
+def test_pictures_that_come_after_texts_are_written_a_few_at_a_time(tmp_path):
+    path, unwritten = tmp_path / "export.parquet", []
+
+    def pages():
+        yield Page(tuple(Candidate(f"a{n:03}", Content.of("words")) for n in range(256)), "")
+        for n in range(256):
+            image = Content((Image(os.urandom(300_000), "image/png"),))
+            yield Page((Candidate(f"b{n:03}", image),), "")
+            unwritten.append(300_000 * (n + 1) - path.stat().st_size)
+
+    write_archive(path, HEADER, pages(), images=True, on_rows=lambda rows: None, pictures=256)
+    assert max(unwritten) < 40_000_000
+
+
 def test_small_rows_share_row_groups(tmp_path):
     path = tmp_path / "export.parquet"
     found = [Candidate(f"{n:05}", Content.of(f"text {n}")) for n in range(9_000)]

@@ -49,6 +49,14 @@ def test_the_column_of_a_parquet_file_is_read(tmp_path):
     file = VectorFile(path)
     assert (file.count, file.data_type) == (None, DataType.FLOAT32)
     np.testing.assert_array_equal(np.stack(list(file)), matrix)
+    for ends, is_matrix in (([0, 3, 6], True), ([0, 2, 6], False)):
+        lists = core.list_array(np.array(ends, np.int32), flat)
+        write_parquet(core.Table.from_pydict({"vector": lists}), path)
+        if is_matrix:
+            np.testing.assert_array_equal(np.stack(list(VectorFile(path))), matrix)
+        else:
+            with pytest.raises(click.ClickException, match="different widths"):
+                list(VectorFile(path))
     write_parquet(core.Table.from_pydict({"other": flat}), path)
     with pytest.raises(click.ClickException, match="no column `vector`"):
         VectorFile(path)

@@ -51,6 +51,7 @@ class AttributeReader:
     def __init__(self, rules: ColumnRules, notes: Notes) -> None:
         self._rules, self._notes = rules, notes
         self._names: dict[str, str] = {}
+        self._taken: set[str] = set()
 
     def read(self, values: Mapping[str, Any]) -> dict[str, AttributeValue]:
         """Return the attributes of a row.
@@ -62,11 +63,11 @@ class AttributeReader:
         for column, value in _flat(values, self._note_object):
             if is_absent(value):
                 continue
-            name = self._name_of(column, values)
-            if not name:
-                continue
             if len(made) >= MAX_ATTRIBUTES:
                 self._left_out(f"more than {MAX_ATTRIBUTES} (--columns chooses)", column)
+                continue
+            name = self._name_of(column, values)
+            if not name:
                 continue
             try:
                 found = self._value_of(column, value)
@@ -90,6 +91,7 @@ class AttributeReader:
     def _name_of(self, column: str, others: Mapping[str, Any]) -> str:
         if column not in self._names:
             self._names[column] = name = self._new_name(column, others)
+            self._taken.add(name)
             if not name:
                 self._left_out(f"names that are empty or over {MAX_NAME_BYTES} bytes", column)
             elif name != column:
@@ -99,8 +101,8 @@ class AttributeReader:
     def _new_name(self, column: str, others: Mapping[str, Any]) -> str:
         """Return the column as an attribute's name, which no other column has; "" if it is none."""
         name = unique = id_of_path(column.strip())
-        taken, number = {*self._names.values(), *others} - {column}, 2
-        while unique in taken:
+        number = 2
+        while unique != column and (unique in self._taken or unique in others):
             unique, number = f"{name}_{number}", number + 1
         return unique if len(unique.encode()) <= MAX_NAME_BYTES else ""
 
@@ -195,7 +197,7 @@ def _as_string(value: Any) -> str:
 
 def _as_integer(value: Any) -> int:
     number = Decimal(value.strip()) if isinstance(value, str) else Decimal(value)
-    if number != number.to_integral_value():
+    if not number.is_finite() or number.adjusted() > 18 or number != number.to_integral_value():
         raise ValueError
     return int(number)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -17,14 +18,22 @@ from mmesh.cli.files.sources.items import (
     Item,
     PassedOver,
     Unreadable,
+    bytes_of,
     reason_of,
     source_name,
     stamp_of,
 )
 from mmesh.cli.files.sources.notes import Notes, Topic
-from mmesh.cli.files.sources.pictures import HEAD, SUFFIXES, format_of, picture_of, what_is_missing
+from mmesh.cli.files.sources.pictures import (
+    HEAD,
+    MAX_FILE_BYTES,
+    SUFFIXES,
+    format_of,
+    picture_of,
+    what_is_missing,
+)
 from mmesh.cli.files.sources.text_lines import text_of
-from mmesh.content import Content, Part
+from mmesh.content import MAX_TEXT_BYTES, Content, Part
 from mmesh.values.ids import id_of_path
 
 ROW_FILES = frozenset(
@@ -39,9 +48,12 @@ LEFTOVERS = frozenset(
 FACTS = ("path", "width", "height", "taken")
 """Attributes of pictures, as far as they are known."""
 _CAPTION = ".txt"
+MAX_CAPTION_BYTES = 4 * MAX_TEXT_BYTES
+"""In whatever encoding; what does not fit into a candidate is refused by the mesh."""
 _TIFF_READER = 2
 """Raised when TIFF files give other candidates than before, so that they are read again."""
-_NO_PICTURE = "files of other formats"
+_NO_PICTURE, _EMPTY = "files of other formats", "empty"
+_BROKEN = (errno.ENOENT, errno.ELOOP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +86,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Lacking:
-    """A picture whose reader is not installed."""
+    """A picture that cannot be read for now: without a reader, empty, or at the end of a link."""
 
     name: str
 
@@ -153,14 +165,18 @@ class Folder:
         try:
             found = entry.stat()
         except OSError as error:
-            if entry.is_symlink():
-                self._pass_over("broken links", name)
-            else:
+            if not entry.is_symlink() or error.errno not in _BROKEN:
                 listing.closed.append(Closed(name, reason_of(error)))
+            elif self._rules.follow_links and Path(name).suffix.lower() not in SUFFIXES:
+                listing.closed.append(Closed(name, "is a link to what is not there"))  # a folder?
+            else:
+                self._pass_over("broken links", name)
+                listing.lacking.append(name)
             return
         is_folder = stat.S_ISDIR(found.st_mode)
         if reason := self._reason(entry, name, found):
             where = _suffix_of(entry.name) if reason == _NO_PICTURE else name
+            listing.lacking += [name] if reason == _EMPTY else []
             self._pass_over(reason, where, _files_in(entry) if is_folder else 1)
         elif is_folder:
             self._entered.add(_identity(found))
@@ -227,11 +243,12 @@ def count_pictures(root: Path, rules: FolderRules) -> int:
 
 
 def _read(found: Found, name: str, columns: ColumnRules, notes: Notes) -> Candidate:
-    picture = picture_of(found.path.read_bytes(), name, notes)
+    picture = picture_of(bytes_of(found.path, MAX_FILE_BYTES), name, notes)
     facts = {"path": name, **picture.facts}
     parts: list[Part] = [picture.image]
     if found.caption is not None:
-        caption = text_of(found.caption.read_bytes(), id_of_path(found.caption.name), notes)
+        data = bytes_of(found.caption, MAX_CAPTION_BYTES)
+        caption = text_of(data, id_of_path(found.caption.name), notes)
         parts += [caption] if caption.strip() else []
     kept = {fact: value for fact, value in facts.items() if columns.takes(fact)}
     return Candidate(name, Content(tuple(parts)), kept)
@@ -252,7 +269,7 @@ def _stamp(found: Found) -> bytes:
 def _reason_for_file(path: Path, lower: str, found: os.stat_result) -> str:
     suffix = path.suffix.lower()
     if not found.st_size:
-        return "empty"
+        return _EMPTY
     if suffix in ROW_FILES:
         return "files of rows (name them to read them)"
     if not suffix:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmesh.cli.files.sources.items import stamp_of
-from mmesh.cli.files.sources.pictures import HEAD, format_of
+from mmesh.cli.files.sources.items import bytes_of, stamp_of
+from mmesh.cli.files.sources.pictures import HEAD, MAX_FILE_BYTES, format_of
 from mmesh.cli.files.sources.row_shape import kind_of
 from mmesh.values.paths import why_not_read
 
@@ -43,13 +43,13 @@ class ImageCell:
 
         Raises:
             OSError: its file cannot be read.
-            ValueError: it is no file.
+            ValueError: it is no file, or a very large one.
         """
         if self.path is None:
             return self.data or b""
         if problem := why_not_read(self.path):  # reading it may never end
             raise ValueError(f"has an image that {problem}: {self.name[:80]}")
-        return self.path.read_bytes()
+        return bytes_of(self.path, MAX_FILE_BYTES)
 
 
 def image_cells(value: Any, folder: Path, *, allow_outside: bool) -> Iterator[ImageCell]:

@@ -83,6 +83,20 @@ def source_name(path: Path) -> str:
     return id_of_path(str(path.resolve()))
 
 
+def bytes_of(path: Path, most: int) -> bytes:
+    """Return what a file holds.
+
+    Raises:
+        ValueError: it holds more than `most` bytes, of which no more are read.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"is a file of over {most >> 20} MiB: {path.name}")
+    return data
+
+
 def reason_of(error: BaseException) -> str:
     """Return what an error says, in one line that is never empty and never long."""
     if isinstance(error, OSError) and error.strerror:

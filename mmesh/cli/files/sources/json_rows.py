@@ -36,7 +36,7 @@ def json_rows(
         head.append(line)
     first, lines = head[-1], chain(head, lines)
     if first.lstrip().startswith("["):
-        return (_checked(value, path) for value in _array(lines))
+        return (_checked(value, path) for value in _arrays(_Text(lines)))
     if first.strip() == "{" or (kind_of(path) == ".json" and not _is_json(first)):
         return (_checked(value, path) for value in _values(_Text(lines)))
     return _by_line(lines, path)
@@ -112,9 +112,15 @@ def _values(text: _Text) -> Iterator[Any]:
         yield text.value()
 
 
-def _array(lines: Iterator[str]) -> Iterator[Any]:
-    text = _Text(lines)
-    text.peek()
+def _arrays(text: _Text) -> Iterator[Any]:
+    """Yield the values of arrays that follow each other, as `cat` leaves them."""
+    while following := text.peek():
+        if following != "[":
+            raise FileEnded("what follows its array is none")
+        yield from _array(text)
+
+
+def _array(text: _Text) -> Iterator[Any]:
     text.skip()
     while (following := text.peek()) not in ("]", ""):
         yield text.value()
@@ -125,3 +131,4 @@ def _array(lines: Iterator[str]) -> Iterator[Any]:
             raise FileEnded("its array goes on without a comma")
     if not following:
         raise FileEnded("its array does not end; it is cut short")
+    text.skip()

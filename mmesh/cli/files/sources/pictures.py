@@ -34,6 +34,8 @@ SUFFIXES = {
 """Formats of pictures by the end of a file's name."""
 HEAD = 32
 """Bytes by which a format is told."""
+MAX_FILE_BYTES = 256 << 20
+"""Of a file that is read: of formats that become others, it may be larger than what is sent."""
 _BEGINNINGS = (
     (b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF8", "GIF"), (b"BM", "BMP"),
     (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"II+\0", "TIFF"), (b"MM\0+", "TIFF"),

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image as Pillow
 from PIL import features
 
-from mmesh.cli.files.sources import pictures
+from mmesh.cli.files.sources import folders, pictures
 from mmesh.cli.files.sources.folders import FolderRules
 
 PASSED_OVER = "passed over"
@@ -269,10 +269,35 @@ def test_links_to_folders_are_followed_when_asked_and_loops_end(read, folder, tm
     assert found.ids == ["file.png", "in/a.png"]
     assert "2 folders that are links (--follow-links)" in found.notes[PASSED_OVER]
     assert "1 broken links (broken.png)" in found.notes[PASSED_OVER]
+    assert found.passed_over == ["broken.png"]  # if it is stored, it stays
     assert "1 neither files nor folders (pipe.png)" in found.notes[PASSED_OVER]
     found = read(root, folders=FolderRules(follow_links=True))
     assert found.ids == ["file.png", "in/a.png", "link/b.png"]
     assert "1 folders that were read already" in found.notes[PASSED_OVER]
+    assert (found.passed_over, found.refused) == (["broken.png"], [])
+    (tmp_path / "other").rename(tmp_path / "away")
+    found = read(root, folders=FolderRules(follow_links=True))
+    assert found.refused_ids == ["link"]  # what was below it is not known to be gone
+    assert found.passed_over == ["broken.png", "file.png"]
+
+
+def test_an_empty_file_is_a_picture_that_cannot_be_read_for_now(read, folder, picture):
+    found = read(folder(**{"a.png": picture(), "b.png": b""}))
+    assert (found.ids, found.passed_over) == (["a.png"], ["b.png"])
+    assert "1 empty (b.png)" in found.notes[PASSED_OVER]
+
+
+def test_files_of_any_size_are_read_as_far_as_a_picture_may_be_long(
+    read, folder, picture, monkeypatch
+):
+    monkeypatch.setattr(folders, "MAX_FILE_BYTES", 1 << 20)
+    monkeypatch.setattr(folders, "MAX_CAPTION_BYTES", 1 << 20)
+    root = folder(**{"a.png": picture(), "b.png": picture(), "a.txt": b"", "c.png": picture()})
+    for name in ("a.txt", "b.png"):
+        os.truncate(root / name, 1 << 40)  # of which the disk has next to nothing
+    found = read(root)
+    assert (found.ids, found.refused_ids) == (["c.png"], ["a.png", "b.png"])
+    assert all("over 1 MiB" in one.reason for one in found.refused)
 
 
 def test_globs_exclude_paths_names_and_folders(read, folder, picture):

@@ -8,10 +8,13 @@ import gzip
 import io
 import json
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+
+from tests.effort import patient
 
 ROWS = [
     {"id": "a", "text": "a red bicycle", "year": 1965, "price": 9.5, "sold": True},
@@ -300,6 +303,40 @@ def test_no_more_attributes_are_made_than_a_candidate_may_have(read, tmp_path):
     found = read(path)
     assert len(found.attributes("a")) == 64
     assert "36 more than 64" in found.notes["attributes left out"]
+
+
+def test_names_without_end_take_no_time_without_end(read, tmp_path):
+    """To look through all earlier names for each new one took 12 s."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(as_jsonl([{"id": str(n), "text": "x", f"n{n}": n} for n in range(20_000)]))
+    begun = time.process_time()
+    assert len(read(path).ids) == 20_000
+    assert time.process_time() - begun < patient(6)
+
+
+@pytest.mark.parametrize("number", ["1e400000", "1e19", "NaN", "Infinity", "1.5"])
+def test_what_is_no_integer_of_64_bits_refuses_its_row_at_once(read, rules, tmp_path, number):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"id,text,n\na,x,{number}\nb,x,-7.0\n")
+    found = read(path, columns=rules(types={"n": "integer"}))
+    assert (found.ids, found.refused_ids) == (["b"], ["a"])
+    assert found.attributes("b") == {"n": -7}
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "refused"),
+    [
+        ('[{"id": "a", "text": "x"}]\n[{"id": "b", "text": "y"}]', ["a", "b"], 0),
+        ('[][{"id": "a", "text": "x"}]  []\n', ["a"], 0),
+        ('[{"id": "a", "text": "x"}]\n{"id": "b", "text": "y"}', ["a"], 1),
+        ('[{"id": "a", "text": "x"}] garbage', ["a"], 1),
+    ],
+)
+def test_what_follows_an_array_is_read_or_told(read, tmp_path, text, ids, refused):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    found = read(path)
+    assert (found.ids, len(found.refused)) == (ids, refused)
 
 
 def test_columns_are_chosen_ignored_and_typed(read, rules, tmp_path):
