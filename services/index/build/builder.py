@@ -63,6 +63,8 @@ class BuildOrder:
     device: str = "cpu"
     """`cpu`; `cuda-build`: a GPU, if there is one, helps to train; `cuda`: it will serve, too, so
     that the automatic choice is a structure that a GPU can search."""
+    retrain: bool = False
+    """Train anew, whatever the inputs have learned."""
     queries: FloatMatrix | None = None
     """Queries (m, dim) like those to come, to measure recall with; rows stand in for them."""
 
@@ -242,6 +244,7 @@ def _line_of(order: BuildOrder, scratch: Path) -> bytes:
         "output": str(order.output.absolute()),
         "index_factory": order.index_factory,
         "recall_target": order.recall_target,
+        "retrain": order.retrain,
         "device": order.device,
     }
     if order.queries is not None:

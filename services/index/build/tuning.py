@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from mmesh.errors import InvalidField
 from mmesh.vectors import FloatMatrix
+from services.index.segments.exact import TIE
 from services.index.segments.structure import MEASURED_LIMIT, MIN_DEPTH, Kind, Structure
 
 RowNumbers = NDArray[np.int64]
+FloatVector = NDArray[np.float32]
 
 FLAT = "Flat"
 FLAT_ROWS = 20_000
@@ -23,6 +25,9 @@ MIN_CODED_DIM = 16
 """Below it, codes of half a byte for two dimensions save nothing."""
 POINTS_PER_CENTROID = 39
 """FAISS wants so many rows, at least, to place each centroid."""
+
+RANGE_ROWS = 1000
+"""Rows in which a scalar quantiser sees the range of each dimension."""
 
 MAX_FACTORY_BYTES = 256
 MAX_LISTS = 2**20
@@ -68,7 +73,8 @@ def rows_to_train(index_factory: str, dim: int) -> int:
     lists = [int(number) for number in re.findall(r"IVF(\d+)", index_factory)]
     books = [1 << bits for bits in _code_bits(index_factory)]
     rotations = [dim] if re.search(r"PCA|OPQ|ITQ", index_factory) else []
-    return max([0, *rotations, *(POINTS_PER_CENTROID * count for count in lists + books)])
+    ranges = [RANGE_ROWS] if re.search(r"SQ\d", index_factory) else []
+    return max([0, *rotations, *ranges, *(POINTS_PER_CENTROID * count for count in lists + books)])
 
 
 def _code_bits(index_factory: str) -> list[int]:
@@ -131,6 +137,28 @@ class Sample:
     """(m,): the row that each query is, which no hit may be; -1 for queries that are none."""
     nearest: RowNumbers
     """(m, 10): the rows to be found; -1 where there are fewer."""
+    furthest: FloatVector
+    """(m,): score of the last of them where the next row is as near, else NaN: of copies of one
+    vector any will do."""
+    take: Callable[[RowNumbers], FloatMatrix]
+    """Returns the vectors of rows."""
+
+
+def sample_of(
+    queries: FloatMatrix,
+    own_rows: RowNumbers,
+    nearest: RowNumbers,
+    scores: FloatMatrix,
+    take: Callable[[RowNumbers], FloatMatrix],
+) -> Sample:
+    """Return a sample of what exact search finds: 12 rows of each query, with their scores."""
+    order = np.argsort(nearest == own_rows[:, None], axis=1, kind="stable")
+    others = np.take_along_axis(np.where(nearest < 0, -np.inf, scores), order, axis=1)
+    furthest = np.full(len(queries), np.nan, np.float32)
+    if others.shape[1] > MEASURED_LIMIT:
+        last, following = others[:, MEASURED_LIMIT - 1], others[:, MEASURED_LIMIT]
+        furthest = np.where(np.isfinite(following) & (following >= last - TIE), last, np.nan)
+    return Sample(queries, own_rows, without_own(nearest, own_rows), furthest, take)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +175,13 @@ def recalls_of(structure: Structure, sample: Sample, effort: int) -> NDArray[np.
     fetched = min(MEASURED_LIMIT + 1, int(structure.index.ntotal))
     _, rows = structure.search(sample.queries, fetched, effort=effort)
     nearest = without_own(rows, sample.own_rows)
-    hits = (nearest[:, :, None] == sample.nearest[:, None, :]) & (nearest[:, :, None] >= 0)
+    hits = (nearest[:, :, None] == sample.nearest[:, None, :]).any(axis=2) & (nearest >= 0)
+    for query in np.flatnonzero(~np.isnan(sample.furthest)).tolist():
+        found = np.flatnonzero(nearest[query] >= 0)
+        near = sample.take(nearest[query, found]) @ sample.queries[query]
+        hits[query, found] |= near >= sample.furthest[query] - TIE
     wanted = np.count_nonzero(sample.nearest >= 0, axis=1)
-    shares: NDArray[np.float64] = hits.sum(axis=(1, 2)) / np.maximum(1, wanted)
+    shares: NDArray[np.float64] = hits.sum(axis=1) / np.maximum(1, wanted)
     return shares
 
 

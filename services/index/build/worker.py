@@ -80,8 +80,8 @@ def build(order: Mapping[str, Any]) -> About:
 
     Args:
         order: `inputs`, each with `folder` and perhaps `kept`, a file of packed bits; `output`;
-            perhaps `index_factory`, `recall_target`, `device`, and `queries`, a file of float32
-            rows.
+            perhaps `index_factory`, `recall_target`, `device`, `retrain`, and `queries`, a file of
+            float32 rows.
 
     Raises:
         DataLoss: an input is damaged.
@@ -107,7 +107,7 @@ def _build(sources: Sequence[Source], path: Path, order: Mapping[str, Any], star
     exact.prepare(dim)
     device = order.get("device", "cpu")
     factory = tuning.wanted_factory(order.get("index_factory", ""), rows, dim, device)
-    index = _trained(factory, sources, dim, device)
+    index = _trained(factory, sources, dim, device, anew=order.get("retrain", False))
     _add_vectors(index, sources, path, rows)
     structure, vectors = (
         Structure(index),
@@ -127,11 +127,17 @@ def _build(sources: Sequence[Source], path: Path, order: Mapping[str, Any], star
     return about
 
 
-def _trained(factory: str, sources: Sequence[Source], dim: int, device: str) -> Any:
-    """Return an empty structure: that of the largest input of its kind, else a new one."""
+def _trained(factory: str, sources: Sequence[Source], dim: int, device: str, *, anew: bool) -> Any:
+    """Return an empty structure: that of the largest input of its kind, else a new one.
+
+    An input of less than half of the rows may be unlike the others, and what knows the range of
+    numbers alone is trained in no time: then it is a new one, too.
+    """
+    rows = sum(len(source.kept) for source in sources)
     same = [source for source in sources if source.about.index_factory == factory]
-    if same:
-        largest = max(same, key=lambda source: source.about.rows)
+    largest = max(same, key=lambda source: len(source.kept), default=None)
+    is_alike = largest is not None and 2 * len(largest.kept) >= rows
+    if largest and is_alike and not anew and not factory.startswith("SQ"):
         index = files.read_index(largest.path, largest.about)
         index.reset()
         return index
@@ -240,8 +246,8 @@ def _query_sample(vectors: Vectors, path: str) -> tuning.Sample:
 
 def _sample_of(vectors: Vectors, queries: FloatMatrix, own: RowNumbers) -> tuning.Sample:
     rows = np.arange(len(vectors.matrix))
-    _, nearest = exact.search_rows(queries, vectors.take, rows, MEASURED_LIMIT + 1)
-    return tuning.Sample(queries, own, tuning.without_own(nearest, own))
+    scores, nearest = exact.search_rows(queries, vectors.take, rows, MEASURED_LIMIT + 2)
+    return tuning.sample_of(queries, own, nearest, scores, vectors.take)
 
 
 def work(orders: TextIO, replies: TextIO) -> None:

@@ -14,6 +14,8 @@ RowNumbers = NDArray[np.int64]
 Nearest = tuple[FloatMatrix, RowNumbers]
 """Scores and row numbers (m, k), best first; row -1 where there are fewer than k."""
 
+TIE = 1e-6
+"""Scores nearer to one another are the same: they were summed up in another order."""
 BLOCK_ROWS = 16_384
 """Rows that are turned into float32 at a time, which bounds the memory that it takes."""
 GEMM_QUERIES = 3

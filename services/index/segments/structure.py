@@ -75,8 +75,8 @@ class Structure:
 
     @property
     def is_exact(self) -> bool:
-        """Whether it always finds the best rows."""
-        return self.kind is Kind.FLAT
+        """Whether it always finds the best rows, by vectors as they are."""
+        return self.kind is Kind.FLAT and not self._transformed and not self.is_refined
 
     @property
     def gains_from_batches(self) -> bool:

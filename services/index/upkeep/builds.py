@@ -10,9 +10,10 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from mmesh.content import Modality
 from mmesh.errors import MmeshError
@@ -162,10 +163,16 @@ class Builds:
         async with self._merging:
             for modality, partition in view.partitions.items():
                 if merge := whole_merge(sizes_of(partition)):
-                    await self._merge(view, row, modality, merge)
+                    await self._merge(view, row, modality, merge, retrain=True)
 
     async def _merge(
-        self, view: View, row: CollectionRow, modality: Modality, merge: Merge
+        self,
+        view: View,
+        row: CollectionRow,
+        modality: Modality,
+        merge: Merge,
+        *,
+        retrain: bool = False,
     ) -> None:
         start, partition = time.perf_counter(), view.partitions[modality]
         output, stage = self._scratch.new("segment"), self._scratch.new("stage")
@@ -176,14 +183,20 @@ class Builds:
             if any(len(one.rows) for one in kept):
                 inputs = await asyncio.to_thread(_written, sources, kept, stage)
                 queries = await asyncio.to_thread(partition.recent.sample)
-                folder = await self._builder.build(self._order_for(row, inputs, output, queries))
+                order = self._order_for(row, inputs, output, queries)
+                folder = await self._builder.build(replace(order, retrain=retrain))
                 segment = await asyncio.to_thread(
                     Segment.open, folder, self._settings.search_device
                 )
             rows = [one.rows for one in kept]
-            await self._follower.apply(partition.replace, sources, rows, segment)
-            unused = [stage, *(s.folder for s in sources if isinstance(s, Segment))]
-            if not self._follower.has(view):  # it was dropped meanwhile
+
+            def swap() -> None:
+                nonlocal unused
+                partition.replace(sources, rows, segment)
+                unused = [stage, *(s.folder for s in sources if isinstance(s, Segment))]
+
+            await _to_its_end(self._follower.apply(swap))
+            if segment is None or not self._follower.has(view):  # it was dropped meanwhile
                 unused.append(output)
         finally:
             self._scratch.discard(unused)
@@ -206,6 +219,16 @@ class Builds:
             device=self._settings.device,
             queries=queries,
         )
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await work that a cancellation does not end: it goes on in its thread, and is waited for."""
+    running = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        raise
 
 
 def sizes_of(partition: Partition) -> Sizes:

@@ -16,8 +16,6 @@ from services.index.view.watch import Seen, SeenBlock, Watch
 
 PIECE_NUMBERS = 1 << 28
 """Numbers of vectors in a piece: 20 ms of a core where FAISS scans them."""
-TIE = 1e-6
-"""Scores nearer to one another are the same: they were summed up in another order."""
 
 
 class Agreement(NamedTuple):
@@ -111,6 +109,6 @@ def _agreement(hits: Sequence[float], nearest: NDArray[np.float32]) -> Agreement
     wanted = len(nearest)
     if not wanted:
         return Agreement(0, 0)
-    furthest = float(nearest[-1]) - TIE
+    furthest = float(nearest[-1]) - exact.TIE
     found = sum(score >= furthest for score in hits)
     return Agreement(min(found, wanted), wanted)

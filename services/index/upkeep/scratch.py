@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -71,9 +72,15 @@ def _remove_orphans(root: Path) -> None:
 
 
 def _lock(folder: Path) -> IO[str] | None:
-    """Lock a folder for this process and return what holds the lock, or None if another has it."""
+    """Lock a folder for this process and return what holds the lock, or None if another has it.
+
+    A folder of another user is theirs, and a lock that is a link leads to a file of somebody's.
+    """
     try:
-        file = (folder / LOCK).open("w")
+        if folder.lstat().st_uid != os.geteuid() or folder.is_symlink():
+            return None
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.fdopen(os.open(folder / LOCK, flags, 0o600), "r+")
     except OSError:
         return None
     try:

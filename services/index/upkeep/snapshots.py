@@ -157,11 +157,19 @@ class Snapshotter:
         view.stored = max(view.stored, content.seq)
         self._since[view.epoch] = time.monotonic()
         if number is not None:
-            await asyncio.to_thread(self._snapshots.prune, view.epoch, slots)
             metrics.snapshot_seconds.observe(time.perf_counter() - start)
+            await self._prune(view, slots)
         outcome = "snapshot stored" if number is not None else "another replica stored a snapshot"
         logger.info(outcome, extra={"collection": view.name, "number": number})
         return number, Point(content.seq, content.stamp)
+
+    async def _prune(self, view: View, slots: range) -> None:
+        """Remove older snapshots; those that remain only take room."""
+        try:
+            await asyncio.to_thread(self._snapshots.prune, view.epoch, slots)
+        except Exception as error:  # the new one is stored all the same
+            metrics.snapshot_failures_total.labels("not_removed").inc()
+            logger.warning("snapshots could not be removed", extra={"error": str(error)})
 
     async def drop(self, epoch: str) -> None:
         """Remove the snapshots of a deleted collection; what remains only takes room."""

@@ -108,6 +108,51 @@ def test_a_quantiser_is_trained_once(tmp_path):
     check_rows(second, [delta_of(900, 2000), delta_of(2000)])
 
 
+def centres_of(path):
+    index = Segment.open(path)._structure.index
+    return faiss.extract_index_ivf(index).quantizer.reconstruct_n(0, 16)
+
+
+@pytest.mark.parametrize(("rows", "retrain"), [(2100, False), (900, True)])
+def test_a_quantiser_is_trained_anew_on_many_other_rows_or_when_asked(tmp_path, rows, retrain):
+    factory = "IVF16,PQ8x4fs,Refine(SQfp16)"
+    first = {"inputs": [{"folder": str(saved(tmp_path / "a", 2000))}], "index_factory": factory}
+    build({**first, "output": str(tmp_path / "first")})
+    folders = saved(tmp_path / "b", rows, 2000), tmp_path / "first"
+    order = {"inputs": [{"folder": str(one)} for one in folders], "index_factory": factory}
+    build({**order, "retrain": retrain, "output": str(tmp_path / "second")})
+    assert (centres_of(tmp_path / "first") != centres_of(tmp_path / "second")).any()
+
+
+def test_the_range_of_numbers_is_not_that_of_the_first_rows(tmp_path):
+    """A range of a few rows, kept for ever, left a recall of 0.5."""
+    path, previous, first = tmp_path / "first", None, 0
+    for number, rows in enumerate((1000, 1200, 1500)):
+        delta = delta_of(rows, first, seed=number)
+        delta._vectors[:rows] *= 10.0**number  # as other topics have other ranges
+        (tmp_path / f"delta-{number}").mkdir()
+        delta.save(tmp_path / f"delta-{number}")
+        inputs = [{"folder": str(tmp_path / f"delta-{number}")}]
+        inputs += [{"folder": str(previous)}] if previous else []
+        path, first = tmp_path / f"out-{number}", first + rows
+        build({"inputs": inputs, "index_factory": "SQ8", "output": str(path)})
+        previous = path
+    ranges = faiss.vector_to_array(Segment.open(path)._structure.index.sq.trained)
+    assert ranges[DIM:].max() > 50  # the widest, which came last
+
+
+@pytest.mark.parametrize("factory", ["PCAR4,Flat", "PCAR4,Flat,RFlat"])
+def test_the_recall_of_vectors_that_were_cut_is_measured(tmp_path, factory):
+    order = {"inputs": [{"folder": str(saved(tmp_path / "in", 2000))}], "index_factory": factory}
+    about = build({**order, "output": str(tmp_path / "out")})
+    queries = delta_of(2000).vectors(np.arange(200))
+    _, expected = Segment.open(tmp_path / "in").search(queries, 10)
+    _, found = Segment.open(tmp_path / "out").search(queries, 10)
+    hits = sum(len(np.intersect1d(*pair)) for pair in zip(expected, found, strict=True))
+    assert about.recall < 1
+    assert about.recall == pytest.approx(hits / expected.size, abs=0.1)
+
+
 def test_the_stored_recall_is_what_given_queries_get(tmp_path):
     path = saved(tmp_path / "in", 5000)
     queries = delta_of(300, seed=5).vectors(np.arange(300))

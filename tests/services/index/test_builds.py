@@ -1,6 +1,7 @@
 """Compaction: every partition has its turn, and what fails waits alone and leaves nothing."""
 
 import asyncio
+import threading
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -97,6 +98,33 @@ def upkeep(follow, scratch, builder):
                 yield follower, builds
 
     return upkeep
+
+
+async def test_a_compaction_that_is_cancelled_as_it_ends_leaves_a_segment_that_is_whole(
+    upkeep, sqlite_writer, folders, monkeypatch, until
+):
+    async with upkeep() as (follower, builds):
+        view = await filled(sqlite_writer, follower, deltas=0)  # too little for a merge by itself
+        partition = view.partitions[Modality.TEXT]
+        began, go, replace_ = threading.Event(), threading.Event(), partition.replace
+
+        def slowly(*arguments):
+            began.set()
+            assert go.wait(10)
+            replace_(*arguments)
+
+        monkeypatch.setattr(partition, "replace", slowly)
+        row = sqlite_writer.log.collection("c")
+        compacting = asyncio.create_task(builds.compact(view, row))
+        await asyncio.to_thread(began.wait)
+        compacting.cancel()
+        await asyncio.sleep(0.01)
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await compacting
+        (segment,) = partition.segments
+        assert segment.folder.is_dir()
+        await until(lambda: folders() == ["segment"])
 
 
 async def no_snapshot(_row):

@@ -229,7 +229,7 @@ def test_a_structure_is_asked_for_no_more_than_it_gives(tmp_path, monkeypatch):
 
 @pytest.fixture
 def damaged(tmp_path):
-    vectors = clustered(np.random.default_rng(0), 500)
+    vectors = clustered(np.random.default_rng(0), 1000)
     flat = saved(tmp_path / "flat", vectors)
     order = {"inputs": [{"folder": str(flat)}], "output": str(tmp_path / "new")}
     build({**order, "index_factory": "SQ8"})

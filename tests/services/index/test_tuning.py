@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from services.index.build import tuning
-from services.index.build.tuning import Sample, automatic_factory, check_factory, wanted_factory
+from services.index.build.tuning import automatic_factory, check_factory, wanted_factory
 from services.index.segments import exact
 from services.index.segments.structure import MEASURED_LIMIT, Structure
 
@@ -45,6 +45,9 @@ def test_a_gpu_gets_structures_that_it_can_search():
         ("PQ4", 256 * 39),
         ("OPQ4_8,PQ4x4fs", 16 * 39),
         ("HNSW16", 1),
+        ("SQ8", 1000),
+        ("IVF64,SQ8", 64 * 39),
+        ("SQfp16", 1),
     ],
 )
 def test_too_few_rows_to_train_are_searched_exactly(index_factory, enough):
@@ -53,8 +56,22 @@ def test_too_few_rows_to_train_are_searched_exactly(index_factory, enough):
 
 
 def sample_of(vectors, queries, own_rows):
-    _, rows = exact.search_all(queries, vectors, MEASURED_LIMIT + 1)
-    return Sample(queries, own_rows, tuning.without_own(rows, own_rows))
+    scores, rows = exact.search_all(queries, vectors, MEASURED_LIMIT + 2)
+    return tuning.sample_of(queries, own_rows, rows, scores, lambda some: vectors[some])
+
+
+def test_of_copies_of_one_vector_any_is_as_good_as_another():
+    """Three in a hundred rows are one placeholder; to find all of them took every list."""
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(20_000, 16)).astype("f4")
+    vectors[::33] = vectors[0]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = faiss.index_factory(16, "IVF128,Flat", faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors)
+    structure, own = Structure(index), np.arange(0, 20_000, 66)  # copies, all of them
+    found = tuning.tune(structure, sample_of(vectors, vectors[own], own), 0.95)
+    assert (found.effort, found.recall) == (1, 1.0)
 
 
 @pytest.fixture(scope="module")
