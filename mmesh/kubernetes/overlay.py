@@ -112,7 +112,7 @@ def _patch(pods: Pods) -> str:
     memory = f"{math.ceil(pods.memory_bytes / MIB)}Mi"
     scratch = math.ceil(pods.scratch_bytes / GIB)
     disk = f"                  ephemeral-storage: {scratch + SCRATCH_SPARE}Gi\n" if scratch else ""
-    volume = _VOLUME.format(scratch=scratch) if scratch else ""
+    volume = _LIMIT.format(bytes=scratch * GIB) + _VOLUME.format(scratch=scratch) if scratch else ""
     return (
         _PATCH.format(kind=kind, name=pods.name, cores=pods.cores, memory=memory, disk=disk)
         + volume
@@ -139,6 +139,10 @@ _PATCH = """  - target:
                 limits:
                   memory: {memory}
 {disk}"""
+_LIMIT = """              env:
+              - name: MMESH_INDEX_SCRATCH_LIMIT_BYTES
+                value: "{bytes}"
+"""
 _VOLUME = """            volumes:
             - name: segments
               emptyDir:

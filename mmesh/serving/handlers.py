@@ -25,6 +25,7 @@ from mmesh.errors import (
     MmeshError,
     ShardUnavailable,
     StaleReplica,
+    StorageFull,
 )
 from mmesh.serving import logs, telemetry, tracing
 from mmesh.serving.deadline import Context, Deadline
@@ -97,7 +98,8 @@ class _GuardedHandlers(grpc.GenericRpcHandler):
                 return None
             self._known[method] = _wrapped(handler, method, self._room)
             # There before the first one, which is a rise then: its alert fires at once.
-            telemetry.errors_total.labels(method, DataLoss.reason)
+            for error in (DataLoss, StorageFull):
+                telemetry.errors_total.labels(method, error.reason)
         return self._known[method]
 
 

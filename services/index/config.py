@@ -41,6 +41,12 @@ class IndexSettings(ServiceSettings):
     scratch_dir: Path | None = Field(
         None, description="Folder for segments, which are disposable; by default the system's."
     )
+    scratch_limit_bytes: int = Field(
+        0,
+        ge=0,
+        description="Bytes that the scratch folder may hold, where a cluster ends what holds more; "
+        "metrics then tell how much of them is free. 0: its disk is the limit.",
+    )
     poll_s: float = Field(
         0.05, gt=0, description="Seconds between looks at the log for writes of other processes."
     )

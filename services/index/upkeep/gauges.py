@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ class Gauges:
     Args:
         follower: has the views.
         folders: what is on disks of this machine, by what it is for.
+        limits: bytes that they may hold, below what their disks have; 0 for none.
         snapshot_age: returns how many seconds a view waits for a snapshot.
         most_named: collections that have names of their own.
     """
@@ -36,11 +38,12 @@ class Gauges:
         follower: Follower,
         *,
         folders: Mapping[str, Path] | None = None,
+        limits: Mapping[str, int] | None = None,
         snapshot_age: Callable[[View], float] = lambda _: 0.0,
         most_named: int = MOST_NAMED,
     ) -> None:
         self._follower = follower
-        self._folders = folders or {}
+        self._folders, self._limits = folders or {}, limits or {}
         self._snapshot_age = snapshot_age
         self._names = NamedCollections(most_named)
         self._known: dict[str, CollectionGauges] = {}
@@ -65,7 +68,8 @@ class Gauges:
     async def _work(self) -> None:
         while True:
             self.export()
-            await asyncio.to_thread(_export_disks, self._folders)  # one in a network may be slow
+            # In a thread: one in a network may be slow.
+            await asyncio.to_thread(_export_disks, self._folders, self._limits)
             self._task.progress()
             await asyncio.sleep(LOOK_S)
 
@@ -107,9 +111,22 @@ class Gauges:
         return found
 
 
-def _export_disks(folders: Mapping[str, Path]) -> None:
+def _export_disks(folders: Mapping[str, Path], limits: Mapping[str, int]) -> None:
     for purpose, folder in folders.items():
         with suppress(OSError):  # not made yet, or away: the last numbers stay
             usage = shutil.disk_usage(folder)
-            metrics.disk_free_bytes.labels(purpose).set(usage.free)
-            metrics.disk_size_bytes.labels(purpose).set(usage.total)
+            size, free = usage.total, usage.free
+            if limit := limits.get(purpose, 0):
+                size, free = min(size, limit), min(free, max(0, limit - _bytes_below(folder)))
+            metrics.disk_free_bytes.labels(purpose).set(free)
+            metrics.disk_size_bytes.labels(purpose).set(size)
+
+
+def _bytes_below(folder: Path) -> int:
+    """Return what the files of a folder take on its disk; some may go meanwhile."""
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(path, name)).st_blocks * 512
+    return total

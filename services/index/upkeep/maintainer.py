@@ -48,6 +48,7 @@ class Maintainer:
         self._gauges = Gauges(
             follower,
             folders=settings.folders,
+            limits={"scratch": settings.scratch_limit_bytes},
             snapshot_age=self._snapshotter.age_of,
             most_named=settings.metrics_collections,
         )

@@ -79,9 +79,10 @@ async def test_a_call_that_is_cancelled_is_not_counted_as_answered(sleep, begun)
     assert await new_counts(before, 1) == {"CANCELLED": 1}
 
 
-async def test_the_counter_of_lost_data_is_there_before_data_is_lost(sleep):
+@pytest.mark.parametrize("reason", ["CORRUPT_DATA", "STORAGE_FULL"])
+async def test_what_an_alert_counts_is_counted_before_it_happens(sleep, reason):
     await sleep(b"")
-    labels = {"method": METHOD, "reason": "CORRUPT_DATA"}
+    labels = {"method": METHOD, "reason": reason}
     assert REGISTRY.get_sample_value("mmesh_errors_total", labels) == 0
 
 

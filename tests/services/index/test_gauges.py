@@ -60,6 +60,19 @@ async def test_disks_are_told_by_what_they_are_for_and_a_missing_one_is_none(
             assert gauge("disk_free_bytes", folder="no disk") is None
 
 
+async def test_a_folder_with_a_limit_is_full_when_it_holds_so_much(follow, writer, until, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file").write_bytes(bytes(300_000))
+    async with follow() as follower:
+        await follower.loaded()
+        limits = {"limited": 1_000_000, "full": 100_000}
+        async with Gauges(follower, folders=dict.fromkeys(limits, tmp_path / "in"), limits=limits):
+            await until(lambda: gauge("disk_size_bytes", folder="full"))
+            assert gauge("disk_size_bytes", folder="limited") == 1_000_000
+            assert gauge("disk_free_bytes", folder="limited") == pytest.approx(700_000, abs=20_000)
+            assert gauge("disk_free_bytes", folder="full") == 0
+
+
 def test_only_what_is_on_disks_of_this_machine_has_a_folder(tmp_path):
     settings = IndexSettings(data_dir=tmp_path, scratch_dir=tmp_path / "s")
     found = {"scratch": tmp_path / "s", "log": tmp_path, "store": tmp_path}
