@@ -72,7 +72,9 @@ def estimate_macro_mean(tasks: Sequence[ArrayLike], *, seed: int = 0) -> Estimat
     return _estimate(mean, np.mean(drawn, axis=0))
 
 
-def compare_paired(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Difference:
+def compare_paired(
+    a: ArrayLike, b: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES
+) -> Difference:
     """Return how much the mean of `b` is above that of `a`; both in the order of the same queries.
 
     The test shifts the differences to mean 0 and asks how often a resampled mean is as far from 0
@@ -81,11 +83,14 @@ def compare_paired(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Difference:
     Raises:
         ValueError: they are not of one length.
     """
-    return compare_paired_tasks([(a, b)], seed=seed)
+    return compare_paired_tasks([(a, b)], seed=seed, resamples=resamples)
 
 
 def compare_paired_tasks(
-    tasks: Sequence[tuple[ArrayLike, ArrayLike]], *, seed: int = 0
+    tasks: Sequence[tuple[ArrayLike, ArrayLike]],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Difference:
     """Return how much the mean of the tasks' means is better, each task resampled for itself.
 
@@ -102,7 +107,10 @@ def compare_paired_tasks(
     if not differences:
         return Difference(Estimate(0.0, 0.0, 0.0), 1.0)
     observed = float(np.mean([one.mean() for one in differences]))
-    drawn = [resampled_means(one, seed=seed + number) for number, one in enumerate(differences)]
+    drawn = [
+        resampled_means(one, seed=seed + number, resamples=resamples)
+        for number, one in enumerate(differences)
+    ]
     means: Floats = np.mean(drawn, axis=0)
     as_far = np.abs(means - observed) >= abs(observed) - 1e-12
     p_value = (int(as_far.sum()) + 1) / (len(means) + 1)

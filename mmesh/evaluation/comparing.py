@@ -6,12 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmesh.evaluation.bootstrap import Difference, compare_paired, compare_paired_tasks
+from mmesh.evaluation.bootstrap import (
+    RESAMPLES,
+    Difference,
+    compare_paired,
+    compare_paired_tasks,
+)
 from mmesh.evaluation.datasets.dataset import Dataset, DatasetError
 from mmesh.evaluation.metrics import LOWER_IS_BETTER
 from mmesh.evaluation.results import Results, TaskResult, read_results, read_scores
 
 SIGNIFICANT = 0.05
+RESAMPLES_A_TASK = 40
+"""So that the smallest p value is below the first bound of Holm's correction."""
 AVERAGE = "average"
 
 
@@ -61,7 +68,8 @@ def compare_runs(a: Path, b: Path, metric: str = "") -> list[Compared]:
     ]
     if not values:
         raise DatasetError(f"no task of {a} has the metric {metric}")
-    tasks = [_compared(one, name, pair) for one, name, pair in values]
+    resamples = max(RESAMPLES, RESAMPLES_A_TASK * len(values))
+    tasks = [_compared(one, name, pair, resamples) for one, name, pair in values]
     return tasks + _averages(first, metric, values)
 
 
@@ -73,9 +81,9 @@ def tasks_lost(a: Path, b: Path) -> list[TaskResult]:
     ]
 
 
-def _compared(task: TaskResult, metric: str, pair: Pair) -> Compared:
+def _compared(task: TaskResult, metric: str, pair: Pair, resamples: int) -> Compared:
     a, b, way = _mean(pair.a), _mean(pair.b), task.way
-    difference = compare_paired(pair.a, pair.b)
+    difference = compare_paired(pair.a, pair.b, resamples=resamples)
     return Compared(task.task, way, metric, len(pair.a), a, b, difference, pair.lost)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from mmesh.errors import CollectionExists, CollectionNotFound
 from mmesh.evaluation.bootstrap import Estimate, estimate_macro_mean
 from mmesh.evaluation.cost import TooMuch, check_room, estimate, obstacles
 from mmesh.evaluation.datasets.dataset import Broken, Dataset, DatasetError, Query, Task
-from mmesh.evaluation.folder import MANIFEST, check_manifest
+from mmesh.evaluation.folder import MANIFEST, OtherEvaluation, check_manifest
 from mmesh.evaluation.live.answers import Answer, AnswerLog, read_answers
 from mmesh.evaluation.live.filling import Filled, FillJournal, fill, pool_digest
 from mmesh.evaluation.live.searching import Plan, Searcher
@@ -94,12 +94,13 @@ class Evaluation:
         self._check_manifest(collection, found)
         rejections = Rejections()
         rejections.extend([filled.rejections])
+        is_wider = self._is_wider(collection, filled)
         scored = [
-            await self._task(task, way, collection, found, rejections)
+            await self._task(task, way, collection, is_wider, found, rejections)
             for task in self.dataset.tasks
             for way in self.options.ways_of(self.dataset)
         ]
-        held = self._held(collection, found, filled)
+        held = self._held(collection, found, filled) if is_wider else _counts(collection)
         return self._results(collection, held, rejections, [one for one in scored if one])
 
     async def restart(self) -> None:
@@ -214,13 +215,19 @@ class Evaluation:
         check_manifest(self.place.folder, mine)
 
     async def _task(
-        self, task: Task, way: Way, collection: Collection, found: Survey, rejections: Rejections
+        self,
+        task: Task,
+        way: Way,
+        collection: Collection,
+        is_wider: bool,
+        found: Survey,
+        rejections: Rejections,
     ) -> ScoredRun | None:
         name = f"{task.name}.{way.value}"
         path = self.place.folder / ANSWERS / f"{name}.jsonl"
         first_way = way is self.options.ways_of(self.dataset)[0]
         notes = rejections if first_way else Rejections()  # the same rows each way: counted once
-        within = self._within(task, way, collection, found)
+        within = _within(task, way, is_wider, found)
         plan = Plan(collection.name, collection.token, task, self.options, within)
         done = set(read_answers(path))
         self.watcher.stage(name, found.queries[task.name], len(done))
@@ -229,29 +236,32 @@ class Evaluation:
             left = (q for q in self._queries(task, notes) if q.id not in done)
             notes.extend([await searcher.run(plan, left, log, len(done))])
         answers = read_answers(path)
-        judges = (answer.judge for answer in answers.values() if answer.judge)
-        self._judge = self._judge or next(judges, "")
+        self._note_judges(answer.judge for answer in answers.values())
         scored = await asyncio.to_thread(self._score, task, way, answers, found, notes)
         if scored and first_way:
             self.poor += scored.poor
         return scored
 
-    def _within(
-        self, task: Task, way: Way, collection: Collection, found: Survey
-    ) -> tuple[str, ...]:
-        """Return the pools to search among; nothing when that is the whole collection."""
-        wider = self._is_wider(collection, found)
-        if way is Way.UNION:
-            return tuple(sorted(found.pools)) if wider else ()
-        return (task.pool,) if wider or len(found.pools) > 1 else ()
+    def _note_judges(self, judges: Iterable[str]) -> None:
+        """Take note of who judged; figures of two judges are nobody's.
 
-    def _is_wider(self, collection: Collection, found: Survey) -> bool:
-        return self.limits.ingest and sum(collection.candidates.values()) > found.total
+        Raises:
+            OtherEvaluation: another judge took over in the middle.
+        """
+        names = sorted({*judges, self._judge} - {""})
+        if len(names) > 1:
+            raise OtherEvaluation(
+                f"{self.place.folder} holds answers that {' and '.join(names)} judged; "
+                "--restart asks all again"
+            )
+        self._judge = (names or [""])[0]
+
+    def _is_wider(self, collection: Collection, filled: Filled) -> bool:
+        """Tell whether the collection holds candidates that are not of the pool."""
+        return self.limits.ingest and sum(collection.candidates.values()) > filled.stored
 
     def _held(self, collection: Collection, found: Survey, filled: Filled) -> dict[str, int]:
-        """Return what of the pool the collection holds, by modality."""
-        if not self._is_wider(collection, found):
-            return {m.value: count for m, count in collection.candidates.items()}
+        """Return what of the pool a wider collection holds, by modality."""
         if sum(filled.candidates.values()) == filled.stored:
             return dict(filled.candidates)
         return {m.value: count for m, count in found.candidates.items()}
@@ -296,6 +306,17 @@ class Evaluation:
         )
         write_results(results, self.place.folder)
         return results
+
+
+def _within(task: Task, way: Way, is_wider: bool, found: Survey) -> tuple[str, ...]:
+    """Return the pools to search among; nothing when that is the whole collection."""
+    if way is Way.UNION:
+        return tuple(sorted(found.pools)) if is_wider else ()
+    return (task.pool,) if is_wider or len(found.pools) > 1 else ()
+
+
+def _counts(collection: Collection) -> dict[str, int]:
+    return {modality.value: count for modality, count in collection.candidates.items()}
 
 
 def _averages(scored: list[ScoredRun]) -> dict[str, Estimate]:

@@ -8,6 +8,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def _survey_queries(dataset: Dataset) -> tuple[dict[str, int], str]:
         for query in dataset.queries(task):
             if isinstance(query, Broken):
                 continue
-            _check_text(query.where, task.name, query.id, query.text, query.instruction)
+            _check_text(query.where, task.pool, query.id, query.text, query.instruction)
             _check_text(query.where, *query.excluded, *query.among)
             if (key := hash_of(query.id)) in seen:
                 problem = f"has the query id {query.id!r}, which came before in {task.name!r}"
@@ -165,7 +166,9 @@ def _line_of(task: Task, query: Query, root: Path) -> bytes:
     A picture goes by its name and its size in bytes: all pictures would take long to read.
     """
     picture = os.path.relpath(query.image, root) if query.image else ""
-    size = query.image.stat().st_size if query.image and query.image.is_file() else 0
+    size = 0
+    with suppress(OSError):  # what is not there is found out when it is searched for
+        size = query.image.stat().st_size if query.image and query.image.is_file() else 0
     wanted = query.wanted.value if query.wanted else ""
     values = [task.name, query.id, query.text, picture, size, query.instruction, wanted]
     return (json.dumps([*values, query.excluded, query.among]) + "\n").encode()

@@ -230,18 +230,13 @@ def questions_of(source: Source, broken: list[str] | None = None) -> list[Questi
 
 
 def _questions(source: Source) -> tuple[list[Question], list[str]]:
-    """Return the queries, and what is broken; a row that several tasks ask counts for the first.
-
-    CIRR and FashionIQ search the same queries among other candidates in each task.
-    """
+    """Return the queries, and what is broken."""
     questions: list[Question] = []
     broken: dict[str, None] = {}
-    seen: set[tuple[str, str]] = set()
     for one in questions_of_dataset(open_source(source)):
         if isinstance(one, Broken):
             broken[f"{one.where}: {one.reason}"] = None
-        elif (one.query.id, one.query.where) not in seen:
-            seen.add((one.query.id, one.query.where))
+        else:
             questions.append(one)
     return questions, list(broken)
 
@@ -350,4 +345,10 @@ def _example(one: Question, items: Mapping[str, Item], negatives: tuple[str, ...
 
 
 def _mined(path: Path) -> dict[str, tuple[str, ...]]:
-    return {row.query: row.negatives for row in read_negatives(path)}
+    found: dict[str, tuple[str, ...]] = {}
+    for row in read_negatives(path):
+        if row.query in found:
+            problem = "several queries have this id, so whose negatives these are is not known"
+            raise TrainingError(f"{path}: {row.query!r}: {problem}")
+        found[row.query] = row.negatives
+    return found

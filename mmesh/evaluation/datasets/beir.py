@@ -18,6 +18,7 @@ from mmesh.evaluation.datasets.rows import (
     judgement,
     lines,
     one_of,
+    plain_name,
     text_of,
 )
 
@@ -39,7 +40,7 @@ class Beir:
     @property
     def name(self) -> str:
         """Name of the data set and its split."""
-        plain = "".join(one if one.isalnum() else "-" for one in self.root.resolve().name.lower())
+        plain = plain_name(self.root)
         return f"beir-{plain}-{self.split}"
 
     @property

@@ -66,7 +66,10 @@ class Circo:
         """Yield the pictures by COCO's id."""
         if not self._listing.is_file():
             for path in sorted(self._pictures.glob("*.jpg")):
-                yield PoolRow(str(int(path.stem)), "", path, ("circo",), str(path))
+                if path.stem.isdecimal():
+                    yield PoolRow(str(int(path.stem)), "", path, ("circo",), str(path))
+                else:
+                    yield Broken(str(path), "has no number of COCO as its name")
             return
         for number, entry in enumerate(json_file(self._listing)["images"]):
             where = f"{self._listing}:images[{number}]"

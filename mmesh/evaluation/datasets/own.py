@@ -11,9 +11,12 @@ grades; a file `qrels.tsv` or `qrels.txt` (query, 0, candidate, grade) does as w
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from urllib.parse import quote
 
 from mmesh.content import Modality
 from mmesh.evaluation.datasets.dataset import (
@@ -24,10 +27,20 @@ from mmesh.evaluation.datasets.dataset import (
     Query,
     Task,
 )
-from mmesh.evaluation.datasets.rows import Row, checked_id, json_rows, one_of, qrels_rows, text_of
+from mmesh.evaluation.datasets.rows import (
+    Row,
+    checked_id,
+    json_rows,
+    one_of,
+    plain_name,
+    qrels_rows,
+    text_of,
+)
 
 METRICS = ("hit@1", "hit@5", "hit@10", "recall@10", "mrr@10", "ndcg@10", "mismatch")
 DEFAULT = "all"
+_IN_NAMES = " !#$&'()+,;=@[]{}~"
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -48,10 +61,9 @@ class Own:
     @property
     def name(self) -> str:
         """Name of the folder."""
-        plain = "".join(one if one.isalnum() else "-" for one in self.root.resolve().name.lower())
-        return plain.strip("-") or "own"
+        return plain_name(self.root) or "own"
 
-    @property
+    @cached_property
     def tasks(self) -> Sequence[Task]:
         """The tasks that queries name, in order of appearance; their pool is that of their name."""
         named: dict[str, None] = {}
@@ -59,7 +71,7 @@ class Own:
             if isinstance(row, Row):
                 named[str(row.values.get("task") or DEFAULT)] = None
         metrics = tuple(dict.fromkeys((*METRICS, self.headline)))
-        return [Task(name, name, self.headline, metrics) for name in named]
+        return [Task(_file_name(name), name, self.headline, metrics) for name in named]
 
     @property
     def notes(self) -> Sequence[str]:
@@ -100,7 +112,7 @@ class Own:
     def queries(self, task: Task) -> Iterator[Query | Broken]:
         """Yield the queries of a task; rows that cannot be read belong to the first."""
         for row in json_rows(self._queries):
-            if isinstance(row, Row) and str(row.values.get("task") or DEFAULT) == task.name:
+            if isinstance(row, Row) and str(row.values.get("task") or DEFAULT) == task.pool:
                 yield query_of(row, self.root, self.instruction)
             elif isinstance(row, Broken) and task == self.tasks[0]:
                 yield row
@@ -109,13 +121,22 @@ class Own:
         """Yield what the queries name as relevant, then the qrels file if there is one."""
         mine: set[str] = set()
         for row in json_rows(self._queries):
-            if isinstance(row, Row) and str(row.values.get("task") or DEFAULT) == task.name:
+            if isinstance(row, Row) and str(row.values.get("task") or DEFAULT) == task.pool:
                 mine.add(str(row.values.get("id")))
                 yield from relevant_of(row)
         files = [self.root / name for name in ("qrels.tsv", "qrels.txt")]
         for one in (one for path in files if path.is_file() for one in qrels_rows(path)):
             if len(self.tasks) == 1 or isinstance(one, Broken) or one.query in mine:
                 yield one
+
+
+def _file_name(task: str) -> str:
+    """Return the name of a task, percent-encoded where no file can be called so."""
+    name = quote(task, safe=_IN_NAMES, errors="replace")
+    if len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(task.encode(errors="replace")).hexdigest()[:16]
+    return f"{name[: _LONGEST_NAME - 17]}-{digest}"
 
 
 def query_of(row: Row, root: Path, instruction: str = "") -> Query | Broken:
@@ -141,7 +162,9 @@ def _content(row: Row, root: Path) -> tuple[str, Path | None]:
 def relevant_of(row: Row) -> Iterator[Judgement | Broken]:
     """Yield the judgements that a row of queries names."""
     relevant, query = row.values.get("relevant") or {}, str(row.values.get("id"))
-    graded = dict.fromkeys(relevant, 1) if isinstance(relevant, list) else relevant
+    graded = relevant
+    if isinstance(relevant, list) and all(isinstance(one, str | int) for one in relevant):
+        graded = dict.fromkeys(relevant, 1)
     if not isinstance(graded, dict) or not all(isinstance(g, int) for g in graded.values()):
         yield Broken(row.where, "`relevant` is neither a list of ids nor an object of grades")
         return

@@ -69,6 +69,12 @@ def _opened(path: Path) -> TextIO:
     return path.open(encoding="utf-8-sig")
 
 
+def plain_name(folder: Path) -> str:
+    """Return the name of a folder as a part of a collection's: of a-z, 0-9 and -; may be empty."""
+    name = folder.resolve().name.lower()
+    return "".join(one if one.isascii() and one.isalnum() else "-" for one in name).strip("-")
+
+
 def json_rows(path: Path) -> Iterator[Row | Broken]:
     """Yield the objects of a JSONL file."""
     for where, line in lines(path):
@@ -101,7 +107,7 @@ def json_file(path: Path) -> Any:
     _check(path)
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path} cannot be read: {error}") from None
 
 

@@ -143,6 +143,10 @@ def pool_digest(dataset: Dataset) -> str:
     return hashlib.sha256(json.dumps([dataset.name, stamps]).encode()).hexdigest()[:8]
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return (0, 0) if path.is_dir() else (status.st_size, status.st_mtime_ns)
+def _stamp(path: Path) -> tuple[int, int | str]:
+    """Return what changes with a file, or with the names and sizes of the files in a folder."""
+    if not path.is_dir():
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns
+    files = sorted((one.name, one.stat().st_size) for one in os.scandir(path) if one.is_file())
+    return len(files), hashlib.sha256(json.dumps(files).encode()).hexdigest()

@@ -52,9 +52,13 @@ def questions_of_file(path: Path) -> Iterator[Question | Broken]:
 def questions_of_dataset(dataset: Dataset) -> Iterator[Question | Broken]:
     """Yield the queries of all tasks of a data set; each task's judgements are held in memory.
 
+    A row that several tasks ask counts for the first: CIRR and FashionIQ search the same queries
+    among other candidates in each.
+
     Raises:
         DatasetError: a file cannot be read.
     """
+    seen: set[tuple[str, str]] = set()
     for task in dataset.tasks:
         relevant: dict[str, dict[str, None]] = defaultdict(dict)
         for one in dataset.judgements(task):
@@ -65,7 +69,8 @@ def questions_of_dataset(dataset: Dataset) -> Iterator[Question | Broken]:
         for query in dataset.queries(task):
             if isinstance(query, Broken):
                 yield query
-            else:
+            elif (query.id, query.where) not in seen:
+                seen.add((query.id, query.where))
                 wanted = query.wanted or task.wanted
                 yield _question(query, tuple(relevant.get(query.id, ())), wanted)
 

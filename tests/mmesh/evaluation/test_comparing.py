@@ -77,6 +77,13 @@ def test_one_bad_looking_task_of_many_is_not_yet_a_regression(tmp_path) -> None:
     assert "t0" not in {one.task for one in regressions(found)}
 
 
+def test_a_collapse_of_all_tasks_is_seen_however_many_there_are(tmp_path) -> None:
+    base = {f"t{n}": [1.0] * 8 for n in range(101)}
+    a = stored(tmp_path / "a", base)
+    b = stored(tmp_path / "b", dict.fromkeys(base, [0.0] * 8))
+    assert len(regressions(compare_runs(a, b))) == len(base) + 1
+
+
 def test_only_shared_queries_count_and_other_judgements_are_refused(tmp_path) -> None:
     a = stored(tmp_path / "a", {"one": [1, 1, 0]})
     (one,) = compare_runs(a, stored(tmp_path / "b", {"one": [0, 1]}))
@@ -201,3 +208,4 @@ def test_the_worst_take_turns_among_tasks(tmp_path) -> None:
 def test_what_is_no_picture_has_no_thumbnail(pictures) -> None:
     assert thumbnail(b"nothing") == ""
     assert 100 < len(thumbnail(pictures.png(1, 480))) < 20_000
+    assert thumbnail(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n") == ""

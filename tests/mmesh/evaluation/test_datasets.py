@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mmesh.content import Modality
+from mmesh.evaluation.datasets import own
 from mmesh.evaluation.datasets.dataset import (
     Broken,
     DatasetError,
@@ -22,6 +23,7 @@ from mmesh.evaluation.datasets.dataset import (
 from mmesh.evaluation.datasets.mbeir import MBeir, format_string
 from mmesh.evaluation.datasets.opening import Choice, open_dataset
 from mmesh.evaluation.live.contents import content_of
+from mmesh.evaluation.live.filling import pool_digest
 from mmesh.evaluation.survey import survey
 
 
@@ -288,6 +290,11 @@ def test_circo_grades_the_target_above_the_other_ground_truths(tmp_path) -> None
     assert isinstance(bad, Broken)
     assert list(dataset.judgements(task)) == [Judgement("0", "34", 2), Judgement("0", "56", 1)]
     assert [row.id for row in dataset.pool()] == ["34"]  # type: ignore[union-attr]
+    before = pool_digest(dataset)
+    write(tmp_path / "COCO2017_unlabeled/unlabeled2017/000000000056.jpg", "")
+    assert pool_digest(dataset) != before  # it is put in when the same command goes on
+    write(tmp_path / "COCO2017_unlabeled/unlabeled2017/._000000000056.jpg", "")
+    assert [type(row) for row in dataset.pool()] == [Broken, PoolRow, PoolRow]
     listing = tmp_path / "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json"
     write(listing, {"images": [{"id": 7, "file_name": "000000000007.jpg"}, {"id": 8}]})
     assert [type(row) for row in dataset.pool()] == [PoolRow, Broken]
@@ -391,6 +398,54 @@ def test_own_data_takes_judgements_from_queries_and_from_qrels(tmp_path) -> None
     assert list(dataset.judgements(pets)) == [Judgement("q2", "b", 3), Judgement("q2", "c", 1)]
     pools = [row.pools if isinstance(row, PoolRow) else None for row in dataset.pool()]
     assert pools == [("all",), ("all",), ("pets", "toys"), None]
+
+
+def test_tasks_of_any_name_have_files_of_their_own(tmp_path) -> None:
+    names = ["pets/cats", "../../x", "a\0b", "ä" * 200, "a\u2028b", "plain name"]
+    jsonl(tmp_path / "pool.jsonl", {"id": "a", "text": "x"})
+    rows = [
+        {"id": str(n), "text": "1", "relevant": ["a"], "task": name} for n, name in enumerate(names)
+    ]
+    jsonl(tmp_path / "queries.jsonl", *rows)
+    dataset = open_dataset(tmp_path)
+    assert [task.pool for task in dataset.tasks] == names
+    assert dataset.tasks[0].name == "pets%2Fcats"
+    assert dataset.tasks[-1].name == "plain name"
+    for number, task in enumerate(dataset.tasks):
+        (tmp_path / f"{task.name}.local.jsonl").touch()
+        assert [query.id for query in dataset.queries(task)] == [str(number)]  # type: ignore[union-attr]
+        assert [one.query for one in dataset.judgements(task)] == [str(number)]  # type: ignore[union-attr]
+    assert len(list(tmp_path.glob("*.local.jsonl"))) == len(names)
+
+
+def test_qrels_of_own_data_are_read_without_reading_the_queries_for_each(
+    tmp_path, monkeypatch
+) -> None:
+    rows = [{"id": f"q{n}", "text": "1"} for n in range(50)]
+    jsonl(tmp_path / "pool.jsonl", {"id": "a", "text": "x"})
+    jsonl(tmp_path / "queries.jsonl", *rows)
+    write(tmp_path / "qrels.tsv", "".join(f"q{n}\t0\ta\t1\n" for n in range(50)))
+    read: list[Path] = []
+    json_rows = own.json_rows
+    monkeypatch.setattr(own, "json_rows", lambda path: read.append(path) or json_rows(path))
+    dataset = open_dataset(tmp_path)
+    assert len(list(dataset.judgements(dataset.tasks[0]))) == 50
+    assert len(read) <= 3
+
+
+@pytest.mark.parametrize("relevant", [[{"did": "a"}], [["a"]], [None], {"a": "much"}])
+def test_what_is_no_list_of_ids_is_a_broken_row(tmp_path, relevant) -> None:
+    jsonl(tmp_path / "pool.jsonl", {"id": "a", "text": "x"})
+    jsonl(tmp_path / "queries.jsonl", {"id": "q", "text": "1", "relevant": relevant})
+    dataset = open_dataset(tmp_path)
+    assert [type(one) for one in dataset.judgements(dataset.tasks[0])] == [Broken]
+
+
+def test_a_folder_of_any_name_gives_a_name_that_a_collection_can_have(tmp_path) -> None:
+    root = tmp_path / "Données 2"
+    jsonl(root / "pool.jsonl", {"id": "a", "text": "x"})
+    jsonl(root / "queries.jsonl", {"id": "q", "text": "1"})
+    assert open_dataset(root).name == "donn-es-2"
 
 
 def test_a_query_id_twice_in_a_task_is_refused_by_file_and_line(tmp_path) -> None:

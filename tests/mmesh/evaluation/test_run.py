@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from mmesh.aio import AsyncClient
-from mmesh.content import Modality
+from mmesh.candidates import Candidate
+from mmesh.content import Content, Modality
 from mmesh.errors import CollectionNotFound
 from mmesh.evaluation.cost import TooMuch, is_local, size
 from mmesh.evaluation.datasets.beir import Beir
@@ -20,6 +21,7 @@ from mmesh.evaluation.datasets.circo import Circo
 from mmesh.evaluation.datasets.cirr import Cirr
 from mmesh.evaluation.datasets.dataset import DatasetError
 from mmesh.evaluation.datasets.own import Own
+from mmesh.evaluation.folder import OtherEvaluation
 from mmesh.evaluation.live.answers import Answer, AnswerLog, Found, read_answers
 from mmesh.evaluation.options import Options, Target, Way
 from mmesh.evaluation.report.writing import write_report
@@ -147,6 +149,33 @@ async def test_a_judge_scores_the_first_hits(evaluation) -> None:
     assert words.pairs == 6 * 4
     assert "rerank" in words.latency_ms
     assert results.judge
+
+
+async def test_answers_of_two_judges_make_no_figures(evaluation, tmp_path) -> None:
+    options = Options((Way.LOCAL,), rerank=4)
+    await evaluation("judged", options=options).run()
+    path = tmp_path / "judged" / "answers" / "words.local.jsonl"
+    first, *others = map(json.loads, path.read_text().splitlines())
+    jsonl(path, [first | {"judge": "another"}, *others])
+    with pytest.raises(OtherEvaluation, match=r"another and .* judged"):
+        await evaluation("judged", options=options).run()
+
+
+async def test_what_else_is_in_a_collection_is_not_found_though_rows_lack_their_pictures(
+    evaluation, own, sdk, collection
+) -> None:
+    """Rows without picture count as rows of the pool, and there were as many of others."""
+    with (own / "pool.jsonl").open("a") as file:
+        for number in range(3):
+            file.write(f'{{"id": "gone-{number}", "image": "gone.png", "pool": "words"}}\n')
+    words = ["harbour", "glacier", "violin"]
+    found = [Candidate(f"foreign-{word}", Content.of(f"a {word}")) for word in words]
+    await sdk.create_collection(collection)
+    await sdk.upsert_candidates(collection, found)
+    results = await evaluation(options=Options((Way.UNION,))).run()
+    assert sum(results.candidates.values()) == 9
+    answers = read_answers(evaluation().place.folder / "answers" / "words.union.jsonl")
+    assert not any(hit.id.startswith("foreign") for one in answers.values() for hit in one.hits)
 
 
 async def test_bad_rows_are_counted_and_named_and_the_rest_is_measured(
