@@ -75,5 +75,6 @@ def random_state() -> list[Tensor]:
 def set_random_state(state: Sequence[Tensor]) -> None:
     """Go on with random numbers from a state."""
     torch.set_rng_state(state[0])
-    if len(state) > 1:
-        torch.cuda.set_rng_state_all(list(state[1:]))
+    if torch.cuda.is_available():  # with fewer GPUs than there were, or more
+        for device, one in enumerate(state[1 : 1 + torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(one, device)

@@ -75,6 +75,7 @@ class Told:
         content = item.content()
         keys = {content.digest().hex()}
         keys |= {f"id:{item.id}"} if item.id else set()
+        keys |= {f"path:{item.image}"} if item.image else set()
         # Pictures alone count as well: the same picture under another caption answers as well.
         keys |= {hashlib.sha256(image.data).hexdigest() for image in content.images}
         return cls(item, content, frozenset(keys))
@@ -83,6 +84,7 @@ class Told:
 def known_answers(example: Example, positive: Told) -> frozenset[str]:
     """Return the keys of all that is known to answer an example."""
     ids = {f"id:{item.id}" for item in example.positives if item.id}
+    ids |= {f"path:{item.image}" for item in example.positives if item.image}
     texts = {
         Content.of(item.text).digest().hex()
         for item in example.positives

@@ -164,9 +164,11 @@ class Training:
     def measure(self) -> tuple[float, int]:
         """Return the seconds and tokens of one step, whose gradients are thrown away."""
         batch = self._batch(0)
+        self._learner.network.train()  # in which layers are computed again, where that is asked for
         began = time.monotonic()
         self._contrast(batch)
         self._optimiser.zero_grad()
+        self._learner.network.eval()
         return time.monotonic() - began, sum(one.cost for one in batch.inputs)
 
     def _resume(self) -> int:
@@ -188,7 +190,9 @@ class Training:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / "steps.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        path.write_text("".join(lines[:begun]))
+        part = path.with_name(f".{path.name}.part")
+        part.write_text("".join(lines[:begun]))
+        os.replace(part, path)
         return path
 
     def _save(self, step: int) -> None:

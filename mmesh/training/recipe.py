@@ -133,6 +133,8 @@ def read_recipe(path: Path) -> Recipe:
         for name, source in recipe.held_out.items()
     }
     recipe = replace(recipe, held_out=held_out)
+    if not Path(recipe.model).exists() and (path.parent / recipe.model).is_dir():
+        recipe = replace(recipe, model=str(path.parent / recipe.model))
     _check(recipe)
     return recipe
 

@@ -47,6 +47,9 @@ def _one_of(names: Sequence[str], value: str) -> str:
 FilePath = Annotated[Path, AfterValidator(_beside)]
 
 
+_NO_UNICODE = "a text holds a lone surrogate, no Unicode, as where an emoji was cut in two"
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where examples are."""
@@ -113,7 +116,7 @@ def load(source: Source) -> Loaded:
         raise TrainingError(str(error)) from None
     except MmeshError as error:
         raise TrainingError(error.message) from None
-    loaded = _with_pictures(loaded, source.root)
+    loaded = _with_pictures(_with_texts(loaded), source.root)
     _check_broken(source, loaded.broken)
     if not loaded.examples:
         raise TrainingError(f"{source.path} gives no example")
@@ -207,6 +210,8 @@ def _candidate(row: PoolRow, ids: set[str]) -> Item | Broken:
     ids.add(row.id)
     if row.image is not None and not row.image.is_file():
         return Broken(row.where, f"the picture {row.image} is missing")
+    if _is_no_unicode(row.text):
+        return Broken(row.where, _NO_UNICODE)
     return Item(row.text, row.image, row.id)
 
 
@@ -236,9 +241,31 @@ def _questions(source: Source) -> tuple[list[Question], list[str]]:
     for one in questions_of_dataset(open_source(source)):
         if isinstance(one, Broken):
             broken[f"{one.where}: {one.reason}"] = None
+        elif _is_no_unicode(one.query.text + one.query.instruction):
+            broken[f"{one.query.where}: {_NO_UNICODE}"] = None
         else:
             questions.append(one)
     return questions, list(broken)
+
+
+def _with_texts(loaded: Loaded) -> Loaded:
+    """Leave out examples whose texts no model can be given."""
+    kept, broken = [], list(loaded.broken)
+    for one in loaded.examples:
+        items = (one.query, *one.positives, *one.negatives)
+        if any(map(_is_no_unicode, (one.instruction, *(item.text for item in items)))):
+            broken.append(f"{one.where}: {_NO_UNICODE}")
+        else:
+            kept.append(one)
+    return Loaded(kept, broken)
+
+
+def _is_no_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _with_pictures(loaded: Loaded, root: Path) -> Loaded:

@@ -149,13 +149,16 @@ class Run:
 
         Raises:
             TrainingError: the model that it begins with would be deleted, too.
+            FailedPrecondition: there is no such model.
         """
         written, model = self._recipe.written, Path(self._recipe.model)
         if model.exists() and any(lies_in(model, folder) for folder in written):
             raise TrainingError(f"--restart would delete the model {model}; copy it elsewhere")
+        if self._recipe.model != LITE:
+            hub.local_folder(self._recipe.model)  # or nothing could be done after it
+        (self._out / RESULTS).unlink(missing_ok=True)  # first: it says what else is whole
         for folder in written:
             shutil.rmtree(folder, ignore_errors=True)
-        (self._out / RESULTS).unlink(missing_ok=True)
         self._restart = False
 
     def estimate(self) -> list[dict[str, Any]]:
@@ -192,11 +195,12 @@ class Run:
         if not stage.mine:
             return examples
         others = [one.positives[0] for one in examples]
-        count = stage.negatives
+        total = len(others)
+        following = range(1, min(stage.negatives, total - 1) + 1)
         return [
-            replace(one, negatives=tuple((others[n + 1 :] + others[:n])[:count]))
-            for n, one in enumerate(examples[: 2 * stage.batch])
-        ] + examples[2 * stage.batch :]
+            replace(one, negatives=tuple(others[(n + k) % total] for k in following))
+            for n, one in enumerate(examples)
+        ]
 
     # -- one stage
 
@@ -224,7 +228,7 @@ class Run:
         if cut:
             self._watcher.say(f"{stage.name}: {cut} inputs were longer than the model reads")
         losses = [step["loss"] for step in done[-20:]]
-        mean = sum(losses) / len(losses)
+        mean = sum(losses) / len(losses) if losses else 0.0  # a crash took what was not synced
         return Row(stage.name, steps, digest, mean, {})
 
     def _save(self, learner: Learner, stage: Stage) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -176,6 +176,10 @@ def create(
     row = find(connection, name)
     if row is None:
         check_mirror(connection, name, "", settings.mirror)
+        now = datetime.now(UTC)
+        if settings.mirror:  # a migration tells the old one by its age, whatever the clock says
+            other = must_find(connection, settings.mirror)
+            now = max(now, other.create_time + timedelta(microseconds=1))
         connection.execute(
             collections.insert().values(
                 name=name,
@@ -187,7 +191,7 @@ def create(
                 attribute_types="{}",
                 settings=settings_to_json(settings),
                 **{f"{m.value}_count": 0 for m in MODALITIES},
-                create_time=datetime.now(UTC),
+                create_time=now,
             )
         )
         return must_find(connection, name)

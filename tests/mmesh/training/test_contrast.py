@@ -68,6 +68,15 @@ def test_what_answers_as_well_is_masked(tmp_path, pictures) -> None:
     assert {tuple(place) for place in masked.nonzero().tolist()} == expected
 
 
+def test_the_other_picture_of_an_answer_is_masked_though_it_has_no_id(tmp_path, pictures) -> None:
+    for number, name in enumerate(("a.png", "b.png")):
+        (tmp_path / name).write_bytes(pictures.png(number))
+    a, b = (Item("", tmp_path / name) for name in ("a.png", "b.png"))
+    lessons = [lesson("red and green", a, b), lesson("green", b)]
+    masked = false_negatives(lessons, *told(lessons))
+    assert masked.tolist() == [[False, True], [False, False]]
+
+
 def test_masked_columns_get_no_gradient() -> None:
     candidates = unit_rows(5, 3).requires_grad_()
     masked = torch.zeros(3, 5, dtype=torch.bool)

@@ -87,6 +87,43 @@ def test_data_that_cannot_be_read_cost_nothing_of_what_was_done(recipe, tmp_path
     assert ".jsonl" in done.output
 
 
+def test_a_model_that_is_not_there_costs_nothing_of_what_was_done(recipe, tmp_path) -> None:
+    pytest.importorskip("torch", reason="torch is absent: run `make setup-training`")
+    done = CliRunner().invoke(train, [str(recipe(model="tpyo")), "--restart"])
+    assert (done.exit_code, left(tmp_path)) == (1, 5), done.output
+    assert "tpyo" in done.output
+
+
+def test_a_model_beside_the_recipe_is_found_from_anywhere(recipe, tmp_path, monkeypatch) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir("/")
+    assert read_recipe(recipe(model="mine")).model == str(tmp_path / "mine")
+    assert read_recipe(recipe(model="hf:mine/mine")).model == "hf:mine/mine"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_restart_that_is_stopped_leaves_nothing_that_counts_as_done(
+    recipe, tmp_path, monkeypatch, error
+) -> None:
+    pytest.importorskip("torch", reason="torch is absent: run `make setup-training`")
+    from mmesh.training import stages
+
+    def stop(*_: object, **__: object) -> None:
+        raise error
+
+    class Quiet:
+        def say(self, line: str) -> None:
+            pass
+
+    results = tmp_path / "runs/pets/results.json"
+    results.write_text("[]")
+    run = stages.Run(read_recipe(recipe()), Quiet(), restart=True)
+    monkeypatch.setattr(stages.shutil, "rmtree", stop)
+    with pytest.raises((KeyboardInterrupt, TrainingError)):
+        run.run()
+    assert not results.exists()
+
+
 def test_the_model_that_it_begins_with_is_not_deleted(recipe, tmp_path) -> None:
     pytest.importorskip("torch", reason="torch is absent: run `make setup-training`")
     model = tmp_path / "runs/pets/stages/one"

@@ -107,6 +107,8 @@ def test_mbeir_trains_by_its_own_files(tmp_path) -> None:
         ({"query": "a", "positive": {"id": "x"}}, "without text and image"),
         ({"query": "a", "positive": {"image": "gone.png"}}, r"gone.png is missing"),
         ("no object", "is no JSON object"),
+        ({"query": "q", "positive": "cut emoji \ud83d"}, "lone surrogate"),
+        ({"query": "q", "positive": "p", "instruction": "\udc00"}, "lone surrogate"),
     ],
 )
 def test_what_cannot_be_used_is_named_and_may_be_skipped(tmp_path, row, reason) -> None:
@@ -137,6 +139,8 @@ def test_negatives_of_another_data_set_are_refused(folder, tmp_path) -> None:
         ("queries.jsonl", {"id": "q3", "text": "x", "relevant": 4}, "neither a list of ids nor"),
         ("queries.jsonl", {"id": "q3", "text": "x"}, "'q3' has no positive"),
         ("pool.jsonl", {"id": "c5"}, "neither text nor image"),
+        ("pool.jsonl", {"id": "c5", "text": "\ud83d"}, "lone surrogate"),
+        ("queries.jsonl", {"id": "q3", "text": "\ud83d", "relevant": ["c4"]}, "lone surrogate"),
     ],
 )
 def test_a_broken_row_that_is_held_out_is_named_and_may_be_skipped(

@@ -6,6 +6,7 @@ import pytest
 
 from mmesh.collections import CollectionLimits, CollectionSettings
 from mmesh.errors import AliasNotFound, CollectionExists, CollectionNotFound, InvalidField
+from services.index.log import catalog
 
 SETTINGS = CollectionSettings("Flat", 0.9, CollectionLimits(7, 6, 5, 4, 3))
 
@@ -120,3 +121,17 @@ def test_names_that_the_tables_cannot_hold_are_refused(writer):
             writer.log.set_alias(name, "c")
         with pytest.raises(AliasNotFound):
             writer.log.delete_alias(name)
+
+
+def test_a_mirror_is_younger_than_what_it_mirrors_whatever_the_clock_says(writer, monkeypatch):
+    """A migration tells the old collection from the new one by their ages."""
+
+    class Behind(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) - timedelta(hours=1)
+
+    old = writer.log.collection("c")
+    monkeypatch.setattr(catalog, "datetime", Behind)
+    made = writer.log.create_collection("new", 2, "other", CollectionSettings(mirror="c"))
+    assert made.create_time > old.create_time
