@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from mmesh.errors import FailedPrecondition
+
 logger = logging.getLogger(__name__)
 
 LIBRARIES = (
@@ -75,10 +77,15 @@ class ParityCache:
 
 
 def digest_of(stored: Path | None) -> str:
-    """Return the SHA-256 of a file of stored answers, "" where there is none to read."""
-    with contextlib.suppress(OSError):
+    """Return the SHA-256 of a file of stored answers, "" for none.
+
+    Raises:
+        FailedPrecondition: it cannot be read.
+    """
+    try:
         return hashlib.sha256(stored.read_bytes()).hexdigest() if stored else ""
-    return ""
+    except OSError as error:
+        raise FailedPrecondition(f"{stored} cannot be read: {error.strerror or error}") from None
 
 
 def _read_own(path: Path) -> str:

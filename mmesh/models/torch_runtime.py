@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -166,7 +166,7 @@ class Runtime:
             OutOfDeviceMemory: the device has no room; what the block held there is freed.
         """
         try:
-            with self._launching, torch.inference_mode():
+            with self._launching, torch.inference_mode(), self._on_device():
                 yield
         except RuntimeError as error:
             if not _is_out_of_memory(error):
@@ -176,6 +176,10 @@ class Runtime:
             if self.is_cuda:
                 torch.cuda.empty_cache()
             raise OutOfDeviceMemory(str(error)) from None
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        """Make the device the current one of this thread: streams and events are of that."""
+        return torch.cuda.device(self.device) if self.is_cuda else nullcontext()
 
     def unit_rows(self, forward: Callable[[Inputs], torch.Tensor], inputs: Inputs) -> FloatMatrix:
         """Return what `forward` makes of inputs on the device, as rows (n, dim) of unit length.

@@ -36,6 +36,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 MESSAGES_HELD = 2
 """Requests of the largest size that are held at a time; see `RequestRoom`."""
 _STREAM = socket.SOCK_STREAM
+ILL_LOOK_S = 0.5
 STUCK_S = 5.0
 """Seconds after drain and grace after which an orphan that still runs is taken for stuck."""
 
@@ -198,6 +199,28 @@ class Host:
                 task.start()
             await self.stop.wait()
         await self.drain()
+
+    async def run_while(self, is_healthy: Callable[[], bool], problem: str) -> None:
+        """Serve as `run` does, and no longer than what is served is healthy.
+
+        Raises:
+            SystemExit: it is not any more, by `problem`; a supervisor starts the process anew.
+        """
+        watch = asyncio.create_task(self._stop_when_ill(is_healthy, problem))
+        try:
+            await self.run()
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+        if not is_healthy():
+            raise SystemExit(problem)
+
+    async def _stop_when_ill(self, is_healthy: Callable[[], bool], problem: str) -> None:
+        while is_healthy():  # noqa: ASYNC110  # an engine in other processes sets no event
+            await asyncio.sleep(ILL_LOOK_S)
+        logger.error(problem)
+        await self.set_serving(False)
+        self.stop.set()
 
     async def _keep_looking(self) -> None:
         """Let health follow the tasks of the process."""

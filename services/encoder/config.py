@@ -137,7 +137,8 @@ class EncoderSettings(ServiceSettings):
     @property
     def tolerance(self) -> float:
         """The largest difference that parity allows."""
-        is_exact = self.dtype == "float32" or (self.dtype == "auto" and self.device == "cpu")
+        is_on_cpu = all(one == "cpu" for one in _listed(self.device))
+        is_exact = self.dtype == "float32" or (self.dtype == "auto" and is_on_cpu)
         return self.parity_tolerance or (1e-4 if is_exact else 2e-2)
 
 

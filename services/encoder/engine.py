@@ -52,6 +52,10 @@ class EncoderEngine:
         """The model's own description."""
         return self._info
 
+    def is_healthy(self) -> bool:
+        """Tell whether the devices work; one whose passes all fail never works again."""
+        return not self._batcher.is_failing
+
     async def __aenter__(self) -> Self:
         metrics.waiting_cost.set_function(lambda: self._batcher.waiting_cost)
         await self._batcher.__aenter__()

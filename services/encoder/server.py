@@ -14,7 +14,7 @@ from services.encoder.tuning import batch_limits
 
 
 async def serve(settings: EncoderSettings) -> None:
-    """Serve until told to stop."""
+    """Serve until told to stop, or until a device is lost: a supervisor restarts us then."""
     host = Host("encoder", settings)
     host.serve_metrics()
     models = [open_encoder(choice) for choice in settings.choices]
@@ -32,7 +32,7 @@ async def serve(settings: EncoderSettings) -> None:
             "mmesh.api.encoder.v1.EncoderService",
         )
         await host.start()
-        await host.run()
+        await host.run_while(engine.is_healthy, "the model's passes all fail")
 
 
 def main() -> None:

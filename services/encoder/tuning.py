@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mmesh.content import Content, Role
+from mmesh.content import Content, Modality, Role
+from mmesh.models.probes import picture
 from mmesh.models.protocol import EncoderModel, OutOfDeviceMemory, Prepared, encode_together
 from mmesh.serving.batching.backlog import BatchShape
 from mmesh.serving.batching.batcher import BatchLimits
@@ -81,7 +82,9 @@ def timed(model: EncoderModel) -> Iterator[Timing]:
 
     Each is run several times, and the fastest counts: others may use the machine.
     """
-    prepared = model.prepare(TEXT, Role.CANDIDATE, "")
+    reads_texts = Modality.TEXT in model.info.modalities
+    content = TEXT if reads_texts else Content.of(picture(0))
+    prepared = model.prepare(content, Role.CANDIDATE, "")
     _wake(model, [prepared] * 8)
     count = 1
     while count * prepared.cost <= MOST_COST:

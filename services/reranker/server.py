@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from dataclasses import fields
 
 from mmesh.api.reranker.v1.reranker_pb2_grpc import add_RerankerServiceServicer_to_server
@@ -17,10 +15,7 @@ from services.reranker.config import RerankerSettings
 from services.reranker.engine import RerankerEngine
 from services.reranker.servicer import RerankerServicer
 
-logger = logging.getLogger(__name__)
-
 NAME = "mmesh.api.reranker.v1.RerankerService"
-LOOK_S = 0.5
 
 
 async def serve(settings: RerankerSettings) -> None:
@@ -46,27 +41,12 @@ async def _serve(model: JudgeModel, settings: RerankerSettings, host: Host) -> N
     )
     host.add(add_RerankerServiceServicer_to_server, RerankerServicer(engine), NAME)
     await host.start()
-    watch = asyncio.create_task(_stop_when_dead(engine, host))
-    try:
-        await host.run()
-    finally:
-        watch.cancel()
-        await asyncio.gather(watch, return_exceptions=True)
-    if not engine.is_healthy():
-        raise SystemExit("the judge's engine died")
+    await host.run_while(engine.is_healthy, "the judge's engine died")
 
 
 def _choice(settings: RerankerSettings) -> JudgeChoice:
     chosen = {field.name: getattr(settings, field.name) for field in fields(JudgeChoice)}
     return JudgeChoice(**chosen | {"api_key": settings.api_key.get_secret_value()})
-
-
-async def _stop_when_dead(engine: RerankerEngine, host: Host) -> None:
-    while engine.is_healthy():  # noqa: ASYNC110  # an engine in other processes sets no event
-        await asyncio.sleep(LOOK_S)
-    logger.error("the judge's engine died")
-    await host.set_serving(False)
-    host.stop.set()
 
 
 def main() -> None:

@@ -42,6 +42,7 @@ from mmesh.models.judges.vllm_judge import JudgeFamily, VllmJudge
 SCHEME = "vllm+"
 GENERATE, COMPLETE, CLASSIFY = "/inference/v1/generate", "/v1/completions", "/classify"
 CONNECT_S, ANSWER_S = 5.0, 120.0
+_LOST = frozenset((404, 500, 502, 503, 504))
 """Longest waits for a connection and for an answer; deadlines of calls are mostly shorter."""
 
 
@@ -109,6 +110,8 @@ class Connection:
 
     def __init__(self, address: str, api_key: str) -> None:
         self._address = address
+        self.was_lost = False
+        """Whether it did not answer, or not as before, since it was described."""
         self._client = httpx.AsyncClient(
             base_url=address,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
@@ -147,8 +150,10 @@ class Connection:
         try:
             yield
         except httpx.HTTPStatusError as failure:
+            self.was_lost |= failure.response.status_code in _LOST
             raise _error_of(failure.response, path) from None
         except httpx.HTTPError as failure:
+            self.was_lost = True
             reason = str(failure) or type(failure).__name__
             raise Unavailable(f"{self._address} does not answer: {reason}") from None
 
@@ -183,14 +188,14 @@ class Prompt:
 class RemoteEngine:
     """Implements `PairEngine` with a server.
 
-    A server that is away may come back, so it never counts as dead: calls fail meanwhile.
+    A server that is away may come back, so it does not count as dead: calls fail meanwhile. One
+    that comes back with another model does: scores and fingerprint are those of the model before.
     """
-
-    has_died = False
 
     def __init__(self, connection: Connection, served: Served, family: JudgeFamily) -> None:
         self._connection, self._served, self._family = connection, served, family
         self._running = 0
+        self.has_died = False
 
     @property
     def unfinished_requests(self) -> int:
@@ -285,9 +290,19 @@ class RemoteEngine:
     async def _post(self, path: str, **body: Any) -> Any:
         self._running += 1
         try:
+            if self._connection.was_lost:
+                await self._check_same()
             return await self._connection.post(path, model=self._served.model, **body)
         finally:
             self._running -= 1
+
+    async def _check_same(self) -> None:
+        """Make sure that the server that is back serves what it served before."""
+        served = await self._connection.describe()
+        if served != self._served:
+            self.has_died = True
+            raise Unavailable(f"the vLLM server serves {served.model} by now; this restarts")
+        self._connection.was_lost = False
 
 
 def _sampling(words: Sequence[int]) -> dict[str, Any]:

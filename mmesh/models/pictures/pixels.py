@@ -77,8 +77,10 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     """Keep the high byte of each value; Pillow's own conversion would cut all above 255."""
     import numpy as np  # the only one who needs it, in a process that is to start soon
 
-    values = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
-    return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+    values = np.asarray(image)
+    if values.dtype != np.uint16:
+        values = values.clip(0, 65535).astype(np.uint16)
+    return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
 
 
 def _flattened(image: Image.Image) -> Image.Image:

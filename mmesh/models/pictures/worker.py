@@ -12,6 +12,7 @@ import math
 import os
 import resource
 import sys
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 from mmesh.models.orphans import end_with_parent
@@ -24,23 +25,26 @@ def work(orders: BinaryIO, answers: BinaryIO, cpu_s: float) -> None:
     """Decode what is asked for until there is no more."""
     while line := orders.readline():
         order = json.loads(line)
-        data = orders.read(order["length"])
         _allow_cpu(cpu_s)
-        answer: dict[str, Any]
-        try:
-            image = open_picture(Container(order["kind"], data))
-            turned = order["orientation"]
-            pixels = plain_pixels_of(image) if order["bare"] else pixels_of(image, turned)
-            answer, body = {"size": pixels.size}, pixels.tobytes()
-        except BrokenPicture as error:
-            answer, body = {"error": str(error)}, b""
-        except MemoryError:
-            answer, body = {"error": "needs too much memory to be decoded; make it smaller"}, b""
-        except Exception as error:  # decoders meet hostile bytes with errors of many types
-            answer, body = {"error": f"is a broken {order['kind']} file: {error}"[:500]}, b""
+        answer, body = _decoded(order, orders.read(order["length"]))
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.write(body)
         answers.flush()
+        del body  # or it would be held until the next picture comes
+
+
+def _decoded(order: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+    try:
+        image = open_picture(Container(order["kind"], data))
+        turned = order["orientation"]
+        pixels = plain_pixels_of(image) if order["bare"] else pixels_of(image, turned)
+        return {"size": pixels.size}, pixels.tobytes()
+    except BrokenPicture as error:
+        return {"error": str(error)}, b""
+    except MemoryError:
+        return {"error": "needs too much memory to be decoded; make it smaller"}, b""
+    except Exception as error:  # decoders meet hostile bytes with errors of many types
+        return {"error": f"is a broken {order['kind']} file: {error}"[:500]}, b""
 
 
 def _allow_cpu(seconds: float) -> None:

@@ -87,6 +87,11 @@ class Batcher(Generic[Item, Result]):
         self._backlog.fail(Draining("the batcher has stopped"))
 
     @property
+    def is_failing(self) -> bool:
+        """Whether a device does nothing but fail; see `Lane`."""
+        return any(lane.is_failing for lane in self._lanes)
+
+    @property
     def waiting_cost(self) -> int:
         """Cost of the work that waits for a batch, or has room reserved."""
         return self._waiting(*Priority)

@@ -9,9 +9,12 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from mmesh.errors import DeadlineExceeded, InputTooLong, InternalError
+from mmesh.errors import DeadlineExceeded, InputTooLong, InternalError, MmeshError
 from mmesh.serving.batching.backlog import Backlog, Priority, Work
 from mmesh.serving.batching.pace import Pace
+
+MOST_FAILURES, FAILING_S = 8, 10.0
+"""Passes that fail in a row, and for how long at least, until a device counts as lost."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -88,6 +91,13 @@ class Lane(Generic[Item, Result]):
         self._running: deque[_Batch[Item]] = deque()
         self._ahead: _Batch[Item] | None = None
         self._idle_since = 0.0
+        self._failures, self._failing_since = 0, 0.0
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether many passes in a row have failed for some time, as on a device that is lost."""
+        lasts_s = time.monotonic() - self._failing_since
+        return self._failures >= MOST_FAILURES and lasts_s >= FAILING_S
 
     @property
     def cost(self) -> int:
@@ -219,7 +229,11 @@ class Lane(Generic[Item, Result]):
             raise
         except Exception as error:
             batch.fail(error)
+            if not isinstance(error, MmeshError):
+                self._failing_since = self._failing_since if self._failures else time.monotonic()
+                self._failures += 1
             return
+        self._failures = 0
         start = max(batch.started_at, self._idle_since)  # before, others had the device
         self._idle_since = time.monotonic()
         run_s = self._idle_since - start

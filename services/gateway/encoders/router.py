@@ -18,6 +18,7 @@ import numpy as np
 from mmesh.content import Content, Modality, Role
 from mmesh.errors import (
     DeadlineExceeded,
+    InternalError,
     InvalidField,
     MmeshError,
     ModelMismatch,
@@ -36,7 +37,13 @@ logger = logging.getLogger(__name__)
 LOOK_S = 1.0
 """Seconds between calls to encoders that have not said what they serve."""
 ASK_S = 2.0
-_OF_THE_ENCODER = (Unavailable, DeadlineExceeded, ResourceExhausted, ModelMismatch)
+_OF_THE_ENCODER = (
+    Unavailable,
+    DeadlineExceeded,
+    ResourceExhausted,
+    ModelMismatch,
+    InternalError,
+)
 """Errors that another encoder need not have."""
 Inputs = Sequence[tuple[Content, str]]
 

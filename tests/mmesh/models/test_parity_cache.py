@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from mmesh.errors import FailedPrecondition
 from mmesh.models import parity_cache
 from mmesh.models.parity_cache import ParityCache, Passed
 
@@ -29,6 +30,12 @@ def note(folder):
 def test_a_note_is_read_again_by_whoever_asks_about_the_same(folder, note):
     assert ParityCache(folder, dict(SUBJECT)).read() == PASSED
     assert ParityCache(folder / "other", SUBJECT).read() is None
+
+
+def test_a_canary_that_cannot_be_read_is_not_taken_for_none(tmp_path):
+    assert parity_cache.digest_of(None) == ""
+    with pytest.raises(FailedPrecondition, match=r"gone\.npz cannot be read"):
+        parity_cache.digest_of(tmp_path / "gone.npz")
 
 
 @pytest.mark.parametrize("name", SUBJECT)

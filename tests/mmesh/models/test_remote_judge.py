@@ -282,6 +282,29 @@ async def test_a_server_that_is_away_is_unavailable_and_may_come_back(server, fo
         await judge.close()
 
 
+async def test_a_server_that_comes_back_with_another_model_ends_the_judge(folder):
+    """The scores that are remembered, and the fingerprint, are those of the model before."""
+    forms = dict(FORMS)
+
+    def answer(request: http.server.BaseHTTPRequestHandler) -> tuple[int, bytes]:
+        return (200, forms[request.path]) if request.path in forms else (200, b"no JSON")
+
+    with answering(answer) as address:
+        port = int(address.rpartition(":")[2])
+        judge = await open_judge(
+            JudgeChoice(f"vllm+{address}", tokenizer=str(folder), route="logprob")
+        )
+    with pytest.raises(Unavailable):
+        await judge.score(QUERIES["text"], "", TEXTS[:1])
+    assert judge.is_healthy()
+    forms["/v1/models"] = b'{"data": [{"id": "another", "max_model_len": 1024}]}'
+    with answering(answer, port):
+        with pytest.raises(Unavailable, match="serves another by now"):
+            await judge.score(QUERIES["text"], "", TEXTS[:1])
+        assert not judge.is_healthy()
+        await judge.close()
+
+
 FORMS = {
     "/v1/models": b'{"data": [{"id": "judge", "max_model_len": 1024}]}',
     "/openapi.json": b'{"paths": {"/classify": {}, "/inference/v1/generate": {}}}',

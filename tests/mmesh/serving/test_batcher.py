@@ -15,6 +15,7 @@ from mmesh.errors import (
     Overloaded,
 )
 from mmesh.serving import supervision
+from mmesh.serving.batching import lane
 from mmesh.serving.batching.backlog import BatchShape, Priority, Work
 from mmesh.serving.batching.batcher import Batcher, BatchLimits
 from mmesh.serving.batching.coalesce import Ticket
@@ -92,6 +93,22 @@ class Busy:
     async def __aexit__(self, *_):
         self.device.free.set()
         await outcomes(self.ticket)
+
+
+async def test_a_device_whose_passes_all_fail_for_some_time_is_lost(monkeypatch):
+    monkeypatch.setattr(lane, "FAILING_S", 0.0)
+    async with Batcher([Device(), Device()], limits(max_items=1)) as batcher:
+
+        async def run(*items):
+            for item in items:
+                await outcomes(put(batcher, item))
+
+        await run(*["bad"] * 2 * (lane.MOST_FAILURES - 1))
+        assert not batcher.is_failing
+        await run("good", "good", *["bad"] * 4 * lane.MOST_FAILURES)
+        assert batcher.is_failing
+        await run(*["good"] * 4)
+        assert not batcher.is_failing
 
 
 # -- what shares a batch

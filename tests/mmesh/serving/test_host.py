@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from mmesh.errors import FailedPrecondition
+from mmesh.serving import host as hosts
 from mmesh.serving.host import Host
 from mmesh.serving.settings import ServiceSettings
 from tests.effort import patient
@@ -144,3 +145,14 @@ def test_a_service_learns_how_its_children_end_whatever_its_parent_ignores():
         """
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 17
+
+
+async def test_what_is_ill_is_served_no_longer_and_its_process_ends(monkeypatch):
+    monkeypatch.setattr(hosts, "ILL_LOOK_S", 0.01)
+    healthy = [True]
+    host = Host("index", ServiceSettings(port=0, drain_s=0.0))
+    await host.start()
+    asyncio.get_running_loop().call_later(0.05, healthy.clear)
+    with pytest.raises(SystemExit, match="the device is lost"):
+        await host.run_while(lambda: bool(healthy), "the device is lost")
+    assert host.stop.is_set()

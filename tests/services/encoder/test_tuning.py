@@ -20,11 +20,12 @@ def passes(*costs, pass_s=PASS_S, rate=RATE):
 class Model:
     """Stands for a model at the protocol's seam; batches over `fits` do not fit the device."""
 
-    def __init__(self, fits=1 << 30, packs=True):
-        self.info = EncoderInfo("m", "m", 2, frozenset(Modality), 100, False, packs=packs)
+    def __init__(self, fits=1 << 30, packs=True, modalities=Modality):
+        self.info = EncoderInfo("m", "m", 2, frozenset(modalities), 100, False, packs=packs)
         self.fits = fits
 
     def prepare(self, content, role, instruction):
+        assert content.modality in self.info.modalities
         return Prepared("text", 200, content)
 
     def collate(self, batch):
@@ -67,6 +68,19 @@ def test_what_does_not_fit_is_not_suggested(monkeypatch):
     monkeypatch.setattr(tuning, "_WAKE_S", 0.0)
     timings = list(timed(Model(fits=2000)))
     assert [one.cost for one in timings] == [200, 400, 800, 1600]
+
+
+def test_a_model_of_pictures_alone_is_timed_by_a_picture(monkeypatch):
+    monkeypatch.setattr(tuning, "_WAKE_S", 0.0)
+    model = Model(fits=500, modalities=[Modality.IMAGE])
+    assert [one.cost for one in timed(model)] == [200, 400]
+
+
+@pytest.mark.parametrize(
+    ("device", "largest"), [("cpu", 1e-4), ("cpu,cpu", 1e-4), ("cuda:0", 0.02), ("cpu,cuda", 0.02)]
+)
+def test_devices_alike_are_held_to_the_same_parity(device, largest):
+    assert EncoderSettings(device=device).tolerance == largest
 
 
 @pytest.mark.parametrize("packs", [False, True])
