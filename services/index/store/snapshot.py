@@ -386,11 +386,33 @@ class Snapshots:
 
     def drop(self, epoch: str) -> int:
         """Delete the snapshots of a collection that is gone; return how many objects that were."""
-        entries = self._objects.list(f"{ROOT}/{epoch}")
+        return self._drop(f"{ROOT}/{epoch}")
+
+    def drop_retired(self, grace_s: float) -> int:
+        """Delete the snapshots of shards that nobody holds any more, after a change of their number.
+
+        These stored none while others, which hold some of the same slots, did `grace_s` later. A
+        shard that is held stores one whenever those do, since both follow the same writes.
+        """
+        newest: dict[str, float] = {}
+        for entry in self._objects.list(ROOT):
+            if place := _place_of(entry.key):
+                newest[place] = max(entry.modified, newest.get(place, 0.0))
+        return sum(
+            self._drop(place)
+            for place, modified in newest.items()
+            if any(
+                other != place and later - modified > grace_s and _share_slots(place, other)
+                for other, later in newest.items()
+            )
+        )
+
+    def _drop(self, folder: str) -> int:
+        entries = self._objects.list(folder)
         for entry in sorted(entries, key=lambda entry: not entry.key.endswith(".json")):
             self._objects.delete(entry.key)  # manifests first, so that none names what is gone
         for place in list(self._known):  # other threads store and load other shards
-            if place.startswith(f"{ROOT}/{epoch}/"):
+            if place == folder or place.startswith(f"{folder}/"):
                 self._known.pop(place, None)
         return len(entries)
 
@@ -416,6 +438,13 @@ def _hash_of(path: Path, known: _Known) -> str:
 
 def _place(epoch: str, slots: range) -> str:
     return f"{ROOT}/{epoch}/{slots[0]:03d}-{slots[-1]:03d}"
+
+
+def _share_slots(one: str, other: str) -> bool:
+    """Tell whether two places are of one collection and have slots in common."""
+    (epoch, slots), (other_epoch, others) = (place.split("/")[1:] for place in (one, other))
+    (first, last), (start, end) = (map(int, held.split("-")) for held in (slots, others))
+    return epoch == other_epoch and first <= end and start <= last
 
 
 def _place_of(key: str) -> str:

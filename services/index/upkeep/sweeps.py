@@ -44,9 +44,14 @@ def sweeps(log: Naming, snapshots: Snapshots, garbage: Garbage, interval_s: floa
 
 
 def drop_orphans(log: Naming, snapshots: Snapshots, grace_s: float) -> None:
-    """Remove snapshots whose collections are gone: a process may have been killed before it did."""
+    """Remove snapshots whose collections are gone, and those of shard sets that are.
+
+    A process may have been killed before it did, and nobody scales a shard set down to nothing who
+    could remove its snapshots.
+    """
     for epoch in snapshots.epochs(grace_s) - {row.epoch for row in log.collections()}:
         snapshots.drop(epoch)
+    snapshots.drop_retired(grace_s)
 
 
 def export(swept: Swept) -> None:

@@ -714,6 +714,25 @@ def test_drop_removes_a_collection_and_no_other(objects, segment, load):
     assert load(objects, epoch=f"{EPOCH}0") is not None
 
 
+def test_shards_that_nobody_holds_any_more_lose_their_snapshots(local, segment, load):
+    """One shard became two; a collection that nothing is written to keeps what it has."""
+    snapshots, one = Snapshots(local), segment("a")
+    whole, halves = range(256), (range(128), range(128, 256))
+    for slots in (whole, halves[0]):
+        snapshots.save(content(one, epoch="idle", slots=slots))
+    snapshots.save(content(one, slots=whole))
+    age(local, 7200)
+    for slots in halves:
+        snapshots.save(content(one, slots=slots))
+    assert snapshots.drop_retired(10_000) == 0
+    assert snapshots.drop_retired(3600) > 0
+    assert load(local, slots=whole) is None
+    for slots in halves:
+        assert load(local, slots=slots) is not None
+    for slots in (whole, halves[0]):
+        assert load(local, epoch="idle", slots=slots) is not None
+
+
 def test_a_manifest_is_the_same_bytes_again(local, segment):
     snapshots = Snapshots(local)
     snapshots.save(content(segment("a"), segment("b", Modality.IMAGE_TEXT)))
