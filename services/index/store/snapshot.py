@@ -389,7 +389,7 @@ class Snapshots:
         return self._drop(f"{ROOT}/{epoch}")
 
     def drop_retired(self, grace_s: float) -> int:
-        """Delete the snapshots of shards that nobody holds any more, after a change of their number.
+        """Delete the snapshots of shards that nobody holds any more, since their number changed.
 
         These stored none while others, which hold some of the same slots, did `grace_s` later. A
         shard that is held stores one whenever those do, since both follow the same writes.
