@@ -264,19 +264,21 @@ class LocalMesh:
                 await asyncio.sleep(_LONGEST_PAUSE_S)
 
     async def _keep_logs_small(self) -> None:
-        """Rotate the logs of all services; what goes wrong with one is told once."""
+        """Rotate all logs, those of observers too; what goes wrong with one is told once."""
         told: set[str] = set()
         while True:
             await asyncio.sleep(rotation.LOOK_S)
-            for service in list(self.services):
-                log = self._launcher.log_of(service.name)
+            services = {service.name: service for service in self.services}
+            for name in sorted({*services, *self._launcher.logged()}):
+                log = self._launcher.log_of(name)
                 try:
-                    if await asyncio.to_thread(rotation.rotate, log, self.settings.log_bytes):
-                        service.log_start = 0
+                    rotated = await asyncio.to_thread(rotation.rotate, log, self.settings.log_bytes)
+                    if rotated and name in services:
+                        services[name].log_start = 0
                 except Exception as error:  # nobody would see that this task has ended
-                    if service.name not in told:
-                        self.say(f"the log of {service.name} goes on growing ({_words_of(error)})")
-                    told.add(service.name)
+                    if name not in told:
+                        self.say(f"the log of {name} goes on growing ({_words_of(error)})")
+                    told.add(name)
 
     async def _keep_up(self, service: Service) -> None:
         """Restart a service whenever it dies, with pauses that grow while it keeps dying."""

@@ -193,6 +193,11 @@ class Launcher:
         """End the fork servers."""
         await asyncio.gather(*(tree.fell() for tree in self._trees))
 
+    def logged(self) -> list[str]:
+        """Return the names of all processes that have a log."""
+        names = [path.stem for path in self._folder.glob("*.log")]
+        return [name for name in names if not name.endswith(".1")]  # those are kept ones
+
     def log_of(self, name: str) -> Path:
         """Return the file that a process writes its log to."""
         return self._folder / f"{name}.log"

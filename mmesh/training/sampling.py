@@ -73,7 +73,12 @@ class Sampler:
         by_remainder = sorted(shares, key=lambda name: counts[name] - shares[name])
         for name in by_remainder[: self.batch - sum(counts.values())]:
             counts[name] += 1
-        return {name: count for name, count in counts.items() if count}
+        if left_out := [name for name, count in counts.items() if not count]:
+            raise TrainingError(
+                f"a batch of {self.batch} has no place for {left_out[0]!r}: give it more weight, "
+                "or batches more examples"
+            )
+        return counts
 
     def _some(self, name: str, start: int, count: int) -> list[Lesson]:
         whole = len(self.examples[name]) // count * count

@@ -25,7 +25,13 @@ def copy_folder(base: Path, folder: Path) -> None:
     Raises:
         OSError: a file cannot be copied.
     """
-    shutil.copytree(base, folder, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
+    shutil.copytree(
+        base,
+        folder,
+        ignore=shutil.ignore_patterns(".*"),
+        copy_function=shutil.copyfile,  # without its mode: what was read-only is written to
+        dirs_exist_ok=True,
+    )
 
 
 def patch_weights(folder: Path, changed: Iterable[tuple[str, Tensor]]) -> None:

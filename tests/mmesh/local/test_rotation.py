@@ -74,6 +74,11 @@ async def test_a_mesh_rotates_the_logs_of_its_services_and_says_what_keeps_it_fr
                 await asyncio.sleep(0.02)
             while mesh.services[0].log_start:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
+            observer = tmp_path / "logs" / "prometheus.log"
+            observer.write_bytes(bytes(2 * MOST))
+            while not observer.with_name("prometheus.1.log").exists():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert not list((tmp_path / "logs").glob("*.1.1.log"))
     finally:
         await mesh._stop_all(1)
     assert len(said) == 1

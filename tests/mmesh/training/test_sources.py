@@ -217,6 +217,8 @@ def test_weights_decide_shares() -> None:
     examples = {n: [Example(f"{n}{i}", Item("q"), (Item("p"),)) for i in range(90)] for n in "ab"}
     batch = Sampler(examples, {"a": 3, "b": 1}, 16, 0, 0).lessons(5)
     assert [sum(one.example.id[0] == n for one in batch) for n in "ab"] == [12, 4]
+    with pytest.raises(TrainingError, match="has no place for 'b'"):
+        Sampler(examples, {"a": 200, "b": 1}, 16, 0, 0).lessons(0)
     one_set = Sampler(examples, {"a": 3, "b": 1}, 16, 0, 0, mixed=False)
     names = [{one.example.id[0] for one in one_set.lessons(step)} for step in range(40)]
     assert all(len(name) == 1 for name in names)
