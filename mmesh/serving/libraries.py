@@ -8,10 +8,11 @@ os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
 # numpy: its own threads would wait for each other where two passes run, and a process that has
 # threads cannot be forked.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# glibc: up to eight arenas a core, each of which keeps what its threads have freed, so that memory
-# grows for hours (benchmarks/soak.py). The variable is for processes that this one starts.
+# glibc: up to eight arenas a core, and of all but the first one `malloc_trim` leaves the top as it
+# is, so that memory grows for hours to what calls ever took at once (benchmarks/soak.py). One is as
+# quick with eight clients. The variable is for processes that this one starts.
 _M_ARENA_MAX = -8
-_arenas = os.environ.setdefault("MALLOC_ARENA_MAX", "2")
+_arenas = os.environ.setdefault("MALLOC_ARENA_MAX", "1")
 _mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
 if _mallopt is not None and _arenas.isdecimal():
     _mallopt(_M_ARENA_MAX, int(_arenas))

@@ -93,3 +93,27 @@ def test_large_blocks_are_kept_between_calls_until_they_are_trimmed():
         return int(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
 
     assert faults("keep") < faults("not") / 10
+
+
+THREAD = """
+import mmesh.serving.libraries
+import threading
+from mmesh.serving.trimming import keep_freed, trim
+from tests.mmesh.serving.test_trimming import COUNT, HALF, SIZE, resident_bytes
+
+keep_freed()
+idle = resident_bytes()
+made = []
+thread = threading.Thread(target=lambda: made.append([bytearray(SIZE) for _ in range(COUNT)]))
+thread.start()
+thread.join()
+made.clear()
+full = resident_bytes()
+trim()
+assert resident_bytes() - idle < HALF / 4, (idle, full, resident_bytes())
+"""
+
+
+def test_what_a_thread_had_taken_at_most_is_given_back_as_well():
+    """malloc_trim leaves the top of all arenas but the first one as it is."""
+    subprocess.run([sys.executable, "-c", THREAD], check=True, timeout=patient(20))
