@@ -56,3 +56,14 @@ def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_are_no
     assert len([*tmp_path.glob(f"{PREFIX}*")]) == 2
     other.close()
     living.close()
+
+
+def test_a_lock_that_is_a_link_leaves_alone_what_it_leads_to(tmp_path):
+    """Anybody may make such a folder where temporary files go."""
+    victim, planted = tmp_path / "victim", tmp_path / "scratch" / f"{PREFIX}planted"
+    victim.write_text("precious")
+    planted.mkdir(parents=True)
+    (planted / LOCK).symlink_to(victim)
+    Scratch(tmp_path / "scratch").close()
+    assert victim.read_text() == "precious"
+    assert planted.is_dir()
